@@ -1,0 +1,1 @@
+"""What is watched while the two phases train; one callback per file."""

@@ -1,0 +1,1 @@
+"""The commands, in the order in which the data moves: embed, cluster, train, generate."""
