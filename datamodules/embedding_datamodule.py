@@ -1,0 +1,114 @@
+"""Pairs of neighbouring embeddings: the batches that clustering heads are trained on."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.artifacts import UserError
+from datamodules.embeddings import Embeddings
+from datamodules.stream import SampleStream, StreamBatches, random_integers
+
+
+class PairIndices(NamedTuple):
+    """Which images make the pairs of a batch."""
+
+    indices: Tensor  # int64 [P]
+    neighbours: Tensor  # int64 [P]
+
+
+class PairBatch(NamedTuple):
+    """Standardised embeddings of P images, and of one neighbour each."""
+
+    images: Tensor  # float32 [P, D]
+    neighbours: Tensor  # float32 [P, D]
+    indices: Tensor  # int64 [P], of the images
+
+
+class EmbeddingPairs(Dataset[PairIndices]):
+    """Pairs (image, one of its k nearest neighbours) by their position in the stream of training images."""
+
+    def __init__(self, stream: SampleStream, neighbours: Tensor) -> None:
+        self.stream = stream
+        self.neighbours = neighbours  # [N, k]
+
+    def __getitem__(self, positions: Tensor) -> PairIndices:
+        indices = self.stream.indices(positions)  # [P]
+        choices = random_integers(self.stream.seed, positions, upper=self.neighbours.shape[1])  # [P]
+        return PairIndices(indices, self.neighbours[indices, choices])
+
+
+class EmbeddingDataModule(L.LightningDataModule):
+    """Endless pairs of embeddings for TEMI, in an order that is a pure function of the seed and the optimizer step.
+
+    Only indices go through the loader; the embeddings lie on the training device and the pairs are gathered there.
+
+    Args:
+        embeddings: of the whole data set, [N, D].
+        neighbours: indices of each image's nearest neighbours, the nearest first: int64 [N, at least num_neighbours].
+        batch_size: pairs per optimizer step, of all devices together.
+        num_neighbours: k; the neighbour of a pair is drawn uniformly from the k nearest.
+        seed: decides the order of images and the neighbours drawn.
+
+    Raises:
+        UserError: too few images for the batch size or for num_neighbours.
+    """
+
+    def __init__(
+        self, embeddings: Embeddings, neighbours: Tensor, batch_size: int, num_neighbours: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        num_images = len(embeddings.values)
+        if batch_size > num_images:
+            raise UserError(
+                f"batch_size={batch_size} is larger than the data set of {num_images} images; make it smaller"
+            )
+        if num_images < num_neighbours + 1:
+            raise UserError(
+                f"num_neighbours={num_neighbours}: a data set of {num_images} images has {num_images - 1} at most"
+            )
+        if neighbours.shape[0] != num_images or not 1 <= num_neighbours <= neighbours.shape[1]:
+            raise ValueError(
+                f"neighbours {list(neighbours.shape)} for {num_images} images, num_neighbours={num_neighbours}"
+            )
+        self.batch_size = batch_size
+        self.steps_per_epoch = num_images // batch_size  # the last, partial batch of each epoch is dropped
+        stream = SampleStream(num_images, seed, epoch_size=self.steps_per_epoch * batch_size)
+        self.pairs = EmbeddingPairs(stream, neighbours[:, :num_neighbours])
+        self._standardised = embeddings.standardised()  # [N, D], moved to the device that first asks
+
+    @property
+    def dim(self) -> int:
+        """D, the length of an embedding."""
+        return self._standardised.shape[1]
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless batches for this rank, from the optimizer step on that the trainer has reached."""
+        world_size, rank, step = (1, 0, 0)
+        if self.trainer is not None:
+            world_size, rank, step = self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step
+        return DataLoader(
+            self.pairs, sampler=StreamBatches(self.batch_size, world_size, rank, start_step=step), batch_size=None
+        )
+
+    def on_after_batch_transfer(self, batch: PairIndices, dataloader_idx: int) -> PairBatch:
+        """Gathers the embeddings of the pairs, on the device that the indices have been moved to."""
+        standardised = self._on_device(batch.indices.device)
+        return PairBatch(standardised[batch.indices], standardised[batch.neighbours], batch.indices)
+
+    def evaluation_batches(
+        self, rank: int = 0, world_size: int = 1, batch_size: int = 4096, device: str | torch.device | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each image once over all ranks: (indices int64 [b], standardised embeddings float32 [b, D])."""
+        standardised = self._standardised if device is None else self._on_device(torch.device(device))
+        share = torch.arange(len(standardised), device=standardised.device).tensor_split(world_size)[rank]
+        for indices in share.split(batch_size):
+            yield indices, standardised[indices]
+
+    def _on_device(self, device: torch.device) -> Tensor:
+        if self._standardised.device != device:
+            self._standardised = self._standardised.to(device)
+        return self._standardised

@@ -1,0 +1,134 @@
+"""Images with their pseudo-labels: the batches that diffusion models are trained on."""
+
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.artifacts import UserError
+from datamodules.images import ImageStore
+from datamodules.pseudo_labels import PseudoLabels
+from datamodules.sources import ImageSource
+from datamodules.stream import SampleStream, StreamBatches, split_batch
+
+UNCONDITIONAL = -1  # the label of every image where there are no pseudo-labels
+
+
+class ImageBatch(NamedTuple):
+    """Training images with their labels and their places in the stream."""
+
+    images: Tensor  # uint8 [b, C, R, R]
+    labels: Tensor  # int64 [b], in 0…num_classes−1, or −1 where training is unconditional
+    positions: Tensor  # int64 [b], in the global stream of training images
+
+
+class LabelledImages(Dataset[ImageBatch]):
+    """Batches of images by their positions in the stream of training images."""
+
+    def __init__(self, store: ImageStore, labels: Tensor, stream: SampleStream) -> None:
+        self.store = store
+        self.labels = labels  # [N]
+        self.stream = stream
+
+    def __getitem__(self, positions: Tensor) -> ImageBatch:
+        indices = self.stream.indices(positions)  # [b]
+        return ImageBatch(self.store.gather(indices), self.labels[indices], positions)
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Endless training images, in an order that is a pure function of the seed and the optimizer step.
+
+    Args:
+        source: the images.
+        pseudo_labels: their clusters, looked up by image id; None trains without labels. Clusters without an image in
+            `source` are dropped, so labels run over 0…num_classes−1 without gaps.
+        resolution, channels: the size of the training images.
+        batch_size: images per optimizer step, of all devices and accumulated passes together.
+        accumulate: forward passes per optimizer step.
+        seed: decides the order of images.
+        num_workers: processes that decode images, where these do not fit into memory.
+        memory_gb: keep decoded images in memory up to this size.
+
+    Raises:
+        UserError: an image without a pseudo-label, or a batch larger than the data set.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        pseudo_labels: PseudoLabels | None,
+        resolution: int,
+        channels: int,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        memory_gb: float = 8,
+    ) -> None:
+        super().__init__()
+        if batch_size > len(source):
+            raise UserError(
+                f"batch_size={batch_size} is larger than the data set of {len(source)} images; make it smaller"
+            )
+        self.source = source
+        self.resolution = resolution
+        self.channels = channels
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.num_workers = num_workers
+        self.memory_gb = memory_gb
+        self.pseudo_labels = None if pseudo_labels is None else pseudo_labels.select(source.ids)
+        self.stream = SampleStream(len(source), seed)
+        self.store: ImageStore | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Clusters that hold a training image; 0 without pseudo-labels."""
+        return 0 if self.pseudo_labels is None else self.pseudo_labels.num_used
+
+    @property
+    def class_frequencies(self) -> Tensor | None:
+        """Share of the training images in each class: float32 [num_classes]; None without pseudo-labels."""
+        return None if self.pseudo_labels is None else self.pseudo_labels.frequencies
+
+    @property
+    def cluster_ids(self) -> Tensor | None:
+        """The cluster that each class stands for: int64 [num_classes]; None without pseudo-labels."""
+        return None if self.pseudo_labels is None else self.pseudo_labels.used_clusters
+
+    @property
+    def images_per_device(self) -> int:
+        """Images in one forward pass of one device. Raises `UserError` where the batch does not divide evenly."""
+        return split_batch(self.batch_size, self._place()[0], self.accumulate)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decodes the images into memory where they fit; once per process."""
+        split_batch(self.batch_size, self._place()[0], self.accumulate)  # tell before the long work, not after
+        if self.store is None:
+            self.store = ImageStore(self.source, self.resolution, self.channels, self.memory_gb)
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless micro-batches for this rank, from the optimizer step on that the trainer has reached."""
+        self.setup()
+        assert self.store is not None
+        world_size, rank, step = self._place()
+        if self.pseudo_labels is None:
+            labels = torch.full((len(self.source),), UNCONDITIONAL)
+        else:
+            labels = self.pseudo_labels.compact()
+        return DataLoader(
+            LabelledImages(self.store, labels, self.stream),
+            sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),
+            batch_size=None,  # the sampler gives whole batches
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int, int]:
+        """World size, rank and optimizer step of the trainer; of a single process at its start without one."""
+        if self.trainer is None:
+            return 1, 0, 0
+        return self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step

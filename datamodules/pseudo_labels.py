@@ -1,0 +1,195 @@
+"""Pseudo-labels: the cluster of each image, by the image's id, whatever made the clusters."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.artifacts import UserError, file_digest, file_stem, fingerprint, read_artifact, write_artifact
+from datamodules.assignment_files import is_artifact, read_cluster_ids
+from datamodules.sources import ImageSource
+
+KIND = "pseudo-labels"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Cluster ids of images.
+
+    Attributes:
+        cluster_ids: int64 [N], in 0…C−1.
+        num_clusters: C, the clusters that were asked for; some may hold no image.
+        confidence: float32 [N], the maximum softmax probability of each image (ones where there is no such thing).
+        ids: the N images' ids.
+        meta: what made them.
+
+    Raises:
+        ValueError: lengths that differ, cluster ids outside 0…C−1, or an id that occurs twice or holds a line break.
+    """
+
+    cluster_ids: Tensor
+    num_clusters: int
+    confidence: Tensor
+    ids: list[str]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.cluster_ids) == len(self.confidence) == len(self.ids):
+            raise ValueError(
+                f"{len(self.cluster_ids)} cluster ids, {len(self.confidence)} confidences and {len(self.ids)} image ids"
+            )
+        if len(self.ids) == 0:
+            raise ValueError("no images")
+        if self.cluster_ids.dtype != torch.int64:
+            raise ValueError(f"cluster ids are {self.cluster_ids.dtype}; expected int64")
+        low, high = int(self.cluster_ids.min()), int(self.cluster_ids.max())
+        if low < 0 or high >= self.num_clusters:
+            raise ValueError(f"cluster ids from {low} to {high}; expected 0 to {self.num_clusters - 1}")
+        if any("\n" in image_id for image_id in self.ids):
+            raise ValueError("an image id holds a line break")
+        if len(self._rows) != len(self.ids):
+            raise ValueError("an image id occurs twice")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Images in each cluster: int64 [C]."""
+        return torch.bincount(self.cluster_ids, minlength=self.num_clusters)
+
+    @cached_property
+    def used_clusters(self) -> Tensor:
+        """Ids of the clusters that hold an image, sorted: int64 [num_used]. Row i is compact label i's cluster."""
+        return self.counts.nonzero().flatten()
+
+    @property
+    def num_used(self) -> int:
+        """Clusters that hold an image."""
+        return len(self.used_clusters)
+
+    @property
+    def utilization_ratio(self) -> float:
+        """num_used / C, r_C of the paper."""
+        return self.num_used / self.num_clusters
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Share of the images in each used cluster: float32 [num_used], in the order of `used_clusters`."""
+        return (self.counts[self.used_clusters].double() / len(self)).float()
+
+    def compact(self) -> Tensor:
+        """Labels 0…num_used−1 without gaps, int64 [N]: a diffusion model learns no embedding of an empty cluster."""
+        return torch.searchsorted(self.used_clusters, self.cluster_ids)
+
+    def select(self, ids: Sequence[str]) -> "PseudoLabels":
+        """The pseudo-labels of these images, in this order. Raises `UserError` where one of them has none."""
+        absent = [image_id for image_id in ids if image_id not in self._rows]
+        if absent:
+            raise UserError(
+                f"{len(absent)} of {len(ids)} images have no pseudo-label, the first is {absent[0]!r}. The "
+                f"pseudo-labels know {len(self)} images, the first is {self.ids[0]!r}: are they another data set's?"
+            )
+        rows = torch.tensor([self._rows[image_id] for image_id in ids], dtype=torch.int64)
+        return PseudoLabels(self.cluster_ids[rows], self.num_clusters, self.confidence[rows], list(ids), self.meta)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact, with counts and the clusters in use beside the ids for readers in other languages."""
+        tensors = {
+            "cluster_ids": self.cluster_ids,
+            "confidence": self.confidence,
+            "counts": self.counts,
+            "used_clusters": self.used_clusters,
+            "ids": torch.frombuffer(bytearray("\n".join(self.ids).encode()), dtype=torch.uint8),
+        }
+        meta = {
+            "num_clusters": self.num_clusters,
+            "num_used": self.num_used,
+            "utilization_ratio": self.utilization_ratio,
+            "ids": fingerprint(self.ids),
+            "made_from": self.meta,
+        }
+        write_artifact(path, KIND, tensors, meta)
+
+    @classmethod
+    def load(cls, path: str | Path, remake: str) -> "PseudoLabels":
+        """Reads and verifies what `save` wrote; `remake` is the command that makes the file."""
+        artifact = read_artifact(path, KIND, remake)
+        return cls(
+            cluster_ids=artifact.tensors["cluster_ids"],
+            num_clusters=artifact.meta["num_clusters"],
+            confidence=artifact.tensors["confidence"],
+            ids=artifact.tensors["ids"].numpy().tobytes().decode().split("\n"),
+            meta=artifact.meta["made_from"],
+        )
+
+
+def pseudo_labels_path(cache_dir: str | Path, source: ImageSource, description: dict[str, Any]) -> Path:
+    """Where the pseudo-labels of this source are kept that were made as `description` says."""
+    stem = file_stem(source.name, fingerprint({"source": source.fingerprint, "made_from": description}))
+    return Path(cache_dir) / "pseudo-labels" / f"{stem}.safetensors"
+
+
+def read_assignments(specification: str, source: ImageSource, num_clusters: int | None = None) -> PseudoLabels:
+    """Pseudo-labels of a source from `FILE` or `FILE::key`.
+
+    The file holds one cluster id per image of the source, or of the whole data set when the source is a subset of it,
+    in data-set order; a CSV file with the columns `id` and `cluster` is matched by id, in any order; and so are
+    pseudo-labels that this project wrote. `key` names the tensor or column.
+
+    C is `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1, with a
+    warning. Raises `UserError` over a file, key, length or value that does not fit.
+    """
+    file_name, _, key = specification.partition("::")
+    path = Path(file_name)
+    if not path.is_file():
+        raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key")
+    if path.suffix == ".safetensors" and is_artifact(path):
+        return PseudoLabels.load(path, remake="cedm cluster").select(source.ids)
+    found, key = read_cluster_ids(path, key, source.ids)
+    cluster_ids = _rows_of_source(path, found, source)
+    num_clusters = num_clusters or _num_clusters_from_key(key) or _num_clusters_from_ids(path, found)
+    if int(cluster_ids.max()) >= num_clusters:
+        raise UserError(
+            f"{path}: holds cluster id {int(cluster_ids.max())}, but there are {num_clusters} clusters, 0 to "
+            f"{num_clusters - 1}. Correct num_clusters or choose another key"
+        )
+    meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
+    return PseudoLabels(cluster_ids, num_clusters, torch.ones(len(cluster_ids)), source.ids, meta)
+
+
+def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Tensor:
+    if len(cluster_ids) == len(source):
+        return cluster_ids
+    if len(cluster_ids) == source.total:
+        return cluster_ids[source.positions]
+    whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
+    raise UserError(f"{path}: {len(cluster_ids)} cluster ids for {len(source)} images of {source.name}{whole}")
+
+
+def _num_clusters_from_key(key: str) -> int | None:
+    match = re.search(r"clusters(\d+)$", key)
+    return int(match[1]) if match else None
+
+
+def _num_clusters_from_ids(path: Path, cluster_ids: Tensor) -> int:
+    num_clusters = int(cluster_ids.max()) + 1
+    log.warning(
+        "%s does not say how many clusters there are: taking the highest id + 1 = %d. Set num_clusters where some of "
+        "the last clusters are empty.",
+        path.name,
+        num_clusters,
+    )
+    return num_clusters

@@ -1,0 +1,118 @@
+"""The order of training images as a pure function of where training is.
+
+Training sees one endless stream of images. Optimizer step n of global batch size B covers positions [n·B, (n+1)·B);
+which image lies at a position depends on the seed and the position alone. So a resumed run sees what an uninterrupted
+one would have, and several processes together see what one alone would.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from datamodules.artifacts import UserError
+
+
+class SampleStream:
+    """Which item lies at each position of the stream: epoch after epoch, each a permutation of its own.
+
+    Args:
+        num_items: items of the data set.
+        seed: decides every permutation, with the number of the epoch.
+        epoch_size: positions per epoch; fewer than `num_items` leaves out the tail of each permutation.
+    """
+
+    def __init__(self, num_items: int, seed: int, epoch_size: int | None = None) -> None:
+        self.num_items = num_items
+        self.seed = seed
+        self.epoch_size = num_items if epoch_size is None else epoch_size
+        if not 1 <= self.epoch_size <= num_items:
+            raise ValueError(f"epoch_size={self.epoch_size}: expected 1 to num_items={num_items}")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: expected 0 or more")
+
+    def indices(self, positions: Tensor) -> Tensor:
+        """Items at these positions: int64 of the same shape, in 0…num_items−1."""
+        epochs = positions // self.epoch_size
+        places = positions % self.epoch_size
+        items = torch.empty_like(positions)
+        for epoch in epochs.unique().tolist():
+            inside = epochs == epoch
+            items[inside] = _permutation(self.num_items, self.seed, epoch)[places[inside]]
+        return items
+
+
+@lru_cache(maxsize=4)  # a batch may straddle two epochs
+def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_items))
+
+
+def random_integers(seed: int, positions: Tensor, upper: int) -> Tensor:
+    """A uniform integer in 0…upper−1 for each position, as a pure function of (seed, position): int64, same shape.
+
+    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) with the positions as its
+    counter: bit for bit the same on every machine, and as fast for one position as for the next.
+    """
+    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        state = start + positions.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return torch.from_numpy((state % np.uint64(upper)).astype(np.int64))
+
+
+class StreamBatches(Sampler[Tensor]):
+    """Positions of one rank's micro-batches, int64 [b] each, for `DataLoader(dataset, sampler=…, batch_size=None)`.
+
+    With world size W and A micro-batches accumulated per step, B = A·W·b; micro-batch m of step n on rank r takes the
+    positions n·B + m·W·b + r·b + [0, b).
+
+    Args:
+        global_batch_size: B.
+        world_size: W.
+        rank: r.
+        accumulate: A.
+        start_step: optimizer steps that were taken before.
+        num_steps: end after this many optimizer steps; endless where None.
+    """
+
+    def __init__(
+        self,
+        global_batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        accumulate: int = 1,
+        start_step: int = 0,
+        num_steps: int | None = None,
+    ) -> None:
+        self.images_per_device = split_batch(global_batch_size, world_size, accumulate)  # b
+        self.global_batch_size = global_batch_size
+        self.world_size = world_size
+        self.rank = rank
+        self.accumulate = accumulate
+        self.start_step = start_step
+        self.num_steps = num_steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        own = self.rank * self.images_per_device + torch.arange(self.images_per_device)
+        step = self.start_step
+        while self.num_steps is None or step < self.start_step + self.num_steps:
+            for micro_step in range(self.accumulate):
+                yield step * self.global_batch_size + micro_step * self.world_size * self.images_per_device + own
+            step += 1
+
+
+def split_batch(global_batch_size: int, world_size: int, accumulate: int = 1) -> int:
+    """Images per device and forward pass, b = B / (A·W). Raises `UserError` where that is no whole number."""
+    parts = world_size * accumulate
+    if global_batch_size < 1 or global_batch_size % parts:
+        nearest = max(1, round(global_batch_size / parts)) * parts
+        raise UserError(
+            f"batch_size={global_batch_size} is the batch of all devices together and must be divisible by "
+            f"{world_size} devices x {accumulate} accumulated passes = {parts}; for example {nearest}"
+        )
+    return global_batch_size // parts
