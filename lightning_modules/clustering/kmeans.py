@@ -1,0 +1,52 @@
+"""Groups without a trained head: k-means on the embeddings, and random groups."""
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from torch import Tensor
+
+MINIBATCH_ABOVE = 200_000  # images; beyond this a full pass per iteration takes minutes
+
+
+def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Spherical k-means' usual stand-in: Euclidean k-means (k-means++) on L2-normalised raw embeddings.
+
+    On the unit sphere |a − b|² = 2 − 2 cos(a, b), so this groups by the cosine similarity that the neighbours are found
+    with. Standardising first would give dimensions of small variance, mostly noise, the weight of the large ones.
+
+    Args:
+        embeddings: [N, D], as the backbone gives them.
+        num_clusters: C; more than 200,000 images go through mini-batches.
+        seed: of the initial centres (and the mini-batches).
+
+    Returns:
+        Cluster ids in 0…C−1, int64 [N].
+
+    Raises:
+        ValueError: there are fewer images than clusters.
+    """
+    _check_enough_images(len(embeddings), num_clusters)
+    points = F.normalize(embeddings.float(), dim=1).cpu().numpy()
+    if len(points) > MINIBATCH_ABOVE:
+        model = MiniBatchKMeans(num_clusters, batch_size=max(8192, 4 * num_clusters), n_init=1, random_state=seed)
+    else:
+        model = KMeans(num_clusters, n_init=1, random_state=seed)
+    return torch.from_numpy(model.fit_predict(points)).long()
+
+
+def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:
+    """Random groups whose sizes differ by at most one image: granularity without meaning. int64 [num_images].
+
+    Raises:
+        ValueError: there are fewer images than clusters.
+    """
+    _check_enough_images(num_images, num_clusters)
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+    return order % num_clusters
+
+
+def _check_enough_images(num_images: int, num_clusters: int) -> None:
+    if not 1 <= num_clusters <= num_images:
+        raise ValueError(
+            f"num_clusters={num_clusters} does not fit {num_images} images: choose a number from 1 to {num_images}"
+        )

@@ -1,0 +1,208 @@
+"""The first training phase: clustering heads that learn from embeddings and their nearest neighbours."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, NoReturn, Protocol
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_modules.clustering.assignment import BATCH_SIZE, ClusteringHead, assign
+from lightning_modules.clustering.heads import ClusteringHeads
+from lightning_modules.clustering.rivals import build_objective
+from lightning_modules.clustering.temi_loss import mean_over_processes
+
+
+class PairBatch(Protocol):
+    """What `training_step` takes: P images, a neighbour of each, and the images' places in the data set."""
+
+    images: Tensor  # [P, D], standardised embeddings
+    neighbours: Tensor  # [P, D]
+    indices: Tensor  # [P]
+
+
+class TEMIModule(LightningModule):
+    """TEMI clustering (arXiv 2303.17896): student heads learn, teacher heads follow and assign.
+
+    Training is one long Lightning epoch over an endless loader, `Trainer(max_steps=module.max_steps)`; an epoch, here
+    and in the settings, is `steps_per_epoch` optimizer steps.
+
+    Args:
+        num_heads: H, heads trained side by side; the best one assigns.
+        embedding_dim: D.
+        num_clusters: C.
+        batch_size: pairs per optimizer step over all processes.
+        steps_per_epoch: images / batch_size, the last partial batch dropped.
+        max_epochs: length of the training.
+        objective: temi, wmi, pmi or scan.
+        beta: TEMI's exponent β; the smaller, the more clusters are used.
+        student_temperature: divides the student's logits.
+        teacher_temperature: divides the teacher's logits, in training and for assignments.
+        probs_momentum: of the running cluster probabilities q̃_t.
+        teacher_momentum: share of the teacher that each step keeps.
+        lr: learning rate per 256 pairs; `lr * batch_size / 256` is used.
+        warmup_epochs: epochs in which the learning rate rises linearly; it is constant after.
+        weight_decay: AdamW's, for weights; biases have none.
+        frozen_last_layer_epochs: first epochs in which the last layer's gradient is dropped.
+        hidden_dim: width of a head's hidden layer.
+        bottleneck_dim: width of a head's normalised features.
+    """
+
+    epoch_losses: Tensor  # [H], sum over the steps of the current epoch, all processes together
+    epoch_steps: Tensor  # [], how many those are
+    last_epoch_losses: Tensor  # [H], mean over the last full epoch; NaN before there is one
+
+    def __init__(
+        self,
+        num_heads: int,
+        embedding_dim: int,
+        num_clusters: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        max_epochs: int,
+        objective: str = "temi",
+        beta: float = 0.6,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.1,
+        probs_momentum: float = 0.9,
+        teacher_momentum: float = 0.996,
+        lr: float = 1e-4,
+        warmup_epochs: int = 20,
+        weight_decay: float = 1e-4,
+        frozen_last_layer_epochs: int = 1,
+        hidden_dim: int = 512,
+        bottleneck_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.student = ClusteringHeads(num_heads, embedding_dim, num_clusters, hidden_dim, bottleneck_dim)
+        self.teacher = deepcopy(self.student).requires_grad_(False)
+        self.objective = build_objective(
+            objective,
+            num_heads=num_heads,
+            num_clusters=num_clusters,
+            beta=beta,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            momentum=probs_momentum,
+        )
+        self.register_buffer("epoch_losses", torch.zeros(num_heads))
+        self.register_buffer("epoch_steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last_epoch_losses", torch.full((num_heads,), torch.nan))
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.hparams["max_epochs"] * self.hparams["steps_per_epoch"]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, in the sense of the settings (Lightning's own `current_epoch` stays 0)."""
+        return self.global_step // self.hparams["steps_per_epoch"]
+
+    # One training step ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        embeddings = torch.cat([batch.images, batch.neighbours])  # [2P, D]
+        with torch.no_grad():
+            teacher_logits = self.teacher(embeddings)  # [H, 2P, C]
+        head_losses = self.objective(self.student(embeddings), teacher_logits)  # [H]
+        self._record(head_losses.detach(), batch)
+        return head_losses.mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.epoch < self.hparams["frozen_last_layer_epochs"]:
+            for parameter in self.student.last_layer:
+                parameter.grad = None  # AdamW then leaves it alone, weight decay included
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self._update_teacher()  # here, not in on_train_batch_end: checkpoint callbacks run before the module's hook
+
+    @torch.no_grad()
+    def _update_teacher(self) -> None:
+        """teacher ← momentum · teacher + (1 − momentum) · student."""
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
+        torch._foreach_lerp_(teacher, student, 1 - self.hparams["teacher_momentum"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        biases = [p for name, p in self.student.named_parameters() if name.endswith("bias")]
+        weights = [p for name, p in self.student.named_parameters() if not name.endswith("bias")]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": weights, "weight_decay": self.hparams["weight_decay"]},
+                {"params": biases, "weight_decay": 0.0},
+            ],
+            lr=self.hparams["lr"] * self.hparams["batch_size"] / 256,
+            fused=True,
+        )
+        warmup_steps = max(1, self.hparams["warmup_epochs"] * self.hparams["steps_per_epoch"])
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    # What is remembered and logged of it ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "the clustering objectives compare whole batches, so gradients can't be accumulated over parts: "
+                "set accumulate_grad_batches=1 (a smaller batch_size or fewer heads need less memory)"
+            )
+
+    @torch.no_grad()
+    def _record(self, local_losses: Tensor, batch: PairBatch) -> None:
+        head_losses = mean_over_processes(local_losses)
+        if not head_losses.isfinite().all():  # on every process at once, and before the update
+            self._stop_non_finite(batch)
+        self.epoch_losses += head_losses
+        self.epoch_steps += 1
+        self.log("train/loss", head_losses.mean(), prog_bar=True)
+        if (self.global_step + 1) % self.hparams["steps_per_epoch"] == 0:
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self.last_epoch_losses.copy_(self.epoch_losses / self.epoch_steps)
+        self.epoch_losses.zero_()
+        self.epoch_steps.zero_()
+        scalars = {f"temi/loss_head_{head}": loss for head, loss in enumerate(self.last_epoch_losses.tolist())}
+        scalars["temi/best_head"] = self.best_head
+        for logger in self.loggers:  # self.log would wait for a step that log_every_n_steps divides
+            logger.log_metrics(scalars, step=self.global_step)
+
+    def _stop_non_finite(self, batch: PairBatch) -> NoReturn:
+        broken = ~(batch.images.isfinite().all(dim=1) & batch.neighbours.isfinite().all(dim=1))  # [P]
+        if broken.any():
+            where = f"the embeddings of these images or of their neighbours: {batch.indices[broken].tolist()}"
+        else:
+            where = f"no embedding of this process's batch; its images: {batch.indices.tolist()}"
+        raise RuntimeError(
+            f"the loss is not finite at step {self.global_step}; the weights were not updated. "
+            f"Non-finite values are in {where}. "
+            "If all embeddings are finite, lower the learning rate or use precision=32-true."
+        )
+
+    # The outcome ------------------------------------------------------------------------------------------------------
+
+    @property
+    def best_head(self) -> int:
+        """The head with the lowest mean loss over the last full epoch (over the steps so far before there is one)."""
+        complete = bool(self.last_epoch_losses.isfinite().all())
+        return int((self.last_epoch_losses if complete else self.epoch_losses).argmin())
+
+    def predict(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """The best teacher head's cluster ids, int64 [N], and confidences, float32 [N], of standardised embeddings."""
+        batches = (batch.to(self.device) for batch in embeddings.split(BATCH_SIZE))
+        return assign(self.teacher.head(self.best_head), batches, self.hparams["teacher_temperature"])
+
+    def clustering_head(self, mean: Tensor, std: Tensor, backbone_identity: Mapping[str, Any]) -> ClusteringHead:
+        """The best teacher head with all it takes to assign new images; on the CPU."""
+        return ClusteringHead(
+            head=self.teacher.head(self.best_head).cpu(),
+            mean=mean.cpu(),
+            std=std.cpu(),
+            backbone_identity=backbone_identity,
+            temperature=self.hparams["teacher_temperature"],
+        )

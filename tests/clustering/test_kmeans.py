@@ -1,0 +1,40 @@
+"""k-means on directions, and random groups."""
+
+import pytest
+import torch
+
+from lightning_modules.clustering import kmeans as kmeans_file
+from lightning_modules.clustering.kmeans import kmeans, random_groups
+
+
+@pytest.mark.parametrize("minibatch", [False, True])
+def test_kmeans_groups_by_direction_not_length(minibatch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if minibatch:
+        monkeypatch.setattr(kmeans_file, "MINIBATCH_ABOVE", 100)
+    torch.manual_seed(0)
+    direction = torch.arange(400) % 4
+    lengths = torch.empty(400, 1).uniform_(0.1, 50)
+    embeddings = lengths * (torch.eye(4)[direction] + 0.02 * torch.randn(400, 4))
+    cluster_ids = kmeans(embeddings, num_clusters=4, seed=0)
+    assert cluster_ids.dtype == torch.int64
+    for group in range(4):
+        assert len(cluster_ids[direction == group].unique()) == 1
+    assert len(cluster_ids.unique()) == 4
+    assert torch.equal(cluster_ids, kmeans(embeddings, num_clusters=4, seed=0))
+
+
+def test_random_groups_are_even_seeded_and_unordered() -> None:
+    groups = random_groups(num_images=1003, num_clusters=10, seed=3)
+    counts = groups.bincount(minlength=10)
+    assert counts.sum() == 1003
+    assert counts.max() - counts.min() <= 1
+    assert torch.equal(groups, random_groups(1003, 10, seed=3))
+    assert not torch.equal(groups, random_groups(1003, 10, seed=4))
+    assert not torch.equal(groups, torch.arange(1003) % 10)
+
+
+def test_more_clusters_than_images_is_an_error() -> None:
+    with pytest.raises(ValueError, match="num_clusters=11 does not fit 10 images"):
+        kmeans(torch.randn(10, 3), num_clusters=11, seed=0)
+    with pytest.raises(ValueError, match="from 1 to 10"):
+        random_groups(10, 0, seed=0)
