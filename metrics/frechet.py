@@ -1,0 +1,184 @@
+"""Fréchet distance between two sets of features: FID on Inception, FDD on DINOv2, and so on for any extractor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+
+from datamodules.artifacts import UserError, atomic_path, read_artifact, write_artifact
+
+KIND = "feature-statistics"
+
+
+@dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
+class Statistics:
+    """Mean and covariance of a set of features, in float64.
+
+    Attributes:
+        mean: [D].
+        cov: [D, D], over n − 1.
+        n: number of features, or None for a file that doesn't tell.
+        meta: what made them (extractor, data set, …), as JSON can hold it.
+    """
+
+    mean: Tensor
+    cov: Tensor
+    n: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact `feature-statistics`."""
+        write_artifact(path, KIND, {"mean": self.mean, "cov": self.cov}, {**self.meta, "n": self.n})
+
+    @classmethod
+    def load(cls, path: str | Path, remake: str) -> "Statistics":
+        """Reads and verifies the artifact; `remake` is the command that makes it again.
+
+        Raises:
+            UserError: the file is missing, damaged, or something else.
+        """
+        artifact = read_artifact(path, KIND, remake)
+        meta = dict(artifact.meta)
+        return cls(artifact.tensors["mean"], artifact.tensors["cov"], n=meta.pop("n"), meta=meta)
+
+    def save_npz(self, path: str | Path) -> None:
+        """Writes EDM's reference format: an .npz file with `mu` [D] and `sigma` [D, D]."""
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, mu=self.mean.cpu().numpy(), sigma=self.cov.cpu().numpy())
+
+    @classmethod
+    def load_npz(cls, path: str | Path) -> "Statistics":
+        """Reads EDM's reference format.
+
+        Raises:
+            UserError: the file is missing, is no such .npz file, or its arrays don't fit together.
+        """
+        expected = "expected an .npz file with mu [D] and sigma [D, D], as EDM's reference statistics"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                mean, cov = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; {expected}") from error
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
+            raise UserError(f"{path}: can't be read ({error}); {expected}") from error
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise UserError(f"{path}: mu is {list(mean.shape)} and sigma {list(cov.shape)}; {expected}")
+        if not (mean.isfinite().all() and cov.isfinite().all()):
+            raise UserError(f"{path}: holds values that are not finite; {expected}")
+        return cls(mean, cov)
+
+
+class FeatureStatistics(Metric):
+    """Mean and covariance of features, streamed, in float64.
+
+    The state is one matrix, Σ aᵀa over the features with a 1 in front, a = (1, f): it holds their number, their sum
+    and the sum of their outer products, and adds up over batches and processes with one all-reduce. The sums keep 16
+    digits; a mean of m standard deviations costs the variance 2 log₁₀ m of them, which leaves 10 at m = 1000.
+
+    Args:
+        num_features: D.
+    """
+
+    full_state_update = False
+    moments: Tensor  # [1 + D, 1 + D], float64
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        kwargs.setdefault("dist_sync_fn", all_reduce_sum)
+        super().__init__(**kwargs)
+        self.num_features = num_features
+        size = 1 + num_features
+        self.add_state("moments", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Adds features [B, D].
+
+        Raises:
+            ValueError: the shape is another, or a value is not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ValueError(f"expected features [images, {self.num_features}], got {list(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError("a feature is not finite: the distance would be NaN")
+        augmented = torch.cat([features.new_ones(len(features), 1), features], dim=1).double()  # [B, 1 + D]
+        self.moments += augmented.mT @ augmented
+
+    def compute(self) -> Any:
+        """The `Statistics` of all features so far.
+
+        Raises:
+            ValueError: fewer than two features were added.
+        """
+        return self.statistics()
+
+    def statistics(self) -> Statistics:
+        """As `compute`, of this process alone unless called within it."""
+        n = round(self.moments[0, 0].item())
+        if n < 2:
+            raise ValueError(f"a covariance needs at least 2 images, not {n}")
+        mean = self.moments[0, 1:] / n
+        cov = (self.moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
+        return Statistics(mean, cov, n)
+
+
+class FrechetDistance(FeatureStatistics):
+    """Fréchet distance of the features added so far from a reference.
+
+    Args:
+        reference: statistics of the reference set.
+    """
+
+    def __init__(self, reference: Statistics, **kwargs: Any) -> None:
+        super().__init__(num_features=len(reference.mean), **kwargs)
+        self.reference = reference
+
+    def compute(self) -> Tensor:
+        """The distance, a float64 scalar. Raises ValueError where fewer than two features were added."""
+        return torch.tensor(frechet_distance(self.statistics(), self.reference), dtype=torch.float64)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), the squared 2-Wasserstein distance of two normal distributions.
+
+    With Σ = L Lᵀ on both sides, the eigenvalues of Σ_a Σ_b are the squared singular values of L_aᵀ L_b, so the last
+    trace is their sum. That needs no root of a nearly singular product, and holds where there are fewer images than
+    features.
+
+    Raises:
+        ValueError: the two have different numbers of features.
+    """
+    if len(a.mean) != len(b.mean):
+        raise ValueError(
+            f"the statistics have {len(a.mean)} and {len(b.mean)} features: take both with the same feature extractor"
+        )
+    mean_a, cov_a, mean_b, cov_b = (t.detach().cpu().double() for t in (a.mean, a.cov, b.mean, b.cov))
+    trace_of_root = torch.linalg.svdvals(_factor(cov_a).mT @ _factor(cov_b)).sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * trace_of_root
+    return max(0.0, float(distance))  # rounding can leave equal sets a little below 0
+
+
+def _factor(cov: Tensor) -> Tensor:
+    """L [D, r] with L Lᵀ = cov [D, D]: Cholesky's where cov has full rank, else from the eigenvectors of its range."""
+    lower, failed = torch.linalg.cholesky_ex(cov)
+    if not failed:
+        return lower
+    eigenvalues, eigenvectors = torch.linalg.eigh(cov)
+    rounding = eigenvalues.abs().max() * len(cov) * torch.finfo(cov.dtype).eps
+    in_range = eigenvalues > rounding
+    return eigenvectors[:, in_range] * eigenvalues[in_range].sqrt()
+
+
+def all_reduce_sum(state: Tensor, group: Any = None) -> list[Tensor]:
+    """The sum over all processes, as the one entry of what torchmetrics takes for the list of their states.
+
+    In place of gathering a [D, D] matrix from every process just to add them up.
+    """
+    total = state.clone()
+    dist.all_reduce(total, group=group)
+    return [total]

@@ -1,0 +1,56 @@
+"""Inception score (arXiv 1606.03498)."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.collected_features import CollectedFeatures
+from metrics.kernel import MeanAndStd
+
+
+class InceptionScore(CollectedFeatures):
+    """Inception score of the class logits added so far; see `inception_score`.
+
+    Args:
+        num_classes: width of the logits.
+        num_splits: parts that the images are divided into.
+        seed: of the shuffle before.
+    """
+
+    def __init__(self, num_classes: int = 1008, num_splits: int = 10, seed: int = 2020, **kwargs: Any) -> None:
+        super().__init__(num_features=num_classes, **kwargs)
+        self.num_splits = num_splits
+        self.seed = seed
+
+    def compute(self) -> MeanAndStd:
+        return inception_score(self.collected(), self.num_splits, self.seed)
+
+
+def inception_score(logits: Tensor, num_splits: int = 10, seed: int = 2020) -> MeanAndStd:
+    """exp of the mean KL divergence of each image's class probabilities from their mean, over parts of the images.
+
+    The shuffle and the parts are those of torch-fidelity for the same seed.
+
+    Args:
+        logits: [N, classes], before the softmax.
+        num_splits: parts; mean and standard deviation are over them.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: there are fewer images than parts.
+    """
+    if len(logits) < num_splits:
+        raise ValueError(f"{len(logits)} images can't be divided into {num_splits} parts")
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits))).to(logits.device)
+    log_probs = logits[order].double().log_softmax(dim=1)
+    bounds = [part * len(logits) // num_splits for part in range(num_splits + 1)]
+    scores = []
+    for first, last in pairwise(bounds):
+        part = log_probs[first:last]
+        mean_log_probs = part.logsumexp(dim=0) - np.log(len(part))
+        divergence = (part.exp() * (part - mean_log_probs)).sum(dim=1).mean()
+        scores.append(float(divergence.exp()))
+    return MeanAndStd(float(np.mean(scores)), float(np.std(scores)))

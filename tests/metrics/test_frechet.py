@@ -1,0 +1,125 @@
+"""Fréchet distance against torch-fidelity, NumPy and closed forms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from datamodules.artifacts import UserError
+from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics, frechet_distance
+
+
+def statistics_of(features: Tensor, batch_size: int = 50) -> Statistics:
+    metric = FeatureStatistics(features.shape[1])
+    for batch in features.split(batch_size):
+        metric.update(batch)
+    return metric.compute()
+
+
+def correlated(num_images: int, num_features: int, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(num_features, num_features, generator=generator) / num_features**0.5
+    return torch.randn(num_images, num_features, generator=generator) @ mix + shift
+
+
+def torch_fidelity_distance(a: Tensor, b: Tensor) -> float:
+    sides = (fid_features_to_statistics(features.double()) for features in (a, b))
+    return fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
+
+
+@pytest.mark.parametrize("num_images", [(500, 400), (500, 30), (25, 30)], ids=["full_rank", "one_singular", "singular"])
+def test_distance_equals_torch_fidelity(num_images: tuple[int, int]) -> None:
+    a, b = correlated(num_images[0], 64, seed=0), correlated(num_images[1], 64, seed=1, shift=0.3)
+    distance = frechet_distance(statistics_of(a), statistics_of(b))
+    assert distance == pytest.approx(torch_fidelity_distance(a, b), rel=1e-6)
+    metric = FrechetDistance(statistics_of(b))
+    metric.update(a)
+    assert float(metric.compute()) == pytest.approx(distance, rel=1e-12)
+
+
+def test_distance_of_diagonal_normals_has_a_closed_form() -> None:
+    mean_a, mean_b = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([2.0, 1.0, 5.0])
+    var_a, var_b = torch.tensor([4.0, 0.0, 1e-6]), torch.tensor([1.0, 9.0, 1.0])
+    expected = (mean_a - mean_b).square().sum() + (var_a.double().sqrt() - var_b.double().sqrt()).square().sum()
+    distance = frechet_distance(Statistics(mean_a, var_a.diag()), Statistics(mean_b, var_b.diag()))
+    assert distance == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("num_images", [300, 20])
+def test_a_set_is_at_no_distance_from_itself(num_images: int) -> None:
+    statistics = statistics_of(correlated(num_images, 64, seed=0))
+    assert 0 <= frechet_distance(statistics, statistics) < 1e-10 * float(statistics.cov.trace())
+
+
+def test_statistics_equal_numpy_whatever_the_batches() -> None:
+    features = correlated(1001, 40, seed=2, shift=20.0)
+    whole, in_bits = statistics_of(features, batch_size=1001), statistics_of(features, batch_size=7)
+    for statistics in (whole, in_bits):
+        assert statistics.n == 1001
+        np.testing.assert_allclose(statistics.mean, features.double().numpy().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(statistics.cov, np.cov(features.double().numpy(), rowvar=False), atol=1e-11)
+    torch.testing.assert_close(whole.cov, in_bits.cov, rtol=1e-10, atol=1e-10)
+
+
+def test_half_precision_modules_leave_the_sums_in_float64() -> None:
+    features = correlated(200, 8, seed=0)
+    module = torch.nn.Module()
+    module.statistics = FeatureStatistics(8)
+    module.half().float()
+    module.statistics.update(features)
+    module.bfloat16()
+    torch.testing.assert_close(module.statistics.compute().cov, statistics_of(features).cov, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_of_it_enters_a_checkpoint_and_reset_forgets() -> None:
+    metric = FrechetDistance(statistics_of(correlated(100, 8, seed=0)))
+    metric.update(correlated(100, 8, seed=1))
+    first = metric.compute()
+    assert not metric.state_dict()
+    metric.reset()
+    metric.update(correlated(100, 8, seed=1))
+    assert metric.compute() == first
+
+
+def test_bad_features_are_refused() -> None:
+    metric = FeatureStatistics(4)
+    with pytest.raises(ValueError, match=r"\[images, 4\], got \[3, 5\]"):
+        metric.update(torch.randn(3, 5))
+    with pytest.raises(ValueError, match="not finite"):
+        metric.update(torch.tensor([[0.0, 1.0, torch.nan, 2.0]]))
+    metric.update(torch.randn(1, 4))
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
+        metric.compute()
+    with pytest.raises(ValueError, match="8 and 4 features"):
+        frechet_distance(statistics_of(torch.randn(9, 8)), statistics_of(torch.randn(9, 4)))
+
+
+def test_files_bring_the_statistics_back(tmp_path: Path) -> None:
+    statistics = statistics_of(correlated(100, 8, seed=0))
+    statistics.meta = {"extractor": "pixels"}
+    statistics.save(tmp_path / "reference.safetensors")
+    loaded = Statistics.load(tmp_path / "reference.safetensors", remake="cedm evaluate")
+    assert torch.equal(loaded.mean, statistics.mean)
+    assert torch.equal(loaded.cov, statistics.cov)
+    assert (loaded.n, loaded.meta) == (100, {"extractor": "pixels"})
+
+    statistics.save_npz(tmp_path / "reference.npz")
+    from_npz = Statistics.load_npz(tmp_path / "reference.npz")
+    assert torch.equal(from_npz.cov, statistics.cov)
+    assert from_npz.n is None
+
+
+def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.npz: no such file"):
+        Statistics.load_npz(tmp_path / "missing.npz")
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.savez(tmp_path / "other.npz", features=np.zeros(3))
+    np.savez(tmp_path / "shapes.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
+    np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.zeros((1, 1)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "shapes.npz").read_bytes()[:150])
+    for name in ("text", "other", "shapes", "objects", "cut"):
+        with pytest.raises(UserError, match=rf"{name}\.npz.*mu \[D\] and sigma \[D, D\]"):
+            Statistics.load_npz(tmp_path / f"{name}.npz")

@@ -1,0 +1,79 @@
+"""Kernel distance and inception score against torch-fidelity; precision, recall, density, coverage by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from metrics.inception_score import InceptionScore, inception_score
+from metrics.kernel import KernelDistance, kernel_distance
+from metrics.prdc import PRDC, prdc
+
+
+def test_kernel_distance_equals_torch_fidelity() -> None:
+    torch.manual_seed(0)
+    features, reference = torch.randn(300, 20) * 1.1 + 0.1, torch.randn(400, 20)
+    result = kernel_distance(features, reference, num_subsets=20, subset_size=100, seed=7)
+    expected = kid_features_to_metric(
+        features.double(), reference.double(), kid_subsets=20, kid_subset_size=100, rng_seed=7, verbose=False
+    )
+    assert result.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-8)
+    assert result.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-8)
+
+    metric = KernelDistance(reference, num_subsets=20, subset_size=100, seed=7)
+    for batch in features.split(64):
+        metric.update(batch)
+    assert metric.compute() == result
+    with pytest.raises(ValueError, match=r"subsets of 1000 images.*300 and 400"):
+        kernel_distance(features, reference)
+
+
+def test_inception_score_equals_torch_fidelity() -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(503, 30)
+    result = inception_score(logits, num_splits=10, seed=5)
+    expected = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=5)
+    assert result.mean == pytest.approx(expected["inception_score_mean"], rel=1e-10)
+    assert result.std == pytest.approx(expected["inception_score_std"], rel=1e-8)
+    metric = InceptionScore(num_classes=30, seed=5)
+    metric.update(logits[:200])
+    metric.update(logits[200:])
+    assert metric.compute() == result
+
+
+def prdc_by_hand(features: Tensor, reference: Tensor, k: int) -> dict[str, float]:
+    def distance(a: Tensor, b: Tensor) -> float:
+        return float((a.double() - b.double()).square().sum().sqrt())
+
+    def radius(points: Tensor, index: int) -> float:
+        return sorted(distance(points[index], p) for i, p in enumerate(points) if i != index)[k - 1]
+
+    real_radii = [radius(reference, i) for i in range(len(reference))]
+    generated_radii = [radius(features, i) for i in range(len(features))]
+    in_real = [[distance(x, y) <= r for y, r in zip(reference, real_radii, strict=True)] for x in features]
+    in_generated = [[distance(x, y) <= r for x, r in zip(features, generated_radii, strict=True)] for y in reference]
+    return {
+        "precision": sum(any(row) for row in in_real) / len(features),
+        "recall": sum(any(row) for row in in_generated) / len(reference),
+        "density": sum(sum(row) for row in in_real) / (k * len(features)),
+        "coverage": sum(any(column) for column in zip(*in_real, strict=True)) / len(reference),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_prdc_equals_the_definitions_whatever_the_blocks(k: int) -> None:
+    torch.manual_seed(k)
+    features, reference = 0.7 * torch.randn(40, 3) + 0.5, torch.randn(50, 3)
+    expected = prdc_by_hand(features, reference, k)
+    assert len(set(expected.values())) == 4  # no two scores agree by chance
+    for block_size in (7, 1000):
+        assert prdc(features, reference, k, block_size=block_size) == pytest.approx(expected)
+    metric = PRDC(reference, k=k)
+    metric.update(features)
+    assert metric.compute() == pytest.approx(expected)
+
+
+def test_prdc_needs_a_kth_neighbour() -> None:
+    with pytest.raises(ValueError, match=r"k=3 needs more than k images.*3 generated and 9 real"):
+        prdc(torch.randn(3, 2), torch.randn(9, 2), k=3)

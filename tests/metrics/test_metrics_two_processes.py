@@ -1,0 +1,66 @@
+"""Every metric, fed by two processes, of which one may have nothing, equals the metric fed by one."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from metrics.clustering import ClusteringScores
+from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics
+from metrics.kernel import KernelDistance
+from metrics.prdc import PRDC
+from metrics.utilization import ClusterUtilization
+
+SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batches of each process
+
+
+def measure(batches: list[int]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 25, 6, generator=generator) + 1.0
+    reference = torch.randn(90, 6, generator=generator)
+    cluster_ids, labels = torch.randint(8, (2, 4, 25), generator=generator)
+    on_features = {
+        "statistics": FeatureStatistics(6),
+        "frechet": FrechetDistance(Statistics(reference.mean(0), reference.T.cov())),
+        "kernel": KernelDistance(reference, num_subsets=3, subset_size=90),
+        "prdc": PRDC(reference),
+    }
+    utilization, scores = ClusterUtilization(8), ClusteringScores(8, 8)
+    for batch in batches:
+        for metric in on_features.values():
+            metric.update(features[batch])
+        utilization.update(cluster_ids[batch])
+        scores.update(cluster_ids[batch], labels[batch])
+    result = {name: metric.compute() for name, metric in on_features.items()}
+    statistics = result.pop("statistics")
+    return {
+        **{"mean": statistics.mean, "cov": statistics.cov, "n": statistics.n},
+        **{"frechet": result["frechet"], "kernel": result["kernel"].mean, "prdc": result["prdc"]},
+        **{"utilization": utilization.compute(), "scores": scores.compute()},
+    }
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    one = measure([0, 1, 2, 3])
+    one_kernel = one.pop("kernel")
+    for rank in range(2):
+        for split, two in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            kernel = two.pop("kernel")
+            torch.testing.assert_close(two, one, rtol=1e-10, atol=1e-10, msg=lambda text, s=split: f"{s}: {text}")
+            assert kernel == pytest.approx(one_kernel, rel=0.2)  # its subsets depend on the order of the images
+
+
+def run(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save({split: measure(batches[rank]) for split, batches in SPLITS.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), *sys.argv[2:])
