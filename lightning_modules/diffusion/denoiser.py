@@ -1,0 +1,157 @@
+"""The denoiser D(x; σ): EDM's preconditioning around a network (arXiv 2206.00364, section 5), and its file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.artifacts import read_artifact, write_artifact
+from lightning_modules.diffusion.networks import NetworkSettings, build_network
+
+
+def images_to_float(images: Tensor) -> Tensor:
+    """uint8 pixels to float32 in [-1, 1]: pixel / 127.5 − 1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def images_to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8 pixels: ⌊127.5 x + 128⌋ within 0…255."""
+    return (x * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
+
+
+class Denoiser(nn.Module):
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise, labels): the expected clean image of a noisy one.
+
+    Args:
+        model: The network F(x, c_noise, class_labels, augment_labels).
+        img_resolution: Height and width of the images, pixels in [-1, 1].
+        img_channels: Colour channels.
+        label_dim: Number of class labels (clusters); 0: unconditional.
+        augment_dim: Number of augmentation labels; 0: none.
+        settings: The network's settings, as `networks.build_network` takes them.
+        sigma_data: Standard deviation of the data.
+
+    Attributes:
+        cluster_frequencies: Share of each label among the training images, float64 `[label_dim]`, or None.
+        cluster_ids: The cluster that each label stands for, int64 `[label_dim]`, or None.
+        meta: What else is known about these weights (JSON).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int,
+        augment_dim: int,
+        settings: Mapping[str, Any],
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.augment_dim = augment_dim
+        self.settings = dict(settings)
+        self.sigma_data = sigma_data
+        self.cluster_frequencies: Tensor | None = None
+        self.cluster_ids: Tensor | None = None
+        self.meta: dict[str, Any] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The denoised images D(x; σ), float32 `[B, C, H, W]`.
+
+        Args:
+            x: Noisy images `[B, C, H, W]`.
+            sigma: Standard deviation of their noise, scalar or `[B]`.
+            class_labels: One-hot labels `[B, label_dim]`; zeros or None: no label.
+            augment_labels: What `augment` did to the images, `[B, augment_dim]`; None: nothing.
+        """
+        x = x.to(torch.float32)
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))  # [B]
+        class_labels = self._label_vectors("class_labels", class_labels, self.label_dim, x)
+        augment_labels = self._label_vectors("augment_labels", augment_labels, self.augment_dim, x)
+
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data / variance.sqrt()
+        c_in = 1 / variance.sqrt()
+        c_noise = sigma.log() / 4
+
+        F_x = self.model(per_image(c_in) * x, c_noise, class_labels, augment_labels)  # [B, C, H, W]
+        return per_image(c_skip) * x + per_image(c_out) * F_x.to(torch.float32)
+
+    def _label_vectors(self, name: str, labels: Tensor | None, dim: int, x: Tensor) -> Tensor | None:
+        """Labels as float32 `[B, dim]`, zeros where there are none; None for a network without such labels."""
+        if labels is None:
+            return x.new_zeros(len(x), dim) if dim else None
+        if labels.ndim != 2 or labels.shape[1] != dim:
+            raise ValueError(f"{name} have the shape {[*labels.shape]}; this denoiser expects [{len(x)}, {dim}]")
+        return labels.to(torch.float32) if dim else None
+
+    def save_pretrained(self, path: str | Path, **meta: Any) -> None:
+        """Writes the artifact `denoiser.safetensors`: the weights and all that generating images needs.
+
+        `meta` adds to (and overrides) what `self.meta` says.
+        """
+        tensors = self.state_dict()
+        for name in ("cluster_frequencies", "cluster_ids"):
+            if (tensor := getattr(self, name)) is not None:
+                tensors[name] = tensor
+        description = {
+            "network": self.settings,
+            "img_resolution": self.img_resolution,
+            "img_channels": self.img_channels,
+            "label_dim": self.label_dim,
+            "augment_dim": self.augment_dim,
+            "sigma_data": self.sigma_data,
+            "meta": {**self.meta, **meta},
+        }
+        write_artifact(Path(path), kind="denoiser", tensors=tensors, meta=description)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Reads what `save_pretrained` wrote: a denoiser in evaluation mode, on the CPU."""
+        artifact = read_artifact(Path(path), kind="denoiser", remake="cedm train")
+        description, tensors = artifact.meta, dict(artifact.tensors)
+        frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
+        interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}
+        denoiser = cls(
+            build_network(description["network"], **interface),
+            **interface,
+            settings=description["network"],
+            sigma_data=description["sigma_data"],
+        )
+        denoiser.load_state_dict(tensors)
+        denoiser.cluster_frequencies, denoiser.cluster_ids = frequencies, ids
+        denoiser.meta = description["meta"]
+        return denoiser.eval()
+
+
+def build_denoiser(
+    network: Mapping[str, Any], img_resolution: int, img_channels: int, label_dim: int = 0, augment_dim: int = 0
+) -> Denoiser:
+    """A freshly initialised denoiser around the network of these settings (see `networks.build_network`)."""
+    return Denoiser(
+        build_network(network, img_resolution, img_channels, label_dim, augment_dim),
+        img_resolution=img_resolution,
+        img_channels=img_channels,
+        label_dim=label_dim,
+        augment_dim=augment_dim,
+        settings=NetworkSettings.from_mapping(network).to_json(),
+    )
+
+
+def per_image(values: Tensor) -> Tensor:
+    """One value per image `[B]`, shaped to multiply images: `[B, 1, 1, 1]`."""
+    return values.reshape(-1, 1, 1, 1)

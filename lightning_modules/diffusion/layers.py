@@ -1,0 +1,225 @@
+"""The parts that DDPM++, NCSN++ and ADM are made of.
+
+Attribute names (`norm0`, `conv0`, `affine`, ..., `resample_filter`) are those of the published EDM networks, so that
+their weights load by name. All works in both memory formats and under `torch.compile`: no branch depends on data.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Resampling = Literal["up", "down"] | None
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with min(32, channels/4) groups, in the dtype of its input.
+
+    Autocast would widen it to float32; the kernels already sum in float32, so that would only cost memory traffic.
+    """
+
+    def __init__(self, num_channels: int, eps: float) -> None:
+        num_groups = max(1, min(32, num_channels // 4))
+        if num_channels % num_groups:
+            raise ValueError(
+                f"{num_channels} channels do not divide into {num_groups} normalisation groups: "
+                "make model_channels times each of channel_mult a multiple of 32, or at most 128 and a multiple of 4"
+            )
+        super().__init__(num_groups, num_channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def resampling_filter(taps: Sequence[float]) -> Tensor:
+    """The separable low-pass filter `[1, 1, K, K]`, sum 1, with the given taps along each axis."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    plane = torch.outer(line, line)
+    return (plane / plane.sum()).reshape(1, 1, len(taps), len(taps))
+
+
+def upsample(x: Tensor, resample_filter: Tensor) -> Tensor:
+    """Twice the size: zeros between the pixels, then the filter. `[B, C, H, W]` to `[B, C, 2H, 2W]`."""
+    size = resample_filter.shape[-1]
+    if size == 2:  # the box filter [1, 1] repeats pixels
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    kernel = (4 * resample_filter).to(x.dtype).repeat(x.shape[1], 1, 1, 1)
+    return F.conv_transpose2d(x, kernel, stride=2, padding=(size - 1) // 2, groups=x.shape[1])
+
+
+def downsample(x: Tensor, resample_filter: Tensor, padding: int | None = None) -> Tensor:
+    """Half the size: the filter, then every second pixel. `[B, C, H, W]` to `[B, C, H/2, W/2]`."""
+    size = resample_filter.shape[-1]
+    if size == 2:  # the box filter [1, 1] averages pixels
+        return F.avg_pool2d(x, kernel_size=2)
+    kernel = resample_filter.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
+    padding = (size - 1) // 2 if padding is None else padding
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+class Resample(nn.Module):
+    """Up- or downsampling by 2 without weights."""
+
+    resample_filter: Tensor
+
+    def __init__(self, resampling: Resampling, taps: Sequence[float]) -> None:
+        super().__init__()
+        self.resampling = resampling
+        self.register_buffer("resample_filter", resampling_filter(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(x, self.resample_filter) if self.resampling == "up" else downsample(x, self.resample_filter)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution that keeps the size, after up- or downsampling by 2 where `resampling` says so."""
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        resampling: Resampling = None,
+        taps: Sequence[float] = (1, 1),
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.resampling = resampling
+        if resampling:
+            self.register_buffer("resample_filter", resampling_filter(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.resampling == "up":
+            x = upsample(x, self.resample_filter)
+        elif self.resampling == "down":
+            x = downsample(x, self.resample_filter)
+        return super().forward(x)
+
+
+class ConvThenDownsample(Conv2d):
+    """3×3 convolution, then downsampling by 2; the filter sees the convolution beyond the border, not zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, resampling="down", taps=taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = (self.resample_filter.shape[-1] - 1) // 2
+        x = F.conv2d(x, self.weight, self.bias, padding=1 + margin)
+        return downsample(x, self.resample_filter, padding=0)
+
+
+def positional_embedding(c_noise: Tensor, num_channels: int, endpoint: bool) -> Tensor:
+    """[cos, sin] of c_noise `[B]` at geometric frequencies from 1 towards 10⁻⁴, float32 `[B, num_channels]`.
+
+    The sinusoidal embedding of "Attention is all you need" (arXiv 1706.03762, 3.5). With `endpoint` the last frequency
+    is exactly 10⁻⁴.
+    """
+    half = num_channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - (1 if endpoint else 0))
+    angles = torch.outer(c_noise.float(), (1 / 10000) ** exponents)  # [B, half]
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """[cos, sin] of c_noise `[B]` at fixed random frequencies, float32 `[B, num_channels]` (arXiv 2006.10739)."""
+
+    freqs: Tensor
+
+    def __init__(self, num_channels: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        angles = torch.outer(c_noise.float(), 2 * math.pi * self.freqs.float())  # [B, num_channels/2]
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """Residual block, conditioned on an embedding, with optional resampling and self-attention.
+
+    Args:
+        in_channels, out_channels: Channels before and after.
+        emb_channels: Channels of the embedding of noise level and labels.
+        resampling: The resolution doubles ("up"), halves ("down") or stays (None).
+        attention: Self-attention after the residual branch.
+        channels_per_head: Channels of one attention head; None: a single head.
+        dropout: Probability of dropping an element between the two convolutions.
+        skip_scale: Factor on each sum of branch and skip connection.
+        eps: Of the normalisations.
+        scale_and_shift: The embedding scales and shifts the second normalisation's output (ADM); else it is added to
+            its input (DDPM++).
+        project_skip: Resampling skip connections have a 1×1 convolution even where the channels stay.
+        taps: Resampling filter along one axis.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        emb_channels: int,
+        resampling: Resampling = None,
+        attention: bool = False,
+        channels_per_head: int | None = None,
+        dropout: float,
+        skip_scale: float,
+        eps: float,
+        scale_and_shift: bool,
+        project_skip: bool,
+        taps: Sequence[float] = (1, 1),
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.dropout = dropout
+        self.skip_scale = skip_scale
+        self.scale_and_shift = scale_and_shift
+
+        self.norm0 = GroupNorm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, resampling=resampling, taps=taps)
+        self.affine = nn.Linear(emb_channels, out_channels * (2 if scale_and_shift else 1))
+        self.norm1 = GroupNorm(out_channels, eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3)
+
+        self.skip: nn.Module | None = None
+        if in_channels != out_channels or (resampling and project_skip):
+            self.skip = Conv2d(in_channels, out_channels, 1, resampling=resampling, taps=taps)
+        elif resampling:
+            self.skip = Resample(resampling, taps)
+
+        self.num_heads = 0
+        if attention:
+            self.num_heads = max(1, out_channels // channels_per_head) if channels_per_head else 1
+            if out_channels % self.num_heads:
+                raise ValueError(f"{out_channels} channels do not divide into {self.num_heads} attention heads")
+            self.norm2 = GroupNorm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x `[B, in_channels, H, W]`, emb `[B, emb_channels]`: `[B, out_channels, H', W']`."""
+        h = self.conv0(F.silu(self.norm0(x)))  # [B, out_channels, H', W']
+        condition = self.affine(emb).unsqueeze(-1).unsqueeze(-1).to(h.dtype)
+        if self.scale_and_shift:
+            scale, shift = condition.chunk(2, dim=1)  # [B, out_channels, 1, 1] each
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + condition))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            x = (x + self.attend(x)) * self.skip_scale
+        return x
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over the pixels; q, k and v are interleaved channel by channel within each head."""
+        B, C, H, W = x.shape
+        qkv = self.qkv(self.norm2(x)).permute(0, 2, 3, 1)  # [B, H, W, 3C]
+        qkv = qkv.reshape(B, H * W, self.num_heads, C // self.num_heads, 3)
+        q, k, v = qkv.permute(4, 0, 2, 1, 3).contiguous().unbind(0)  # [B, heads, HW, C/heads] each
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).reshape(B, H, W, C).permute(0, 3, 1, 2))

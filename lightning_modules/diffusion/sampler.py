@@ -1,0 +1,136 @@
+"""Samplers: pure functions of a denoiser, from noise to images (arXiv 2206.00364, algorithms 1 and 2)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion import seeding
+from lightning_modules.diffusion.seeding import Stream
+
+DenoiserFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # D(x, σ, class_labels)
+
+
+def latents(seeds: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal starting points `[B, *shape]`, float32; each depends on its own seed (int64 `[B]`) alone."""
+    return seeding.normal(0, Stream.LATENTS, seeds, shape)
+
+
+def draw_labels(seeds: Tensor, frequencies: Tensor) -> Tensor:
+    """Labels int64 `[B]` drawn in proportion to `frequencies` `[label_dim]`; each depends on its own seed alone.
+
+    Equal frequencies draw uniformly. They need not sum to 1.
+    """
+    cumulative = frequencies.to(seeds.device, torch.float64).cumsum(0)
+    if not bool(frequencies.ge(0).all()) or not 0 < float(cumulative[-1]) < math.inf:
+        raise ValueError(f"frequencies must be finite, not negative, and not all 0; got {frequencies.tolist()[:8]}")
+    uniforms = seeding.uniform(0, Stream.LABELS, seeds, dtype=torch.float64)
+    return torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)
+
+
+def churn_noise(seeds: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
+    """The fresh standard normal noise `[B, *shape]` of each step of stochastic sampling, from the images' seeds."""
+    return lambda step: seeding.normal(step, Stream.CHURN, seeds, shape)
+
+
+def time_steps(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Noise levels t_0 = sigma_max … t_{N−1} = sigma_min, t_N = 0 (equation 5), `[num_steps + 1]`."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected 1 or more")
+    ramp = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
+    root_max, root_min = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    steps = torch.cat([(root_max + ramp * (root_min - root_max)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    return steps.to(device, _solver_dtype(torch.device(device)))
+
+
+@torch.no_grad()
+def heun_sampler(
+    denoiser: DenoiserFunction,
+    latents: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    num_steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    churn_noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Heun's second-order steps from noise to images: 2·num_steps − 1 evaluations of the denoiser.
+
+    Args:
+        denoiser: D(x, σ, class_labels); computes in its own precision, the solver in float64.
+        latents: Standard normal `[B, C, H, W]`.
+        class_labels: `[B, label_dim]` or None.
+        num_steps: Steps N of the solver; the last one, to σ = 0, is of first order.
+        sigma_min, sigma_max: Lowest (but for 0) and highest noise level.
+        rho: The larger, the shorter the steps near sigma_min.
+        S_churn: Strength of the stochasticity; 0: the deterministic ODE.
+        S_min, S_max: Noise levels between which noise is added.
+        S_noise: Standard deviation of that noise.
+        churn_noise: Step index → standard normal in the shape of the latents; needed where S_churn > 0.
+
+    Returns:
+        Images in [-1, 1], more or less, float64 `[B, C, H, W]` (float32 on devices without float64).
+    """
+    t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
+    x = latents.to(t.dtype) * t[0]
+    for step, (t_cur, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
+        t_hat, x_hat = t_cur, x
+        if S_churn > 0 and S_min <= t_cur <= S_max:
+            gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
+            t_hat, x_hat = _add_noise(x, t_cur, gamma, S_noise, churn_noise, step)
+
+        d_cur = _derivative(denoiser, x_hat, t_hat, class_labels)
+        x = x_hat + (t_next - t_hat) * d_cur
+        if t_next > 0:
+            d_next = _derivative(denoiser, x, t_next, class_labels)
+            x = x_hat + (t_next - t_hat) * (d_cur + d_next) / 2
+    return x
+
+
+@torch.no_grad()
+def euler_sampler(
+    denoiser: DenoiserFunction,
+    latents: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    num_steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+) -> Tensor:
+    """Euler's first-order steps from noise to images: num_steps evaluations. All else as in `heun_sampler`."""
+    t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
+    x = latents.to(t.dtype) * t[0]
+    for t_cur, t_next in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
+        x = x + (t_next - t_cur) * _derivative(denoiser, x, t_cur, class_labels)
+    return x
+
+
+def _derivative(denoiser: DenoiserFunction, x: Tensor, t: float, class_labels: Tensor | None) -> Tensor:
+    """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
+    sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+    return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
+
+
+def _add_noise(
+    x: Tensor, t: float, gamma: float, S_noise: float, churn_noise: Callable[[int], Tensor] | None, step: int
+) -> tuple[float, Tensor]:
+    """Raises the noise level from t to t + γt (algorithm 2, lines 5 and 6)."""
+    if churn_noise is None:
+        raise ValueError(
+            "S_churn > 0 needs fresh noise for its steps: pass churn_noise=sampler.churn_noise(seeds, shape)"
+        )
+    t_hat = t + gamma * t
+    return t_hat, x + math.sqrt(t_hat**2 - t**2) * S_noise * churn_noise(step).to(x)
+
+
+def _solver_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # the one device without float64

@@ -1,0 +1,129 @@
+"""The samplers on a problem with known solution: data that are Gaussian, N(μ, s²) in every pixel.
+
+There D(x; σ) = μ + (x − μ) s² / (s² + σ²), and the probability flow ODE from noise level T to 0 has the solution
+x(0) = μ + (x(T) − μ) √(s² / (s² + T²)).
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lightning_modules.diffusion.sampler import (
+    churn_noise,
+    draw_labels,
+    euler_sampler,
+    heun_sampler,
+    latents,
+    time_steps,
+)
+
+MEAN, STD, SIGMA_MAX = 0.3, 0.5, 80.0
+
+
+def gaussian_denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    variance = (sigma**2).reshape(-1, 1, 1, 1)
+    return MEAN + (x - MEAN) * STD**2 / (STD**2 + variance)
+
+
+def exact_solution(x: Tensor) -> Tensor:
+    return MEAN + (x.double() * SIGMA_MAX - MEAN) * STD / math.hypot(STD, SIGMA_MAX)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(heun_sampler, 2), (euler_sampler, 1)])
+def test_order_of_convergence(sampler, order):
+    start = latents(torch.arange(64), (1, 4, 4))
+    step_counts = [50, 100, 200]
+    errors = [
+        float((sampler(gaussian_denoiser, start, num_steps=n, sigma_min=0.002) - exact_solution(start)).abs().max())
+        for n in step_counts
+    ]
+    measured = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    assert measured == pytest.approx([order, order], abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_steps", "evaluations"),
+    [(heun_sampler, 18, 35), (heun_sampler, 40, 79), (heun_sampler, 1, 1), (euler_sampler, 18, 18)],
+)
+def test_number_of_evaluations(sampler, num_steps, evaluations):
+    calls = []
+
+    def counting(x, sigma, class_labels):
+        calls.append(sigma)
+        return gaussian_denoiser(x, sigma)
+
+    sampler(counting, torch.zeros(2, 1, 4, 4), num_steps=num_steps)
+    assert len(calls) == evaluations
+
+
+def test_labels_reach_the_denoiser():
+    labels = torch.eye(2)
+    heun_sampler(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
+
+
+def test_stochastic_sampling_keeps_the_distribution():
+    seeds = torch.arange(256)
+    images = heun_sampler(
+        gaussian_denoiser,
+        latents(seeds, (1, 8, 8)),
+        num_steps=60,
+        S_churn=40,
+        S_min=0.05,
+        S_max=50,
+        churn_noise=churn_noise(seeds, (1, 8, 8)),
+    )
+    deterministic = heun_sampler(gaussian_denoiser, latents(seeds, (1, 8, 8)), num_steps=60)
+    assert abs(float(torch.corrcoef(torch.stack([images.flatten(), deterministic.flatten()]))[0, 1])) < 0.1
+    assert float(images.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(images.std()) == pytest.approx(STD, abs=0.02)
+
+
+def test_stochastic_sampling_without_noise_is_refused():
+    with pytest.raises(ValueError, match="churn_noise"):
+        heun_sampler(gaussian_denoiser, torch.zeros(1, 1, 4, 4), S_churn=10)
+
+
+def test_time_steps():
+    steps = time_steps(18, sigma_min=0.002, sigma_max=80, rho=7)
+    assert steps.dtype == torch.float64
+    assert len(steps) == 19
+    assert [float(steps[0]), float(steps[17]), float(steps[18])] == pytest.approx([80, 0.002, 0])
+    roots = steps[:-1] ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(17))
+    assert time_steps(1, 0.002, 80, 7).tolist() == pytest.approx([80, 0])
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        time_steps(0, 0.002, 80, 7)
+
+
+def test_an_image_depends_on_its_seed_alone():
+    seeds = torch.tensor([5, 1000, 7])
+    assert torch.equal(latents(seeds, (3, 8, 8))[1], latents(torch.tensor([1000]), (3, 8, 8))[0])
+    frequencies = torch.tensor([0.25, 0.5, 0.25])
+    assert draw_labels(seeds, frequencies)[1] == draw_labels(torch.tensor([1000]), frequencies)[0]
+    noise = churn_noise(seeds, (3, 8, 8))
+    assert torch.equal(noise(4)[1], churn_noise(torch.tensor([1000]), (3, 8, 8))(4)[0])
+    assert not torch.equal(noise(4), noise(5))
+    assert not torch.equal(noise(0), latents(seeds, (3, 8, 8)))
+
+
+def test_labels_follow_the_frequencies():
+    frequencies = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0], dtype=torch.float64)
+    counts = draw_labels(torch.arange(20_000), frequencies).bincount(minlength=6)
+    assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
+    used = [1, 3, 4]
+    assert stats.chisquare(counts[used].numpy(), 20_000 * frequencies[used].numpy()).pvalue > 1e-3
+
+
+def test_equal_frequencies_draw_uniformly():
+    counts = draw_labels(torch.arange(20_000), torch.ones(10)).bincount(minlength=10)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("frequencies", [[0.0, 0.0], [0.5, -0.1], [float("nan"), 1.0]])
+def test_frequencies_that_are_none_are_refused(frequencies):
+    with pytest.raises(ValueError, match="frequencies must be"):
+        draw_labels(torch.arange(4), torch.tensor(frequencies))
