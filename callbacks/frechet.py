@@ -1,0 +1,111 @@
+"""The Fréchet distance of generated images to the data set, while the model trains."""
+
+from typing import Any, Protocol
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from tqdm import tqdm
+
+from callbacks.sample_grid import Generate
+from callbacks.schedule import EveryKimg
+from lightning_modules.diffusion.sampler import draw_labels
+from lightning_modules.edm_module import EDMModule
+from metrics import frechet
+
+
+class FeatureExtractor(Protocol):
+    """A backbone, as this callback needs it."""
+
+    identity: dict[str, Any]
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features [B, D] of uint8 images [B, C, H, W]."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move the weights."""
+
+
+class FrechetDistance(Callback):
+    """Every `every_kimg`, generates images with the EMA weights and logs their distance under its true name.
+
+    Image i of the evaluation comes from seed i with a label drawn from the clusters' frequencies, always the same;
+    rank r of W makes seeds r, r+W, …; the sums of their features meet in one all-reduce, which every rank joins.
+
+    Args:
+        name: `fid` (Inception), `fdd` (DINOv2 ViT-L/14) or `fd_<backbone>`.
+        extractor: a backbone: `extract(uint8 images [B, C, H, W]) -> [B, D]`.
+        reference: statistics of the data set's features by the same extractor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        extractor: FeatureExtractor,
+        reference: frechet.Statistics,
+        generate: Generate,
+        every_kimg: float,
+        num_images: int,
+        batch_size: int = 128,
+    ) -> None:
+        self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
+        self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
+        self.history: list[tuple[float, float]] = []  # (kimg, distance)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every.is_due(trainer, pl_module, batch_idx):
+            assert isinstance(pl_module, EDMModule)
+            self.evaluate(trainer, pl_module)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a reported distance has to say: extractor, numbers of images, whose weights."""
+        return {
+            "extractor": self.extractor.identity,
+            "num_generated": self.num_images,
+            "num_reference": self.reference.n,
+            "weights": "EMA",
+            "seeds": f"0 to {self.num_images - 1}",
+            "labels": "drawn from the clusters' frequencies",
+        }
+
+    @torch.no_grad()
+    def evaluate(self, trainer: Trainer, pl_module: EDMModule) -> float:
+        """Generate, measure and log; the same value on every rank."""
+        denoiser, device = pl_module.averaged_denoiser, pl_module.device
+        self.extractor.to(device)
+        metric = frechet.FrechetDistance(self.reference).to(device)
+        seeds = torch.arange(trainer.global_rank, self.num_images, trainer.world_size)
+        bar = tqdm(
+            total=len(seeds),
+            desc=self.name,
+            unit="img",
+            leave=False,
+            disable=not trainer.is_global_zero,
+            dynamic_ncols=True,
+        )
+        for part in seeds.split(self.batch_size):
+            images = self.generate(denoiser, part, self.labels(part, denoiser.cluster_frequencies))
+            metric.update(self.extractor.extract(images))
+            bar.update(len(part))
+        bar.close()
+        distance = float(metric.compute())  # compute() sums over the ranks
+        kimg = pl_module.nimg / 1000
+        self.history.append((kimg, distance))
+        for logger in trainer.loggers:
+            logger.log_metrics({self.name: distance}, step=round(kimg))
+        trainer.print(f"{kimg:,.0f} kimg: {self.name} {distance:.3f} ({self.num_images:,} images)")
+        return distance
+
+    @staticmethod
+    def labels(seeds: Tensor, frequencies: Tensor | None) -> Tensor | None:
+        """Label indices [B] drawn from the clusters' frequencies; None for an unconditional model."""
+        return None if frequencies is None else draw_labels(seeds, frequencies)
+
+    def state_dict(self) -> dict[str, list[tuple[float, float]]]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, list[tuple[float, float]]]) -> None:
+        self.history = [(float(kimg), float(distance)) for kimg, distance in state_dict["history"]]

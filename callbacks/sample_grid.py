@@ -1,0 +1,82 @@
+"""Generated images from fixed seeds, a row per cluster, while the model trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.image_grid import image_grid, show_in_tensorboard
+from callbacks.schedule import EveryKimg
+from datamodules.artifacts import atomic_path
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.edm_module import EDMModule
+
+# (denoiser, seeds [B], label indices [B] or None) → uint8 images [B, C, H, W]
+Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]
+
+
+def grid_rows(frequencies: Tensor, max_rows: int) -> list[int]:
+    """Label indices of at most `max_rows` clusters, evenly spaced from the most frequent to the rarest."""
+    order = torch.argsort(frequencies, descending=True, stable=True)
+    picked = torch.linspace(0, len(order) - 1, min(max_rows, len(order))).round().long()
+    return order[picked].tolist()
+
+
+def sample_rows(
+    denoiser: Denoiser, generate: Generate, max_rows: int, columns: int, batch_size: int
+) -> tuple[Tensor, list[str]]:
+    """Images [rows, columns, C, H, W] of seeds 0, 1, … with the EMA weights, and the rows' names.
+
+    Conditional models: a row per cluster, the same seeds in every row. Unconditional ones: eight rows.
+    """
+    if denoiser.label_dim:
+        assert denoiser.cluster_frequencies is not None
+        assert denoiser.cluster_ids is not None
+        rows = grid_rows(denoiser.cluster_frequencies, max_rows)
+        labels = torch.tensor(rows).repeat_interleave(columns)
+        seeds = torch.arange(columns).repeat(len(rows))
+        names = [f"cluster {int(denoiser.cluster_ids[row])}" for row in rows]
+    else:
+        labels, seeds, names = None, torch.arange(8 * columns), []
+    parts = [
+        generate(denoiser, part, None if labels is None else labels[start : start + batch_size])
+        for start, part in zip(range(0, len(seeds), batch_size), seeds.split(batch_size), strict=True)
+    ]
+    return torch.cat(parts).unflatten(0, (-1, columns)), names
+
+
+class SampleGrid(Callback):
+    """Draws the grid every `every_kimg` and at the end, into `folder` and TensorBoard (`samples/grid`)."""
+
+    def __init__(
+        self,
+        generate: Generate,
+        folder: Path,
+        every_kimg: float,
+        max_rows: int = 20,
+        columns: int = 10,
+        batch_size: int = 128,
+    ) -> None:
+        self.generate, self.folder, self.every = generate, folder, EveryKimg(every_kimg)
+        self.max_rows, self.columns, self.batch_size = max_rows, columns, batch_size
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
+            assert isinstance(pl_module, EDMModule)
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: EDMModule) -> None:
+        """Generate, draw and write one grid."""
+        images, names = sample_rows(
+            pl_module.averaged_denoiser, self.generate, self.max_rows, self.columns, self.batch_size
+        )
+        picture = image_grid(images, names)
+        kimg = round(pl_module.nimg / 1000)
+        with atomic_path(self.folder / f"kimg{kimg:06d}.png") as temporary:
+            picture.save(temporary)
+        show_in_tensorboard(trainer, "samples/grid", picture, kimg)

@@ -1,0 +1,46 @@
+"""When something is due: a function of the optimizer step, so that a resumed run does the same things as any other."""
+
+import math
+from typing import Protocol
+
+from lightning import LightningModule, Trainer
+
+
+class Schedule(Protocol):
+    """Tells at the end of each pass whether something is due."""
+
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        """Whether pass `batch_idx` ended an optimizer step at which something is due."""
+
+
+class EveryKimg:
+    """Due at each optimizer step that crosses a multiple of `kimg` thousand images, and at the end of training."""
+
+    def __init__(self, kimg: float) -> None:
+        self.kimg = kimg
+
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        if not ends_step(trainer, batch_idx):
+            return False
+        batch_size = pl_module.hparams["batch_size"]
+        seen, period = trainer.global_step * batch_size, self.kimg * 1000
+        crossed = math.floor(seen / period) > math.floor((seen - batch_size) / period)
+        return crossed or trainer.global_step == trainer.max_steps
+
+
+class EveryEpochs:
+    """Due after each `epochs` passes through the data, of `hparams["steps_per_epoch"]` steps, and at the end."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        if not ends_step(trainer, batch_idx):
+            return False
+        period = self.epochs * pl_module.hparams["steps_per_epoch"]
+        return trainer.global_step % period == 0 or trainer.global_step == trainer.max_steps
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether pass `batch_idx` was the last of its accumulated optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

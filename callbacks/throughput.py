@@ -1,0 +1,102 @@
+"""How fast training goes: a progress bar in images, and the rates in TensorBoard."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from callbacks.schedule import EveryKimg
+from lightning_modules.edm_module import EDMModule
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory held so far, in GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kilobytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Throughput(Callback):
+    """Logs `throughput/kimg_per_s`, `sec_per_kimg`, `peak_memory_gb` and `eta_hours` every `every_kimg`.
+
+    Rates are of training alone: time spent in other callbacks between two batches does not count.
+    """
+
+    def __init__(self, every_kimg: float) -> None:
+        self.every = EveryKimg(every_kimg)
+        self._seconds, self._images, self._batch_start = 0.0, 0, 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds += time.perf_counter() - self._batch_start
+        self._images += len(batch.positions) * trainer.world_size
+        if not self.every.is_due(trainer, pl_module, batch_idx):
+            return
+        assert isinstance(pl_module, EDMModule)
+        kimg_per_s = self._images / 1000 / self._seconds
+        self._seconds, self._images = 0.0, 0
+        total = trainer.max_steps * pl_module.hparams["batch_size"]
+        values = {
+            "throughput/kimg_per_s": kimg_per_s,
+            "throughput/sec_per_kimg": 1 / kimg_per_s,
+            "throughput/peak_memory_gb": peak_memory_gb(pl_module.device),
+            "throughput/eta_hours": (total - pl_module.nimg) / 1000 / kimg_per_s / 3600,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=round(pl_module.nimg / 1000))
+
+
+class ImageProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, counted in training images: rate in images/s and time left come from tqdm.
+
+    Args:
+        images_per_pass: images (or pairs) that one batch index stands for, over all devices.
+        total: images of the whole run.
+    """
+
+    def __init__(self, images_per_pass: int, total: int, description: str, unit: str = "img") -> None:
+        super().__init__(refresh_rate=1)
+        self.images_per_pass, self.total, self.description, self.unit = images_per_pass, total, description, unit
+
+    def init_train_tqdm(self) -> Tqdm:
+        return Tqdm(
+            desc=self.description,
+            total=self.total,
+            unit=self.unit,
+            unit_scale=True,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            file=sys.stderr,
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_idx + 1 if trainer.global_step else 0
+        self.train_progress_bar.initial = done * self.images_per_pass
+        self.train_progress_bar.reset(total=self.total)
+        self.train_progress_bar.n = self.train_progress_bar.initial
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar = self.train_progress_bar
+        bar.update(min((batch_idx + 1) * self.images_per_pass, self.total) - bar.n)
+        bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.train_progress_bar.refresh()

@@ -1,0 +1,156 @@
+"""The diffusion phase against a plain PyTorch loop, and its promises: accumulation, resuming, non-finite losses."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from callbacks.schedule import EveryKimg
+from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
+from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.edm_module import EDMModule
+
+BATCH = 8
+NETWORK = {
+    "architecture": "ddpmpp",
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+    "dropout": 0.1,
+}
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
+def batch_at(start: int, size: int) -> Batch:
+    """Images and labels that depend on the stream position alone."""
+    positions = torch.arange(start, start + size)
+    images = torch.stack(
+        [torch.randint(0, 256, (1, 8, 8), generator=torch.Generator().manual_seed(int(p))) for p in positions]
+    )
+    return Batch(images.to(torch.uint8), positions % 3, positions)
+
+
+class Stream(IterableDataset):
+    """Micro-batches of `size` images, from image `first` on."""
+
+    def __init__(self, first: int, size: int) -> None:
+        self.first, self.size = first, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(self.first, 10_000, self.size):
+            yield batch_at(start, self.size)
+
+
+def make_module(dropout: float = 0.0, **settings: Any) -> EDMModule:
+    torch.manual_seed(0)
+    denoiser = build_denoiser({**NETWORK, "dropout": dropout}, 8, 1, label_dim=3, augment_dim=9)
+    chosen = {"lr": 1e-2, "lr_rampup_kimg": 0.02, "ema_halflife_kimg": 0.01, "ema_rampup_ratio": 0.5, **settings}
+    return EDMModule(denoiser, batch_size=BATCH, **chosen)
+
+
+def train(module: EDMModule, steps: int, folder: Path, accumulate: int = 1, every_kimg: float = 1e3) -> EDMModule:
+    first = 0
+    snapshot = newest_snapshot(folder)
+    if snapshot is not None:
+        first = int(snapshot.stem.split("-")[1]) * BATCH
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        callbacks=[Snapshots(folder, EveryKimg(every_kimg), keep=9)],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(Stream(first, BATCH // accumulate), batch_size=None)
+    trainer.fit(module, loader, ckpt_path=snapshot, weights_only=True)
+    return module
+
+
+def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
+    """Adam, the learning-rate ramp in images (first rate 0) and the EMA, written out by hand."""
+    trained = train(make_module(), steps=5, folder=tmp_path)
+
+    module = make_module()
+    weights = list(module.denoiser.parameters())
+    averages = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.Adam(weights, lr=1e-2)
+    for step in range(5):
+        nimg = step * BATCH
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(nimg / 20, 1)
+        loss = module.loss_of(batch_at(nimg, BATCH)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        halflife = min(10, 0.5 * nimg)
+        beta = 0.5 ** (BATCH / halflife) if halflife else 0
+        averages = [beta * a + (1 - beta) * w.detach() for a, w in zip(averages, weights, strict=True)]
+
+    for ours, plain in zip(trained.denoiser.parameters(), weights, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+    for ours, plain in zip(trained.averaged_denoiser.parameters(), averages, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_passes_equal_one_large_batch(tmp_path: Path) -> None:
+    whole = train(make_module(), steps=3, folder=tmp_path / "whole")
+    parts = train(make_module(), steps=3, folder=tmp_path / "parts", accumulate=4)
+    for a, b in zip(whole.denoiser.parameters(), parts.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, accumulate: int) -> None:
+    """Network dropout included."""
+    straight = train(make_module(dropout=0.3), 6, tmp_path / "straight", accumulate)
+    train(make_module(dropout=0.3), 3, tmp_path / "broken", accumulate)
+    resumed = train(make_module(dropout=0.3), 6, tmp_path / "broken", accumulate)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    a, b = straight.trainer.optimizers[0].state_dict(), resumed.trainer.optimizers[0].state_dict()
+    assert all(torch.equal(a["state"][i]["exp_avg_sq"], b["state"][i]["exp_avg_sq"]) for i in a["state"])
+
+
+def test_a_non_finite_loss_stops_before_the_update_and_names_the_images(tmp_path: Path) -> None:
+    module = make_module()
+    with torch.no_grad():
+        next(module.denoiser.parameters()).fill_(float("nan"))
+    others = [p.detach().clone() for p in list(module.denoiser.parameters())[1:]]
+    with pytest.raises(RuntimeError, match=r"not finite .* positions .*\[0, 1, 2, 3, 4, 5, 6, 7\]"):
+        train(module, 1, tmp_path)
+    for now, before in zip(list(module.denoiser.parameters())[1:], others, strict=True):
+        assert torch.equal(now, before)
+    assert newest_snapshot(tmp_path) is None
+
+
+def test_unconditional_training_needs_no_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    denoiser = build_denoiser(NETWORK, 8, 1, label_dim=0, augment_dim=9)
+    module = train(EDMModule(denoiser, batch_size=BATCH), steps=1, folder=tmp_path)
+    assert module.averaged_denoiser.label_dim == 0
+
+
+def test_label_dropout_hides_labels(tmp_path: Path) -> None:
+    """With every label hidden, the labels make no difference to the loss."""
+    hidden, shown = make_module(label_dropout=1.0), make_module(label_dropout=0.0)
+    with torch.no_grad():
+        for module in (hidden, shown):
+            for parameter in module.denoiser.parameters():
+                parameter.add_(0.05)  # away from the last layer's near-zero start
+    batch = batch_at(0, BATCH)
+    other = batch._replace(labels=(batch.labels + 1) % 3)
+    assert torch.equal(hidden.loss_of(batch), hidden.loss_of(other))
+    assert not torch.allclose(shown.loss_of(batch), shown.loss_of(other))
