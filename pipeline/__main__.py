@@ -1,0 +1,36 @@
+"""`cedm COMMAND key=value …`: hands over to `python -m pipeline.COMMAND key=value …`."""
+
+import difflib
+import os
+import sys
+
+COMMANDS = {
+    "embed": "images → embeddings and nearest neighbours, in the cache",
+    "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups)",
+    "train": "images and pseudo-labels → an EDM diffusion model",
+    "generate": "a trained model → images",
+}
+
+
+def usage() -> str:
+    """The list of commands, as `cedm --help` shows it."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
+    return f"usage: cedm COMMAND key=value …\n\n{lines}\n\n`cedm COMMAND --help` shows a command's settings."
+
+
+def main() -> None:
+    """Replace this process by the command's own, so that DDP relaunches the right program."""
+    name, *overrides = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean `cedm {near[0]}`?\n\n" if near else ""
+        sys.exit(f"error: there is no command {name!r}. {hint}{usage()}")
+    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{name}", *overrides])
+
+
+if __name__ == "__main__":
+    main()

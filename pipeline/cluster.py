@@ -1,0 +1,183 @@
+"""`cedm cluster`: embeddings → pseudo-labels, and for TEMI the head that can label new images."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+from omegaconf import DictConfig
+from torch import Tensor
+
+from callbacks.schedule import EveryEpochs
+from callbacks.snapshots import Snapshots
+from callbacks.throughput import ImageProgressBar
+from callbacks.utilization import UtilizationRatio, gallery
+from datamodules.artifacts import UserError, atomic_path
+from datamodules.embedding_datamodule import EmbeddingDataModule
+from datamodules.images import ImageStore
+from datamodules.pseudo_labels import PseudoLabels
+from datamodules.sources import ImageSource
+from lightning_modules.clustering.kmeans import kmeans, random_groups
+from lightning_modules.temi_module import TEMIModule
+from metrics.clustering import ClusteringScores
+from metrics.utilization import ClusterUtilization
+from pipeline.command import command, typed_command
+from pipeline.fit import fit, join
+from pipeline.inputs import (
+    check_clustering,
+    embeddings_of,
+    neighbours_of,
+    plain,
+    pseudo_label_description,
+    pseudo_labels_file,
+    source_of,
+)
+from pipeline.run_folder import choose_run_folder, open_run_folder, run_settings, write_optional_summary, write_summary
+
+UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
+NOT_OF_THE_MODULE = ("method", "num_neighbours")
+
+
+@command
+def cluster(cfg: DictConfig) -> None:
+    source = source_of(cfg)
+    check_clustering(cfg, source)
+    path = pseudo_labels_file(cfg, source)
+    inputs = {"dataset": source.fingerprint}
+    if path.exists() and not cfg.overwrite:
+        labels = PseudoLabels.load(path, remake=typed_command("cluster"))
+        print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
+        write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
+        print(f"Next: {typed_command('train')}")
+        return
+    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
+    what = f"cluster-{cfg.clustering.method}-{cfg.clustering.num_clusters or 'all'}"
+    machine, folder = join(cfg, lambda: choose_run_folder(cfg, what, settings))
+    if machine.rank == 0:
+        open_run_folder(folder, settings, cfg.overwrite)
+        print(f"{source.name}: {len(source):,} images; {cfg.clustering.method} on {machine}; run folder {folder}")
+    if cfg.clustering.method == "temi":
+        labels = train_temi(cfg, source, images.gather, folder, path)
+    else:
+        labels = group(cfg, source)
+    if machine.rank != 0:
+        return
+    labels.save(path)
+    write_gallery(labels, images.gather, folder / "gallery.png")
+    shutil.copyfile(path, folder / "pseudo_labels.safetensors")
+    write_summary(folder, "cluster", summary_of(labels, source, path), inputs)
+    print(f"{describe(labels, path)}\ngallery        {folder / 'gallery.png'}\nNext: {typed_command('train')}")
+
+
+def train_temi(
+    cfg: DictConfig, source: ImageSource, images: Callable[[Tensor], Tensor], folder: Path, path: Path
+) -> PseudoLabels:
+    """Train the heads, assign every image by the best teacher head, and write that head beside the pseudo-labels."""
+    clustering = cfg.clustering
+    embeddings = embeddings_of(cfg, source)
+    data = EmbeddingDataModule(
+        embeddings,
+        neighbours_of(cfg, embeddings),
+        batch_size=clustering.batch_size,
+        num_neighbours=clustering.num_neighbours,
+        seed=cfg.seed,
+    )
+    torch.manual_seed(cfg.seed)
+    module = TEMIModule(
+        embedding_dim=embeddings.values.shape[1],
+        steps_per_epoch=data.steps_per_epoch,
+        **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
+    )
+    every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
+    callbacks: list[Callback] = [
+        UtilizationRatio(data.evaluation_batches, images, every_epochs),
+        Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
+        ImageProgressBar(clustering.batch_size, module.max_steps * clustering.batch_size, "TEMI", unit="pair"),
+    ]
+    fit(
+        cfg,
+        folder,
+        module,
+        data,
+        callbacks,
+        max_steps=module.max_steps,
+        precision=cfg.trainer.precision,
+        log_every_steps=max(1, min(50, data.steps_per_epoch)),
+    )
+    cluster_ids, confidence = module.cpu().predict(embeddings.standardised())
+    head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
+    if module.global_rank == 0:
+        head.save(head_file(path), {"dataset": source.name})
+        shutil.copyfile(head_file(path), folder / "head.safetensors")
+    return pseudo_labels(cfg, source, cluster_ids, clustering.num_clusters, confidence)
+
+
+def group(cfg: DictConfig, source: ImageSource) -> PseudoLabels:
+    """Groups that need no training: k-means, the given labels, or random ones."""
+    method, num_clusters = cfg.clustering.method, cfg.clustering.num_clusters
+    if method == "kmeans":
+        cluster_ids = kmeans(embeddings_of(cfg, source).values, num_clusters, cfg.seed)
+    elif method == "random":
+        cluster_ids = random_groups(len(source), num_clusters, cfg.seed)
+    elif method == "labels":
+        assert source.labels is not None
+        cluster_ids = source.labels
+        num_clusters = len(source.class_names) if source.class_names else int(source.labels.max()) + 1
+    else:
+        raise UserError(f"clustering.method={method}: type clustering=temi, kmeans, labels or random.")
+    return pseudo_labels(cfg, source, cluster_ids, num_clusters, torch.ones(len(source)))
+
+
+def pseudo_labels(
+    cfg: DictConfig, source: ImageSource, cluster_ids: Tensor, num_clusters: int, confidence: Tensor
+) -> PseudoLabels:
+    """The artifact's content, with the description of what made it."""
+    meta = {"made_from": pseudo_label_description(cfg, source), "method": cfg.clustering.method}
+    return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)
+
+
+def head_file(path: Path) -> Path:
+    """Where the head that made the pseudo-labels at `path` lies."""
+    return path.with_name(f"{path.stem}-head.safetensors")
+
+
+def write_gallery(labels: PseudoLabels, images: Callable[[Tensor], Tensor], path: Path) -> None:
+    """Picture of the most confident images of up to 40 clusters, a row per cluster."""
+    picture = gallery(images, torch.arange(len(labels.ids)), labels.cluster_ids, labels.confidence, max_clusters=40)
+    with atomic_path(path) as temporary:
+        picture.save(temporary)
+
+
+def summary_of(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[str, Any]:
+    """What `summary.json` says of pseudo-labels: how they use the clusters and, with labels, how they score."""
+    utilization = ClusterUtilization(labels.num_clusters)
+    utilization.update(labels.cluster_ids)
+    use = utilization.compute()
+    results: dict[str, Any] = {
+        "num_clusters": labels.num_clusters,
+        "num_used": labels.num_used,
+        "utilization_ratio": labels.utilization_ratio,
+        "kl_from_uniform": float(use["kl_from_uniform"]),
+        "pseudo_labels": str(path),
+    }
+    if source.labels is not None:
+        scores = ClusteringScores(int(source.labels.max()) + 1, labels.num_clusters)
+        scores.update(labels.cluster_ids, source.labels)
+        values = scores.compute()
+        results |= {name: float(values[name]) for name in ("accuracy", "nmi", "ami", "ari")}
+    return results
+
+
+def describe(labels: PseudoLabels, path: Path) -> str:
+    """Two lines for the terminal."""
+    counts = labels.counts[labels.counts > 0]
+    use = f"{labels.num_used} of {labels.num_clusters} (utilization ratio {labels.utilization_ratio:.3f})"
+    sizes = f"{int(counts.min())} to {int(counts.max())} images each"
+    return f"pseudo-labels  {path}\nclusters used  {use}, {sizes}"
+
+
+if __name__ == "__main__":
+    cluster()

@@ -1,0 +1,129 @@
+"""What every command shares: Hydra's entry point, and plain words for a user's mistake."""
+
+import difflib
+import functools
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from datamodules.artifacts import UserError
+from pipeline.checks import check_settings, leaves
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """Make a command of a function of the composed configuration `configs/<function name>.yaml`.
+
+    A user's mistake (an unknown key or option, a `UserError` of ours) ends in one message on stderr and exit code 2;
+    anything else is a fault of the program and keeps its traceback.
+    """
+    name = task.__name__
+
+    composed = False
+
+    @functools.wraps(task)
+    def task_in_plain_words(cfg: DictConfig) -> None:
+        nonlocal composed
+        composed = True
+        try:
+            check_settings(cfg, defaults_of(name, HydraConfig.get().runtime.choices))
+            task(cfg)
+        except UserError as error:
+            fail(str(error))
+        except MissingMandatoryValue as error:
+            fail(f"{error.full_key} must be given. Type {error.full_key}=VALUE.\nSee `cedm {name} --help`.")
+
+    entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task_in_plain_words)
+
+    def main() -> None:
+        nonlocal composed
+        composed = False
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
+        try:
+            entry()
+        except (HydraException, OmegaConfBaseException) as error:
+            if composed:
+                raise
+            fail(explain_override(error, name))
+        except KeyboardInterrupt:
+            fail("interrupted", code=130)
+
+    return main
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Print one clear message and leave with a non-zero exit code."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def typed_command(name: str) -> str:
+    """Command `name` with the settings that the user typed: all stages of a pipeline understand the same ones."""
+    on_path = shutil.which("cedm") is not None
+    program = "cedm" if on_path else os.path.relpath(Path(sys.executable).with_name("cedm"))
+    overrides = [word for word in sys.argv[1:] if not word.startswith(("run_dir=", "overwrite="))]
+    return shlex.join([program, name, *overrides])
+
+
+def explain_override(error: Exception, name: str) -> str:
+    """Say which override was wrong, and which right name is nearest."""
+    text = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        return f"{text.splitlines()[0]}\nSettings are typed as key=value, lists as key=[1,2]; see `cedm {name} --help`."
+    if isinstance(error, MissingConfigException) or "Could not find" in text:
+        return unknown_option(text, name)
+    unknown_key = re.search(r"Could not override '([^']+)'", text)
+    if isinstance(error, ConfigCompositionException) and unknown_key:
+        key = unknown_key.group(1).split("@")[0]
+        return f"there is no setting {key!r}.{suggest(key, all_keys(name))}\nSee `cedm {name} --help`."
+    return text
+
+
+def unknown_option(text: str, name: str) -> str:
+    """The message for `group=option` with an option that has no YAML file."""
+    found = re.search(r"'([\w/]+)/([^'/]+)'", text)
+    if not found:
+        return text
+    group, option = found.groups()
+    options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return f"{group}={option}: there is no such {group}.{suggest(option, options)}\nThere are: {', '.join(options)}."
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """' Did you mean …?' with the nearest known names; by last part too, so that `lr` finds `training.lr`."""
+    by_leaf = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = list(dict.fromkeys(by_leaf[:3] + difflib.get_close_matches(name, known, n=3, cutoff=0.7)))[:3]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def all_keys(name: str) -> list[str]:
+    """Every setting of a command, with dots, and the names of its config groups."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        cfg = hydra.compose(config_name=name)
+    return [*config_groups(), *(key for key, _ in leaves(cfg))]
+
+
+def defaults_of(name: str, choices: Mapping[str, Any]) -> DictConfig:
+    """The configuration with the same options chosen in its groups, and nothing else overridden."""
+    groups = [f"{group}={choice}" for group, choice in choices.items() if group in config_groups() and choice]
+    loader = GlobalHydra.instance().config_loader()
+    return loader.load_configuration(config_name=name, overrides=groups, run_mode=RunMode.RUN)
+
+
+def config_groups() -> list[str]:
+    """The folders of options below `configs`."""
+    return [path.name for path in CONFIGS.iterdir() if path.is_dir()]

@@ -1,0 +1,90 @@
+"""What a training run will cost, measured before it starts."""
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+
+from datamodules.image_datamodule import ImageBatch
+from lightning_modules.edm_module import EDMModule
+
+LONG_ON_A_CPU_HOURS = 24.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimate of a run: `images_per_s` over all devices, measured on one with `measured_batch` images at once."""
+
+    images: int
+    images_per_s: float
+    measured_batch: int
+    num_devices: int
+    device: str
+
+    @property
+    def hours(self) -> float:
+        return self.images / self.images_per_s / 3600
+
+    def __str__(self) -> str:
+        device_hours = f"{self.hours * self.num_devices:,.1f} {'GPU' if self.device != 'cpu' else 'CPU-process'}-hours"
+        return (
+            f"Cost: {self.images / 1000:,.0f} kimg at {self.images_per_s:,.0f} images/s "
+            f"(measured: {self.num_devices} × {self.device}, {self.measured_batch} images at once) "
+            f"→ {duration(self.hours)}, {device_hours}, evaluations not counted."
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Advice where the machine cannot be meant for this run; None where it can."""
+        if self.device != "cpu" or self.hours < LONG_ON_A_CPU_HOURS:
+            return None
+        affordable = max(1, int(self.images_per_s * 3600 / 1000))
+        return (
+            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine cannot "
+            f"be meant. One hour is worth training.duration_kimg={affordable}, or choose network=ddpmpp_small; "
+            f"or train on GPUs with trainer.accelerator=gpu."
+        )
+
+
+def duration(hours: float) -> str:
+    """A length of time as a person says it."""
+    for unit, size, limit in (("s", 1 / 3600, 120), ("min", 1 / 60, 120), ("hours", 1, 72), ("days", 24, 730)):
+        if hours / size < limit:
+            return f"{hours / size:,.0f} {unit}"
+    return f"{hours / 24 / 365:,.0f} years"
+
+
+def measure_cost(
+    module: EDMModule, batch: ImageBatch, device: torch.device, num_devices: int, images: int, precision: str
+) -> Cost:
+    """Time forward and backward passes of a copy of `module` on `device`.
+
+    The number of images at once doubles up to the batch's until one pass takes more than half a second, so that a
+    large network on a slow machine is measured within seconds too. The module and the random state stay as they are.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trial = copy.deepcopy(module).to(device).train()
+        count = min(4, len(batch.positions))
+        while True:
+            part = ImageBatch(*(field[:count].to(device) for field in batch))
+            passes = 3 if device.type == "cuda" else 1
+            one_pass(trial, part, precision, device)  # warm-up: allocator, algorithm choice
+            start = time.perf_counter()
+            for _ in range(passes):
+                one_pass(trial, part, precision, device)
+            seconds = (time.perf_counter() - start) / passes
+            if seconds > 0.5 or count == len(batch.positions):
+                return Cost(images, num_devices * count / seconds, count, num_devices, device.type)
+            count = min(2 * count, len(batch.positions))
+
+
+def one_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> None:
+    """One forward and backward pass with the run's precision."""
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16
+    with torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true"):
+        loss = module.loss_of(batch).mean()
+    loss.backward()
+    module.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

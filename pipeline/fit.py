@@ -1,0 +1,116 @@
+"""One Lightning fit in one run folder: the same folder on every rank, resumed where it stopped."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+
+from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
+from datamodules.artifacts import UserError
+
+RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processes of this run: how many, which of them this is, and its device."""
+
+    world_size: int
+    rank: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.world_size} × {self.device.type}"
+
+
+def quiet() -> None:
+    """Keep Lightning's tips and its use of deprecated PyTorch names out of the terminal; its own warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
+
+
+def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, Path]:
+    """Find out which processes take part, and agree with them on the run folder: rank 0 chooses.
+
+    Under torchrun or SLURM all ranks run already, so the process group is joined here and rank 0's choice broadcast.
+    Where Lightning launches the other ranks itself, they inherit the choice as an environment variable.
+
+    Raises:
+        UserError: the accelerator or the number of devices is not to be had on this machine.
+    """
+    quiet()
+    settings = cfg.trainer
+    try:
+        scout = Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except Exception as error:  # Lightning raises several kinds, each with a clear sentence
+        raise UserError(
+            f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: {error}\n"
+            f"This machine has {torch.cuda.device_count()} GPUs. "
+            "Type trainer.accelerator=cpu or another trainer.devices."
+        ) from error
+    machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
+    environment = getattr(scout.strategy, "cluster_environment", None)
+    if inherited and "LOCAL_RANK" in os.environ:
+        return machine, Path(inherited)
+    if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
+        scout.strategy.setup_environment()
+        choice = scout.strategy.broadcast(str(choose_folder()) if machine.rank == 0 else "")
+        return machine, Path(choice)
+    folder = choose_folder()
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    return machine, folder
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    callbacks: list[Callback],
+    *,
+    max_steps: int,
+    precision: str,
+    accumulate: int = 1,
+    log_every_steps: int = 1,
+) -> Trainer:
+    """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start."""
+    trainer = Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        precision=precision,  # type: ignore[arg-type]  # checked by Lightning
+        max_steps=max_steps,
+        max_epochs=-1,  # one endless epoch: the data stream is a function of the step
+        accumulate_grad_batches=accumulate,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        log_every_n_steps=log_every_steps,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    snapshot = newest_snapshot(folder / "snapshots")
+    if snapshot is not None and trainer.is_global_zero:
+        print(f"Going on from {snapshot}")
+    trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+    return trainer

@@ -1,0 +1,108 @@
+"""What a stage reads, built from the configuration; where it is missing, the error names the command that makes it."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from datamodules.artifacts import UserError, fingerprint
+from datamodules.backbones import backbone_identity
+from datamodules.embeddings import Embeddings, load_embeddings
+from datamodules.neighbours import load_neighbours
+from datamodules.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from datamodules.sources import ImageSource, open_source
+from pipeline.command import typed_command
+
+
+def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
+    """A config node as plain containers."""
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def source_of(cfg: DictConfig) -> ImageSource:
+    """The images of `dataset=`."""
+    dataset = cfg.dataset
+    return open_source(
+        kind=dataset.kind, name=dataset.name, path=dataset.path, max_images=dataset.max_images, cache_dir=cfg.cache_dir
+    )
+
+
+def identity_of(cfg: DictConfig) -> dict[str, Any]:
+    """What tells the backbone of `backbone=` from any other: name, weights' digests, processing."""
+    return backbone_identity(plain(cfg.backbone), cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+
+
+def embeddings_of(cfg: DictConfig, source: ImageSource) -> Embeddings:
+    """The cached embeddings of `source`."""
+    return load_embeddings(source, identity_of(cfg), cfg.cache_dir, remake=typed_command("embed"))
+
+
+def neighbours_of(cfg: DictConfig, embeddings: Embeddings) -> Tensor:
+    """The cached nearest neighbours, int64 [N, k], that TEMI draws its pairs from."""
+    k = cfg.clustering.num_neighbours
+    return load_neighbours(embeddings, k, cfg.cache_dir, remake=typed_command("embed")).indices
+
+
+def check_clustering(cfg: DictConfig, source: ImageSource) -> None:
+    """Refuse numbers that no clustering can serve.
+
+    Raises:
+        UserError: fewer than two clusters, more clusters than images, or labels asked for and absent.
+    """
+    clustering = cfg.clustering
+    if clustering.method == "labels":
+        if source.labels is None:
+            raise UserError(
+                f"clustering=labels: the data set {source.name!r} has no labels. "
+                "Choose clustering=temi, or a ZIP with labels in its dataset.json."
+            )
+        return
+    num_clusters = clustering.num_clusters
+    if not isinstance(num_clusters, int) or num_clusters < 2:
+        raise UserError(
+            f"clustering.num_clusters={num_clusters}: at least 2 clusters are needed. "
+            "Type clustering.num_clusters=100, or conditioning=none to train without clusters."
+        )
+    if num_clusters > len(source):
+        raise UserError(
+            f"clustering.num_clusters={num_clusters}, but {source.name!r} has {len(source)} images. "
+            f"Type clustering.num_clusters={max(2, len(source) // 20)} or less."
+        )
+
+
+def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, Any]:
+    """All that decides the pseudo-labels: the images, the backbone where one is used, the method, the seed."""
+    method, clustering = cfg.clustering.method, plain(cfg.clustering)
+    if method == "temi":
+        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed}
+    description: dict[str, Any] = {"method": method}
+    if method != "labels":  # what a data set's YAML sets for TEMI is nothing to the other methods
+        description |= {"num_clusters": clustering["num_clusters"], "seed": cfg.seed}
+    if method == "kmeans":
+        description["backbone"] = identity_of(cfg)
+    return description
+
+
+def pseudo_labels_file(cfg: DictConfig, source: ImageSource) -> Path:
+    """Where the pseudo-labels of this configuration lie, or will lie."""
+    return pseudo_labels_path(cfg.cache_dir, source, pseudo_label_description(cfg, source))
+
+
+def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | None:
+    """The groups to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`."""
+    if cfg.conditioning == "none":
+        return None
+    if cfg.conditioning != "clusters":
+        raise UserError(f"conditioning={cfg.conditioning}: type conditioning=clusters or conditioning=none.")
+    if cfg.assignments is not None:
+        return read_assignments(str(cfg.assignments), source)
+    check_clustering(cfg, source)
+    return PseudoLabels.load(pseudo_labels_file(cfg, source), remake=typed_command("cluster"))
+
+
+def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:
+    """Changes with any image's cluster."""
+    return None if labels is None else fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])

@@ -1,0 +1,161 @@
+"""The folder of one run: which one it is, whether it may be continued, and the `summary.json` in it."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.artifacts import UserError, canonical_json, write_json
+
+SETTINGS_FILE = "settings.json"
+SUMMARY_FILE = "summary.json"
+# Where things lie, how many devices work and how often one looks do not change what is computed.
+NOT_PART_OF_A_RUN = (
+    "run_dir",
+    "cache_dir",
+    "overwrite",
+    "dataset.path",
+    "backbone.path",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "training.num_workers",
+    "training.memory_gb",
+    "training.max_batch_per_device",
+    "evaluation.keep_snapshots",
+    "evaluation.batch_size",
+)
+LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
+
+
+def run_settings(cfg: DictConfig, inputs: Mapping[str, str], groups: tuple[str, ...]) -> dict[str, Any]:
+    """What makes a run the run that it is: the settings of the config `groups` that it reads, and its inputs."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    settings = {key: value for key, value in container.items() if key in groups}
+    for dotted in NOT_PART_OF_A_RUN:
+        *parents, leaf = dotted.split(".")
+        node: Any = settings
+        for parent in parents:
+            node = node.get(parent, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(leaf, None)
+    return {"settings": json.loads(canonical_json(finite(settings))), "inputs": dict(inputs)}
+
+
+def finite(node: Any) -> Any:
+    """The same settings with infinity spelled as text, which JSON lacks."""
+    if isinstance(node, dict):
+        return {key: finite(value) for key, value in node.items()}
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def choose_run_folder(cfg: DictConfig, what: str, settings: Mapping[str, Any]) -> Path:
+    """`run_dir`, or the newest run of the same settings below `runs/<dataset>/<what>/`, or a new folder there.
+
+    Raises:
+        UserError: `run_dir` holds a run of other settings; the message shows the differences.
+    """
+    if cfg.run_dir is not None:
+        folder = Path(cfg.run_dir)
+        if not cfg.overwrite:
+            refuse_other_settings(folder, settings)
+        return folder
+    parent = Path("runs") / str(cfg.dataset.name) / what
+    if not cfg.overwrite:
+        for folder in sorted(parent.glob("*"), reverse=True):
+            if read_settings(folder) == settings:
+                return folder
+    return unused(parent / time.strftime("%Y%m%d-%H%M%S"))
+
+
+def open_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Create the folder with its `settings.json`; with `overwrite`, what lies there is first set aside."""
+    if overwrite and folder.exists() and any(folder.iterdir()):
+        aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
+        folder.rename(aside)
+        print(f"The run that lay in {folder} is kept in {aside}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if read_settings(folder) is None:
+        write_json(folder / SETTINGS_FILE, dict(settings))
+
+
+def unused(folder: Path) -> Path:
+    """`folder`, or `folder-2`, `folder-3`, … where it exists already."""
+    candidate, count = folder, 1
+    while candidate.exists():
+        count += 1
+        candidate = folder.with_name(f"{folder.name}-{count}")
+    return candidate
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that a run folder was opened with; None where there is no run."""
+    try:
+        return json.loads((folder / SETTINGS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` that lists the differences when `folder` holds a run of other settings."""
+    before = read_settings(folder)
+    if before is None or before == settings:
+        return
+    old, new = dict(flatten(before)), dict(flatten(settings))
+    lines = [
+        f"  {key}: {old.get(key, '(absent)')} → {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    raise UserError(
+        f"run_dir={folder} holds a run with other settings:\n"
+        + "\n".join(lines)
+        + "\nChoose another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+    )
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dictionaries; the `settings`/`inputs` level stays out of the names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            inner = str(key) if not prefix or prefix == "settings" else f"{prefix}.{key}"
+            yield from flatten(value, inner)
+    else:
+        yield prefix, node
+
+
+def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+    """Write `summary.json`: what came out, what it was made from, and with which versions."""
+    path = folder / SUMMARY_FILE
+    write_json(
+        path,
+        {
+            "command": command,
+            **results,
+            "inputs": dict(inputs),
+            "versions": {name: version(name) for name in LIBRARIES},
+        },
+    )
+    return path
+
+
+def write_optional_summary(
+    cfg: DictConfig, command: str, results: Mapping[str, Any], inputs: Mapping[str, str]
+) -> None:
+    """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`."""
+    if cfg.run_dir is not None:
+        print(f"summary     {write_summary(Path(cfg.run_dir), command, results, inputs)}")
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """A finished run's summary; None where the run has not ended."""
+    try:
+        return json.loads((folder / SUMMARY_FILE).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,63 @@
+"""From settings to a function that generates images; used while training and by `cedm generate`."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.diffusion.denoiser import Denoiser, images_to_uint8
+from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
+from lightning_modules.diffusion.sampler import churn_noise, heun_sampler, latents
+
+LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Heun's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
+
+    An image depends on its seed and label alone: latents and churn noise are functions of the seed.
+    """
+
+    steps: int | None = None
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = float("inf")
+    S_noise: float = 1.0
+    guidance: float = 1.0
+    precision: str = "32-true"
+
+    def num_steps(self, denoiser: Denoiser) -> int:
+        """`steps`, or the published number for the denoiser's resolution."""
+        return self.steps or (40 if denoiser.img_resolution >= LARGE_FROM_PIXELS else 18)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> Tensor:
+        device = next(denoiser.parameters()).device
+        seeds = seeds.to(device)
+        shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
+        one_hot = None
+        if labels is not None:
+            one_hot = F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
+        guided = denoiser if self.guidance == 1 else ClassifierFreeGuidance(denoiser, self.guidance)
+        low_precision = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        with torch.autocast(device.type, dtype=low_precision, enabled=self.precision != "32-true"):
+            images = heun_sampler(
+                guided,
+                latents(seeds, shape),
+                one_hot,
+                num_steps=self.num_steps(denoiser),
+                sigma_min=self.sigma_min,
+                sigma_max=self.sigma_max,
+                rho=self.rho,
+                S_churn=self.churn,
+                S_min=self.S_min,
+                S_max=self.S_max,
+                S_noise=self.S_noise,
+                churn_noise=churn_noise(seeds, shape),
+            )
+        return images_to_uint8(images)

@@ -1,0 +1,250 @@
+"""`cedm train`: images and pseudo-labels → an EDM diffusion model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+from omegaconf import DictConfig
+
+from callbacks.frechet import FrechetDistance
+from callbacks.sample_grid import SampleGrid
+from callbacks.schedule import EveryKimg
+from callbacks.snapshots import DenoiserFile, Snapshots
+from callbacks.throughput import ImageProgressBar, Throughput
+from datamodules.artifacts import UserError
+from datamodules.image_datamodule import ImageBatch, ImageDataModule
+from datamodules.images import ImageStore
+from datamodules.pseudo_labels import PseudoLabels
+from datamodules.sources import ImageSource
+from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.edm_module import EDMModule
+from pipeline.command import command
+from pipeline.cost import measure_cost
+from pipeline.fit import Machine, fit, join
+from pipeline.inputs import plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
+from pipeline.reference import frechet_extractor, reference_statistics
+from pipeline.run_folder import choose_run_folder, open_run_folder, read_summary, run_settings, write_summary
+from pipeline.sampling import Sampler
+
+AUGMENT_DIM = 9
+GROUPS = (
+    "dataset", "conditioning", "network", "training", "sampler", "evaluation", "trainer", "init_from", "seed"
+)  # fmt: skip
+NOT_OF_THE_MODULE = ("max_batch_per_device", "duration_kimg", "num_workers", "memory_gb")
+
+
+@command
+def train(cfg: DictConfig) -> None:
+    source = source_of(cfg)
+    labels = pseudo_labels_of(cfg, source)
+    inputs = {"dataset": source.fingerprint}
+    if labels is not None:
+        inputs["pseudo_labels"] = str(pseudo_labels_fingerprint(labels))
+    settings = run_settings(cfg, inputs, GROUPS)
+    machine, folder = join(cfg, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
+    summary = None if cfg.overwrite else read_summary(folder)
+    if summary is not None:
+        if machine.rank == 0:
+            print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(folder)}")
+        return
+    if machine.rank == 0:
+        open_run_folder(folder, settings, cfg.overwrite)
+        print(f"run folder  {folder}")
+
+    training = cfg.training
+    accumulate = accumulation(training.batch_size, machine.world_size, training.max_batch_per_device)
+    data = ImageDataModule(
+        source,
+        labels,
+        resolution=cfg.dataset.resolution,
+        channels=cfg.dataset.channels,
+        batch_size=training.batch_size,
+        accumulate=accumulate,
+        seed=cfg.seed,
+        num_workers=training.num_workers,
+        memory_gb=training.memory_gb,
+    )
+    data.setup()
+    assert data.store is not None
+    module = build_module(cfg, data, source, labels)
+    total_images = data.batch_size * max(1, round(training.duration_kimg * 1000 / data.batch_size))
+    if machine.rank == 0:
+        announce(cfg, module, data, data.store, machine, accumulate, total_images)
+    sampler = Sampler(**plain(cfg.sampler))
+    callbacks, distance = watchers(cfg, data.store, sampler, folder, machine, accumulate, total_images)
+    trainer = fit(
+        cfg,
+        folder,
+        module,
+        data,
+        callbacks,
+        max_steps=total_images // training.batch_size,
+        precision=cfg.trainer.precision,
+        accumulate=accumulate,
+        log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / training.batch_size)) * accumulate,
+    )
+    if trainer.is_global_zero:
+        results: dict[str, Any] = {
+            "nimg": total_images,
+            "loss": float(trainer.callback_metrics["train/loss"]),
+            "denoiser": str(folder / "denoiser.safetensors"),
+            "batch_size": training.batch_size,
+            "parameters": sum(p.numel() for p in module.denoiser.parameters()),
+        }
+        if distance is not None and distance.history:
+            results[distance.name] = distance.history[-1][1]
+            results["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
+        write_summary(folder, "train", results, inputs)
+        print(next_steps(folder))
+
+
+def groups_name(cfg: DictConfig, labels: PseudoLabels | None) -> str:
+    """`none`, `temi-40`, `assignments-100` …: what the model is conditioned on, for the run folder's name."""
+    if labels is None:
+        return "none"
+    return f"{'assignments' if cfg.assignments is not None else cfg.clustering.method}-{labels.num_clusters}"
+
+
+def accumulation(batch_size: int, world_size: int, max_batch_per_device: int | None) -> int:
+    """The fewest passes that an optimizer step needs.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+    if batch_size % world_size:
+        raise UserError(
+            f"training.batch_size={batch_size} cannot be shared by {world_size} devices. Type another trainer.devices, "
+            f"or training.batch_size={max(1, round(batch_size / world_size)) * world_size}."
+        )
+    share = batch_size // world_size
+    largest = min(share, max_batch_per_device or share)
+    if largest < 1:
+        raise UserError(f"training.max_batch_per_device={max_batch_per_device}: at least one image is needed.")
+    return next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
+
+
+def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource, labels: PseudoLabels | None) -> EDMModule:
+    """The EDM module: a fresh denoiser, or one that starts from the weights in `init_from`."""
+    torch.manual_seed(cfg.seed)
+    try:
+        denoiser = build_denoiser(
+            plain(cfg.network),
+            img_resolution=cfg.dataset.resolution,
+            img_channels=cfg.dataset.channels,
+            label_dim=data.num_classes,
+            augment_dim=AUGMENT_DIM,
+        )
+    except ValueError as error:
+        raise UserError(f"network: {error}") from error
+    if cfg.init_from is not None:
+        start_from(denoiser, Path(cfg.init_from))
+    if labels is not None:
+        denoiser.cluster_frequencies = labels.frequencies
+        denoiser.cluster_ids = labels.used_clusters
+    denoiser.meta = {
+        "dataset": source.name,
+        "conditioning": groups_name(cfg, labels),
+        "num_clusters": labels.num_clusters if labels is not None else 0,
+    }
+    hparams = {key: value for key, value in plain(cfg.training).items() if key not in NOT_OF_THE_MODULE}
+    module = EDMModule(denoiser, seed=cfg.seed, **hparams)
+    if cfg.trainer.channels_last:
+        module.denoiser.to(memory_format=torch.channels_last)
+        module.ema.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        module.denoiser.compile()
+    return module
+
+
+def start_from(denoiser: Denoiser, path: Path) -> None:
+    """Copy weights from another denoiser; those for the labels start anew where the groups are others.
+
+    Raises:
+        UserError: the file is no denoiser, or of another network.
+    """
+    other = Denoiser.from_pretrained(path)
+    own, given = denoiser.state_dict(), other.state_dict()
+    fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+    missing = [name for name in own if name not in fitting and "map_label" not in name]
+    if missing:
+        raise UserError(
+            f"init_from={path}: its network is another one ({other.settings} for {other.img_channels} channels of "
+            f"{other.img_resolution}×{other.img_resolution} pixels); {missing[0]} does not fit. "
+            "Choose the same network= and dataset.resolution=."
+        )
+    denoiser.load_state_dict(fitting, strict=False)
+
+
+def announce(
+    cfg: DictConfig,
+    module: EDMModule,
+    data: ImageDataModule,
+    store: ImageStore,
+    machine: Machine,
+    accumulate: int,
+    images: int,
+) -> None:
+    """Say what will be trained, on what, and what it will cost, before it starts."""
+    parameters = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
+    groups = f"{data.num_classes} clusters" if data.num_classes else "no condition"
+    print(
+        f"data        {store.description}\n"
+        f"network     {cfg.network.architecture}, {parameters:.2f} M parameters, {groups}\n"
+        f"batch       {data.batch_size} = {machine} × {data.batch_size // machine.world_size // accumulate} images "
+        f"× {accumulate} accumulated, {cfg.trainer.precision}"
+    )
+    share = data.batch_size // machine.world_size // accumulate
+    batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
+    cost = measure_cost(module, batch, machine.device, machine.world_size, images, cfg.trainer.precision)
+    print(f"cost        {cost}")
+    if cost.warning:
+        print(cost.warning)
+
+
+def watchers(
+    cfg: DictConfig,
+    store: ImageStore,
+    sampler: Sampler,
+    folder: Path,
+    machine: Machine,
+    accumulate: int,
+    total_images: int,
+) -> tuple[list[Callback], FrechetDistance | None]:
+    """The callbacks of a training, and among them the one that measures distances."""
+    evaluation = cfg.evaluation
+    callbacks: list[Callback] = [
+        ImageProgressBar(cfg.training.batch_size // accumulate, total_images, "EDM"),
+        Throughput(evaluation.log_every_kimg),
+        SampleGrid(sampler, folder / "grids", evaluation.grid_every_kimg, batch_size=evaluation.batch_size),
+    ]
+    found = frechet_extractor(cfg)
+    distance = None
+    if found is not None:
+        name, extractor = found
+        reference = reference_statistics(cfg, store, extractor, machine.device)
+        distance = FrechetDistance(
+            name, extractor, reference, sampler, evaluation.every_kimg, evaluation.num_images, evaluation.batch_size
+        )
+        callbacks.append(distance)
+    callbacks += [
+        DenoiserFile(folder / "denoiser.safetensors", evaluation.snapshot_every_kimg, {"sampler": plain(cfg.sampler)}),
+        Snapshots(folder / "snapshots", EveryKimg(evaluation.snapshot_every_kimg), evaluation.keep_snapshots),
+    ]
+    return callbacks, distance
+
+
+def next_steps(folder: Path) -> str:
+    """Where the run lies, and what to type now."""
+    grids = sorted((folder / "grids").glob("*.png"))
+    return (
+        f"run folder  {folder}\n"
+        f"model       {folder / 'denoiser.safetensors'}\n"
+        + (f"images      {grids[-1]}\n" if grids else "")
+        + f"Next: cedm generate ckpt={folder} num=64   (or: make generate CKPT={folder})\n"
+        "      make tensorboard"
+    )
+
+
+if __name__ == "__main__":
+    train()

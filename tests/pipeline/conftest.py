@@ -1,0 +1,71 @@
+"""Commands run in this process, as if typed in an empty folder."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cedm = Callable[..., Result]
+
+TINY_TEMI = [
+    "clustering.num_clusters=5",
+    "clustering.max_epochs=2",
+    "clustering.warmup_epochs=1",
+    "clustering.num_heads=2",
+]
+TINY_EDM = [
+    "network.model_channels=8",
+    "network.num_blocks=1",
+    "training.duration_kimg=1",
+    "training.batch_size=64",
+    "evaluation.num_images=80",
+    "evaluation.every_kimg=1",
+    "evaluation.grid_every_kimg=1",
+    "evaluation.snapshot_every_kimg=0.5",
+    "sampler.steps=3",
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cedm(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cedm]:
+    """Runs `cedm COMMAND key=value …` here and tells how it ended."""
+
+    def run(command: str, *overrides: str) -> Result:
+        module = importlib.import_module(f"pipeline.{command}")
+        monkeypatch.setattr(sys, "argv", [command, *overrides])
+        os.environ.pop("CEDM_RUN_FOLDER", None)
+        GlobalHydra.instance().clear()
+        code = 0
+        try:
+            getattr(module, command)()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    yield run
+    os.environ.pop("CEDM_RUN_FOLDER", None)

@@ -1,0 +1,214 @@
+"""From images to generated images, as a user types it, on a part of the digits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.pseudo_labels import PseudoLabels
+from lightning_modules.clustering.assignment import ClusteringHead
+from lightning_modules.diffusion.denoiser import Denoiser
+
+from .conftest import TINY_EDM, TINY_TEMI, Cedm
+
+
+def only(folder: Path, pattern: str) -> Path:
+    """The one path that fits."""
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
+    for command in ("embed", "cluster", "train"):
+        result = cedm(command, *TINY_TEMI, *TINY_EDM)
+        assert result.code == 0, result.err
+        assert "Nothing to do" not in result.out
+    clustered = only(workplace, "runs/digits/cluster-temi-5/*")
+    trained = only(workplace, "runs/digits/train-temi-5/*")
+
+    scores = summary(clustered)
+    assert scores["num_clusters"] == 5
+    assert scores["utilization_ratio"] == scores["num_used"] / 5
+    assert 0 < scores["nmi"] <= 100
+    labels = PseudoLabels.load(clustered / "pseudo_labels.safetensors", remake="")
+    head = ClusteringHead.load(clustered / "head.safetensors", remake="")
+    assert len(labels) == 1797
+    assert head.num_clusters == 5
+    assert Image.open(clustered / "gallery.png").width > 100
+
+    results = summary(trained)
+    assert results["nimg"] == 1024  # 16 steps of 64 images: the nearest to 1 kimg
+    assert results["fd_pixels"] > 0
+    assert results["distances"]["num_generated"] == 80
+    assert results["inputs"]["dataset"] == scores["inputs"]["dataset"]
+    denoiser = Denoiser.from_pretrained(trained / "denoiser.safetensors")
+    assert denoiser.cluster_frequencies is not None
+    torch.testing.assert_close(denoiser.cluster_frequencies.sum().item(), 1.0)
+    assert list(denoiser.cluster_ids) == list(labels.used_clusters)
+    assert only(trained, "grids/kimg000001.png")
+    assert len(list((trained / "snapshots").iterdir())) == 2
+
+    for command in ("embed", "cluster", "train"):
+        result = cedm(command, *TINY_TEMI, *TINY_EDM)
+        assert result.code == 0
+        assert "Nothing to do" in result.out
+    assert only(workplace, "runs/digits/train-temi-5/*") == trained  # no second run was begun
+
+    cluster = int(labels.used_clusters[1])
+    result = cedm("generate", f"ckpt={trained}", "seeds=[5,9]", f"clusters=[{cluster}]", "steps=3", "run_dir=two")
+    assert result.code == 0, result.err
+    assert json.loads((workplace / "two/images/dataset.json").read_text())["labels"] == [
+        ["00000/img00000005.png", cluster],
+        ["00000/img00000009.png", cluster],
+    ]
+
+
+@pytest.fixture
+def model(workplace: Path) -> Path:
+    """An untrained denoiser of three clusters, 2, 5 and 7, whose images nevertheless differ."""
+    from lightning_modules.diffusion.denoiser import build_denoiser
+
+    torch.manual_seed(0)
+    network = {
+        "architecture": "ddpmpp",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "num_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    denoiser = build_denoiser(network, 8, 1, label_dim=3, augment_dim=9)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    denoiser.cluster_frequencies = torch.tensor([0.5, 0.25, 0.25])
+    denoiser.cluster_ids = torch.tensor([2, 5, 7])
+    denoiser.save_pretrained(workplace / "denoiser.safetensors", dataset="test")
+    return workplace / "denoiser.safetensors"
+
+
+def pixels(folder: Path, seed: int) -> np.ndarray:
+    return np.array(Image.open(folder / f"images/00000/img{seed:08d}.png")).astype(int)
+
+
+def test_an_image_depends_on_its_seed_alone(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """Not on the batch, nor on which other seeds were asked for."""
+    assert cedm("generate", f"ckpt={model}", "num=12", "batch_size=5", "run_dir=all").code == 0
+    assert cedm("generate", f"ckpt={model}", "seeds=[7,2]", "run_dir=some").code == 0
+    for seed in (2, 7):
+        assert abs(pixels(workplace / "all", seed) - pixels(workplace / "some", seed)).max() <= 1
+    everything = dict(json.loads((workplace / "all/images/dataset.json").read_text())["labels"])
+    for name, label in json.loads((workplace / "some/images/dataset.json").read_text())["labels"]:
+        assert everything[name] == label
+    assert set(everything.values()) <= {2, 5, 7}
+
+
+def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace: Path) -> None:
+    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
+    before = pixels(workplace / "all", 4)
+    kept = workplace / "all/images/00000/img00000003.png"
+    time_stamp = kept.stat().st_mtime_ns
+    (workplace / "all/images/00000/img00000004.png").unlink()
+    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
+    assert kept.stat().st_mtime_ns == time_stamp
+    assert abs(pixels(workplace / "all", 4) - before).max() <= 1
+
+
+def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """It is a data set of kind zip again."""
+    from datamodules.sources import open_source
+
+    assert cedm("generate", f"ckpt={model}", "num=6", "clusters=[5,7]", "format=zip", "run_dir=z").code == 0
+    source = open_source("zip", "generated", workplace / "z/images.zip")
+    assert len(source) == 6
+    assert source.labels is not None
+    assert source.labels.tolist() == [5, 7, 5, 7, 5, 7]
+
+
+def test_a_run_continues_after_a_stop_and_refuses_other_settings(
+    cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cedm("cluster", "clustering=random")
+    settings = ["clustering=random", *TINY_EDM, "evaluation.backbone=null", "run_dir=run"]
+    from callbacks.sample_grid import SampleGrid
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SampleGrid, "draw", fail)
+        with pytest.raises(OSError, match="disk"):
+            cedm("train", *settings)
+    assert not (workplace / "run/summary.json").exists()
+    result = cedm("train", *settings)
+    assert "Going on from run/snapshots/step-00000008.ckpt" in result.out
+    straight = cedm("train", *settings[:-1], "run_dir=straight")
+    assert straight.code == 0
+    assert weights(workplace / "run") == weights(workplace / "straight")
+
+    other = cedm("train", *settings, "training.lr=0.5")
+    assert other.code == 2
+    assert "training.lr" in other.err
+    assert "overwrite=true" in other.err
+    assert cedm("train", *settings, "training.lr=0.01", "overwrite=true").code == 0
+    assert len(list(workplace.glob("run-replaced-*"))) == 1
+
+
+def weights(folder: Path) -> dict[str, list[float]]:
+    denoiser = Denoiser.from_pretrained(folder / "denoiser.safetensors")
+    return {name: value.flatten().tolist() for name, value in denoiser.state_dict().items()}
+
+
+def test_training_on_an_assignments_file(cedm: Cedm, workplace: Path) -> None:
+    """A file in data-set order takes the place of the cached pseudo-labels; empty clusters are dropped."""
+    ids = np.arange(1797) % 4 * 3
+    np.save(workplace / "ids.npy", ids)
+    assert cedm("train", *TINY_EDM, "assignments=ids.npy", "evaluation.backbone=null").code == 0
+    trained = only(workplace, "runs/digits/train-assignments-*/*")
+    denoiser = Denoiser.from_pretrained(trained / "denoiser.safetensors")
+    assert denoiser.label_dim == 4
+    assert denoiser.cluster_ids is not None
+    assert denoiser.cluster_ids.tolist() == [0, 3, 6, 9]
+
+
+def test_unconditional_training(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("train", *TINY_EDM, "conditioning=none").code == 0
+    trained = only(workplace, "runs/digits/train-none/*")
+    assert Denoiser.from_pretrained(trained / "denoiser.safetensors").label_dim == 0
+    result = cedm("generate", f"ckpt={trained}", "num=2", "steps=2", "clusters=uniform")
+    assert result.code == 2
+    assert "trained without clusters" in result.err
+
+
+@pytest.mark.parametrize("method", ["kmeans", "labels", "random"])
+def test_other_sources_of_groups_write_the_same_artifact(cedm: Cedm, workplace: Path, method: str) -> None:
+    cedm("embed")
+    result = cedm("cluster", f"clustering={method}", "run_dir=run")
+    assert result.code == 0, result.err
+    labels = PseudoLabels.load(workplace / "run/pseudo_labels.safetensors", remake="")
+    expected = {"kmeans": 40, "labels": 10, "random": 40}[method]
+    assert labels.num_clusters == labels.num_used == expected
+    nmi = summary(workplace / "run")["nmi"]
+    assert {"kmeans": nmi > 60, "labels": nmi == pytest.approx(100), "random": nmi < 15}[method]
+
+
+def test_fine_tuning_starts_from_a_denoiser(cedm: Cedm, workplace: Path) -> None:
+    """Also for other groups: what depends on the labels starts anew, all else is taken over."""
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null"]
+    assert cedm("train", *settings, "run_dir=first").code == 0
+    frozen = ["training.lr=1e-30", "init_from=first/denoiser.safetensors"]
+    assert cedm("train", *settings, *frozen, "run_dir=second").code == 0
+    first, second = weights(workplace / "first"), weights(workplace / "second")
+    assert all(np.allclose(first[name], second[name], atol=1e-6) for name in first)
+    cedm("cluster", "clustering=random")
+    labelled = [*settings[1:], *frozen, "clustering=random", "run_dir=third"]
+    assert cedm("train", *labelled).code == 0
+    assert cedm("train", *settings, *frozen, "run_dir=x", "network.model_channels=16").code == 2

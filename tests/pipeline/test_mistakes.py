@@ -1,0 +1,103 @@
+"""What users get wrong: one clear message, a non-zero exit code, nothing half-made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.__main__ import main
+
+from .conftest import Cedm
+
+
+def image_folder(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        Image.fromarray(np.full((10, 10, 3), index, dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "expected"),
+    [
+        ("train", ["trainer.device=2"], ["trainer.device", "trainer.devices"]),
+        ("train", ["lr=2"], ["training.lr", "clustering.lr"]),
+        ("embed", ["datset=digits"], ["datset", "dataset"]),
+        ("embed", ["dataset=cifar"], ["cifar10", "cifar100"]),
+        ("cluster", ["clustering=kmean"], ["kmeans"]),
+        ("embed", ["dataset=["], ["key=value"]),
+        ("train", ["training.batch_size=many"], ["training.batch_size=many", "whole number"]),
+        ("train", ["training.batch_size=0"], ["training.batch_size=0", "above 0"]),
+        ("embed", ["dataset=folder"], ["dataset.path"]),
+        ("embed", ["dataset=folder", "dataset.path=nowhere"], ["nowhere"]),
+        ("embed", ["dataset=zip", "dataset.path=nothing.zip"], ["nothing.zip"]),
+        ("embed", ["clustering.num_neighbours=1797"], ["1797", "1796"]),
+        ("cluster", ["clustering.num_clusters=1"], ["clustering.num_clusters=1", "at least 2"]),
+        ("cluster", ["clustering.num_clusters=2000"], ["2000", "1797 images"]),
+        ("cluster", [], ["cedm embed"]),
+        ("train", [], ["cedm cluster"]),
+        ("train", ["conditioning=cluster"], ["conditioning=cluster", "conditioning=none"]),
+        ("train", ["conditioning=none", "training.batch_size=2000"], ["2000", "1797"]),
+        ("train", ["conditioning=none", "network.channel_mult=[1,1,1,1,1]"], ["8", "levels"]),
+        ("train", ["conditioning=none", "network.architecture=ddpmp"], ["ddpmp", "ddpmpp"]),
+        ("train", ["conditioning=none", "evaluation.backbone=pixel"], ["pixel", "pixels"]),
+        ("train", ["conditioning=none", "trainer.accelerator=gpu"], ["trainer.accelerator=gpu"]),
+        ("train", ["conditioning=none", "init_from=gone.safetensors"], ["gone.safetensors"]),
+        ("train", ["assignments=gone.npy"], ["gone.npy"]),
+        ("generate", [], ["ckpt"]),
+        ("generate", ["ckpt=gone"], ["gone"]),
+    ],
+)
+def test_a_mistake_ends_in_one_message(
+    cedm: Cedm, workplace: Path, command: str, overrides: list[str], expected: list[str]
+) -> None:
+    result = cedm(command, *overrides)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert "Traceback" not in result.err
+    for words in expected:
+        assert words in result.err
+    assert not list(workplace.glob("runs/**/denoiser.safetensors"))
+    assert not list(workplace.glob("**/*.tmp*"))
+
+
+def test_an_empty_folder(cedm: Cedm, workplace: Path) -> None:
+    result = cedm("embed", "dataset=folder", f"dataset.path={image_folder(workplace / 'empty', 0)}")
+    assert (result.code, "no image" in result.err) == (2, True)
+
+
+def test_fewer_images_than_neighbours(cedm: Cedm, workplace: Path) -> None:
+    path = image_folder(workplace / "few", 5)
+    result = cedm("embed", "dataset=folder", f"dataset.path={path}", "backbone=pixels")
+    assert result.code == 2
+    assert "clustering.num_neighbours=50" in result.err
+
+
+def test_labels_asked_for_and_absent(cedm: Cedm, workplace: Path) -> None:
+    path = image_folder(workplace / "few", 5)
+    result = cedm("cluster", "dataset=folder", f"dataset.path={path}", "clustering=labels")
+    assert result.code == 2
+    assert "no labels" in result.err
+
+
+def test_no_weights_and_no_network(cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(workplace / "hub"))
+    result = cedm("embed", "backbone=dino_vitb16")
+    assert result.code == 2
+    assert "facebook/dino-vitb16" in result.err
+    assert "backbone.path" in result.err
+
+
+def test_an_unknown_command_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cedm", "trian"])
+    with pytest.raises(SystemExit, match="Did you mean `cedm train`"):
+        main()
+    monkeypatch.setattr("sys.argv", ["cedm"])
+    main()
+    assert "embed" in capsys.readouterr().out
