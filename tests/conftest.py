@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(1)  # tests run side by side: threads of several processes would only wait for one another
 
 
 @pytest.fixture(scope="session")

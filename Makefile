@@ -1,0 +1,100 @@
+# Cluster-conditioned diffusion. `make help` lists targets, variables and defaults.
+
+DATASET      ?= digits
+DATA         ?=
+BACKBONE     ?=
+CLUSTERING   ?=
+CLUSTERS     ?=
+CONDITIONING ?=
+DEVICES      ?=
+ACCELERATOR  ?=
+ARGS         ?=
+
+VENV := .venv
+ifdef PYTHON
+    PY := $(PYTHON)
+    READY :=
+else
+    PY := $(VENV)/bin/python
+    READY := $(VENV)/.installed
+endif
+
+# Only variables that are set become overrides: the data set's own settings stand behind the others.
+OVERRIDES = dataset=$(DATASET) \
+    $(if $(DATA),'dataset.path="$(DATA)"') \
+    $(if $(BACKBONE),backbone=$(BACKBONE)) \
+    $(if $(CLUSTERING),clustering=$(CLUSTERING)) \
+    $(if $(CLUSTERS),clustering.num_clusters=$(CLUSTERS)) \
+    $(if $(CONDITIONING),conditioning=$(CONDITIONING)) \
+    $(if $(DEVICES),trainer.devices=$(DEVICES)) \
+    $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) \
+    $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train embed cluster diffusion generate tensorboard test test-all lint bench clean
+
+help:  ## This list
+	@echo 'Targets:'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo 'Variables, with their defaults:'
+	@echo '  DATASET=digits    digits, cifar10, cifar100, folder or zip; brings its published settings along'
+	@echo '  DATA=             folder or ZIP of the images (for folder and zip; for cifar: where the files lie)'
+	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, dinov2_vitl14'
+	@echo '  CLUSTERING=temi   temi, kmeans, labels or random'
+	@echo '  CLUSTERS=         number of clusters'
+	@echo '  CONDITIONING=     clusters or none'
+	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'
+	@echo '  ACCELERATOR=auto  gpu, cpu, …'
+	@echo '  CKPT=             for make generate: denoiser.safetensors or the folder of a run'
+	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
+	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
+
+$(VENV)/.installed: pyproject.toml
+	@echo 'Setting up $(VENV) (once; several GB of packages) …'
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: Python 3.11 or newer is needed; python3 is' "$$(python3 --version)"; exit 1; }
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## Create .venv with all packages, once
+
+train: $(READY)  ## Embed, cluster and train a diffusion model: DATASET=digits by default
+	@$(PY) -m pipeline.embed $(OVERRIDES)
+	@$(PY) -m pipeline.cluster $(OVERRIDES)
+	@$(PY) -m pipeline.train $(OVERRIDES)
+
+embed: $(READY)  ## Only: images → embeddings and neighbours
+	@$(PY) -m pipeline.embed $(OVERRIDES)
+
+cluster: $(READY)  ## Only: embeddings → pseudo-labels
+	@$(PY) -m pipeline.cluster $(OVERRIDES)
+
+diffusion: $(READY)  ## Only: images and pseudo-labels → diffusion model
+	@$(PY) -m pipeline.train $(OVERRIDES)
+
+generate: $(READY)  ## Images from a trained model: CKPT=runs/…
+	@test -n "$(CKPT)" || { echo 'error: CKPT is empty. Type make generate CKPT=runs/DATASET/WHAT/TIME'; exit 2; }
+	@$(PY) -m pipeline.generate 'ckpt="$(CKPT)"' $(ARGS)
+
+tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
+	@$(PY) -m tensorboard.main --logdir runs --host localhost
+
+lint: $(READY)  ## Style, types and import layers
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()' --no-cache
+
+test: lint  ## Lint and the fast tests
+	@$(PY) -m pytest -m 'not slow' -n 2 --dist loadfile
+
+test-all: lint  ## Lint and all tests
+	@$(PY) -m pytest -n 2 --dist loadfile
+
+bench: $(READY)  ## Measure speed; prints a table
+	@$(PY) -m pytest tests/bench -m bench
+
+clean:  ## Remove the environment; runs/ and cache/ stay
+	rm -rf $(VENV) *.egg-info
