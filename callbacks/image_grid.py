@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL_PIXELS = 48  # small images are enlarged to about this size, pixel by pixel
+CELL_PIXELS = 48  # smaller images are enlarged to about this size
+SMOOTH_BELOW_PIXELS = 24  # a person reads an 8×8 digit with smooth edges, and not as 64 squares
 GAP = 2
 MARGIN = 8
 
@@ -22,7 +25,7 @@ def image_grid(images: Tensor, row_names: Sequence[str] | None = None) -> Image.
     if channels != 3:
         images = images[:, :, :1].expand(-1, -1, 3, -1, -1)
     scale = max(1, round(CELL_PIXELS / max(height, width)))
-    cells = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    cells = enlarge(images, scale)
     cell_height, cell_width = height * scale + GAP, width * scale + GAP
     font = ImageFont.load_default(size=min(16, max(9, cell_height // 3)))
     names = list(row_names or [])
@@ -37,6 +40,15 @@ def image_grid(images: Tensor, row_names: Sequence[str] | None = None) -> Image.
             cell = cells[row, column].permute(1, 2, 0).cpu().numpy()
             picture.paste(Image.fromarray(np.ascontiguousarray(cell)), (left + column * cell_width, top))
     return picture
+
+
+def enlarge(images: Tensor, scale: int) -> Tensor:
+    """uint8 images [..., H, W] times `scale`: tiny ones smoothly, others pixel by pixel."""
+    if scale > 1 and max(images.shape[-2:]) < SMOOTH_BELOW_PIXELS:
+        flat = images.reshape(-1, 1, *images.shape[-2:]).float()
+        smooth = F.interpolate(flat, scale_factor=scale, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+        return smooth.reshape(*images.shape[:-2], *smooth.shape[-2:])
+    return images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
 
 
 def show_in_tensorboard(trainer: Trainer, tag: str, picture: Image.Image, step: int) -> None:

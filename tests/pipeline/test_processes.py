@@ -1,0 +1,63 @@
+"""Several processes, started as users start them, against one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.pseudo_labels import PseudoLabels
+from lightning_modules.diffusion.denoiser import Denoiser
+
+from .conftest import TINY_EDM, TINY_TEMI, Cedm
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command in `folder`; its output, if it ended well within two minutes."""
+    environment = {key: value for key, value in os.environ.items() if key != "CEDM_RUN_FOLDER"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_same_model(a: Path, b: Path) -> None:
+    one, two = (Denoiser.from_pretrained(folder / "denoiser.safetensors") for folder in (a, b))
+    for (name, x), (_, y) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Path) -> None:
+    """Through Lightning's own launcher, with the distance measured on both ranks; all ranks share one run folder."""
+    settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
+    assert cedm("train", *settings, "run_dir=one").code == 0
+    out = run([sys.executable, "-m", "pipeline.train", *settings, *TWO], workplace)
+    (two,) = workplace.glob("runs/digits/train-none/*")
+    assert "64 = 2 × cpu × 32 images × 1 accumulated" in out
+    assert_same_model(workplace / "one", two)
+    assert out.count("fd_pixels") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_model(cedm: Cedm, workplace: Path) -> None:
+    settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
+    assert cedm("train", *settings, "run_dir=one").code == 0
+    run([*TORCHRUN, "-m", "pipeline.train", *settings, *TWO], workplace)
+    (two,) = workplace.glob("runs/digits/train-none/*")  # chosen by rank 0, the same on both ranks
+    assert_same_model(workplace / "one", two)
+
+
+@pytest.mark.slow
+def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("embed").code == 0
+    settings = [*TINY_TEMI, "clustering.lr=1e-4"]
+    assert cedm("cluster", *settings, "run_dir=one").code == 0
+    run([sys.executable, "-m", "pipeline.cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace)
+    one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors", remake="") for name in ("one", "two"))
+    assert (one.cluster_ids == two.cluster_ids).float().mean() > 0.99
