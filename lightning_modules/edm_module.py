@@ -75,6 +75,7 @@ class EDMModule(LightningModule):
         loss = losses.mean()
         self.log("train/loss", loss, sync_dist=True, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/ema_halflife_kimg", self.ema.halflife_nimg(self.nimg) / 1000)
         self.log("step", self.nimg / 1000)  # the x axis of every curve: thousands of images seen
         return loss
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -94,6 +95,7 @@ def train_temi(
     every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
     callbacks: list[Callback] = [
         UtilizationRatio(data.evaluation_batches, images, every_epochs),
+        LearningRateMonitor(logging_interval="step"),
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
         ImageProgressBar(clustering.batch_size, module.max_steps * clustering.batch_size, "TEMI", unit="pair"),
     ]
@@ -153,7 +155,7 @@ def write_gallery(labels: PseudoLabels, images: Callable[[Tensor], Tensor], path
 
 def summary_of(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[str, Any]:
     """What `summary.json` says of pseudo-labels: how they use the clusters and, with labels, how they score."""
-    utilization = ClusterUtilization(labels.num_clusters)
+    utilization = ClusterUtilization(labels.num_clusters, sync_on_compute=False)  # rank 0 alone comes here
     utilization.update(labels.cluster_ids)
     use = utilization.compute()
     results: dict[str, Any] = {
@@ -164,7 +166,7 @@ def summary_of(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[st
         "pseudo_labels": str(path),
     }
     if source.labels is not None:
-        scores = ClusteringScores(int(source.labels.max()) + 1, labels.num_clusters)
+        scores = ClusteringScores(int(source.labels.max()) + 1, labels.num_clusters, sync_on_compute=False)
         scores.update(labels.cluster_ids, source.labels)
         values = scores.compute()
         results |= {name: float(values[name]) for name in ("accuracy", "nmi", "ami", "ari")}

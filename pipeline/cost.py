@@ -27,9 +27,9 @@ class Cost:
         return self.images / self.images_per_s / 3600
 
     def __str__(self) -> str:
-        device_hours = f"{self.hours * self.num_devices:,.1f} {'GPU' if self.device != 'cpu' else 'CPU-process'}-hours"
+        device_hours = f"{self.hours * self.num_devices:,.1f} {'GPU' if self.device != 'cpu' else 'process'}-hours"
         return (
-            f"Cost: {self.images / 1000:,.0f} kimg at {self.images_per_s:,.0f} images/s "
+            f"{self.images / 1000:,.0f} kimg at {self.images_per_s:,.0f} images/s "
             f"(measured: {self.num_devices} × {self.device}, {self.measured_batch} images at once) "
             f"→ {duration(self.hours)}, {device_hours}, evaluations not counted."
         )

@@ -11,9 +11,11 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
+from torch.utils.tensorboard.summary import hparams
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from datamodules.artifacts import UserError
+from pipeline.checks import leaves
 
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
 
@@ -79,6 +81,22 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     return machine, folder
 
 
+def show_hyperparameters(trainer: Trainer, cfg: DictConfig) -> None:
+    """Fill TensorBoard's table of hyper-parameters, beside the curve of the loss.
+
+    Not by `logger.log_hyperparams`, which would write a point of its own into that curve.
+    """
+    if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        return
+    groups = ("dataset", "backbone", "clustering", "network", "training", "seed")
+    settings = {key: value for key, value in leaves(cfg) if key.split(".")[0] in groups}
+    shown = {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
+    }
+    for summary in hparams(shown, {"train/loss": 0}):
+        trainer.logger.experiment.file_writer.add_summary(summary)
+
+
 def fit(
     cfg: DictConfig,
     folder: Path,
@@ -109,6 +127,7 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
     )
+    show_hyperparameters(trainer, cfg)
     snapshot = newest_snapshot(folder / "snapshots")
     if snapshot is not None and trainer.is_global_zero:
         print(f"Going on from {snapshot}")

@@ -22,11 +22,14 @@ class EMA(nn.Module):
         self.rampup_ratio = rampup_ratio
         self.module = copy.deepcopy(module).float().eval().requires_grad_(False)
 
+    def halflife_nimg(self, nimg: int) -> float:
+        """Half-life of the average, in images, `nimg` images into the training."""
+        halflife_nimg = self.halflife_kimg * 1000
+        return halflife_nimg if self.rampup_ratio is None else min(halflife_nimg, nimg * self.rampup_ratio)
+
     def beta(self, nimg: int, batch_size: int) -> float:
         """Weight of the old average at a step of `batch_size` images, `nimg` images into the training."""
-        halflife_nimg = self.halflife_kimg * 1000
-        if self.rampup_ratio is not None:
-            halflife_nimg = min(halflife_nimg, nimg * self.rampup_ratio)
+        halflife_nimg = self.halflife_nimg(nimg)
         return 0.5 ** (batch_size / halflife_nimg) if halflife_nimg > 0 else 0.0
 
     @torch.no_grad()
