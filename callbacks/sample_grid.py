@@ -19,10 +19,8 @@ Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]
 
 
 def grid_rows(frequencies: Tensor, max_rows: int) -> list[int]:
-    """Label indices of at most `max_rows` clusters, evenly spaced from the most frequent to the rarest."""
-    order = torch.argsort(frequencies, descending=True, stable=True)
-    picked = torch.linspace(0, len(order) - 1, min(max_rows, len(order))).round().long()
-    return order[picked].tolist()
+    """Label indices of the `max_rows` most frequent clusters, the most frequent first."""
+    return torch.argsort(frequencies, descending=True, stable=True)[:max_rows].tolist()
 
 
 def sample_rows(
@@ -30,7 +28,7 @@ def sample_rows(
 ) -> tuple[Tensor, list[str]]:
     """Images [rows, columns, C, H, W] of seeds 0, 1, … with the EMA weights, and the rows' names.
 
-    Conditional models: a row per cluster, the same seeds in every row. Unconditional ones: eight rows.
+    Conditional models: a row for each of the most frequent clusters, the same seeds in every row. Unconditional ones: eight rows.
     """
     if denoiser.label_dim:
         assert denoiser.cluster_frequencies is not None

@@ -36,6 +36,7 @@ class UtilizationRatio(Callback):
     ) -> None:
         self.batches, self.images = batches, images
         self.every, self.gallery_clusters = EveryEpochs(every_epochs), gallery_clusters
+        self.history: list[tuple[float, float]] = []  # (epoch, utilization ratio)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,6 +57,7 @@ class UtilizationRatio(Callback):
             ids.append(cluster_ids.cpu())
             confidences.append(confidence.cpu())
         result = utilization.compute()  # sums over the ranks
+        self.history.append((float(pl_module.epoch), float(result["utilization_ratio"])))
         if not trainer.is_global_zero:
             return
         counts = result.pop("counts").cpu()
@@ -65,6 +67,12 @@ class UtilizationRatio(Callback):
                 logger.experiment.add_histogram("temi/cluster_sizes", counts.float(), trainer.global_step)
         picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences), self.gallery_clusters)
         show_in_tensorboard(trainer, "temi/most_confident", picture, trainer.global_step)
+
+    def state_dict(self) -> dict[str, list[tuple[float, float]]]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, list[tuple[float, float]]]) -> None:
+        self.history = [(float(epoch), float(ratio)) for epoch, ratio in state_dict["history"]]
 
 
 def gallery(

@@ -1,5 +1,6 @@
 """Images with their pseudo-labels: the batches that diffusion models are trained on."""
 
+import os
 from typing import NamedTuple
 
 import lightning as L
@@ -48,7 +49,7 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: images per optimizer step, of all devices and accumulated passes together.
         accumulate: forward passes per optimizer step.
         seed: decides the order of images.
-        num_workers: processes that decode images, where these do not fit into memory.
+        num_workers: processes that decode images; None: none where the images lie in memory, else up to 8 per device.
         memory_gb: keep decoded images in memory up to this size.
 
     Raises:
@@ -64,7 +65,7 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: int,
         accumulate: int = 1,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         memory_gb: float = 8,
     ) -> None:
         super().__init__()
@@ -118,12 +119,15 @@ class ImageDataModule(L.LightningDataModule):
             labels = torch.full((len(self.source),), UNCONDITIONAL)
         else:
             labels = self.pseudo_labels.compact()
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = 0 if self.store.in_memory else min(8, max(1, (os.cpu_count() or 1) // world_size))
         return DataLoader(
             LabelledImages(self.store, labels, self.stream),
             sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),
             batch_size=None,  # the sampler gives whole batches
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -30,7 +30,7 @@ class EDMModule(LightningModule):
         denoiser: the network under EDM's preconditioning; its `label_dim` is the number of groups, 0 for none.
         batch_size: images in one optimizer step, over all devices and accumulated passes.
         lr: Adam's learning rate after a linear ramp over `lr_rampup_kimg`.
-        augment_probability: of each transform but the x flip, which always has ½.
+        augment_probability: of each transform but the x flip, which has ½; 0 turns augmentation off, flips too.
         label_dropout: share of labels hidden, for classifier-free guidance.
         ema_halflife_kimg: of the averaged weights, at most `ema_rampup_ratio` times the images seen.
     """
@@ -83,10 +83,10 @@ class EDMModule(LightningModule):
         """EDM's weighted squared error of each image, summed over its pixels and channels: [b]."""
         seed, positions = self.hparams["seed"], batch.positions
         images = images_to_float(batch.images)  # [b, C, H, W] in [-1, 1]
-        transforms = augment.draw_parameters(
-            seed, positions, self.hparams["augment_probability"], self.denoiser.img_resolution
-        )
-        images, augment_labels = augment.apply(images, transforms)  # [b, C, H, W], [b, 9]
+        augment_labels = None
+        if probability := self.hparams["augment_probability"]:
+            transforms = augment.draw_parameters(seed, positions, probability, self.denoiser.img_resolution)
+            images, augment_labels = augment.apply(images, transforms)  # [b, C, H, W], [b, 9]
         sigma = self.loss.sigma(normal(seed, Stream.SIGMA, positions, ()))  # [b]
         noise = normal(seed, Stream.NOISE, positions, images.shape[1:])  # [b, C, H, W]
         labels = None

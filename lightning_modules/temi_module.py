@@ -160,6 +160,8 @@ class TEMIModule(LightningModule):
         self.epoch_losses += head_losses
         self.epoch_steps += 1
         self.log("train/loss", head_losses.mean(), prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("epoch", self.global_step / self.hparams["steps_per_epoch"])
         if (self.global_step + 1) % self.hparams["steps_per_epoch"] == 0:
             self._end_epoch()
 

@@ -1,16 +1,16 @@
 """`cedm cluster`: embeddings → pseudo-labels, and for TEMI the head that can label new images."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from callbacks.curve import draw_curves
 from callbacks.schedule import EveryEpochs
 from callbacks.snapshots import Snapshots
 from callbacks.throughput import ImageProgressBar
@@ -35,7 +35,13 @@ from pipeline.inputs import (
     pseudo_labels_file,
     source_of,
 )
-from pipeline.run_folder import choose_run_folder, open_run_folder, run_settings, write_optional_summary, write_summary
+from pipeline.run_folder import (
+    choose_run_folder,
+    opened_run_folder,
+    run_settings,
+    write_optional_summary,
+    write_summary,
+)
 
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 NOT_OF_THE_MODULE = ("method", "num_neighbours")
@@ -57,15 +63,26 @@ def cluster(cfg: DictConfig) -> None:
     settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
     what = f"cluster-{cfg.clustering.method}-{cfg.clustering.num_clusters or 'all'}"
     machine, folder = join(cfg, lambda: choose_run_folder(cfg, what, settings))
-    if machine.rank == 0:
-        open_run_folder(folder, settings, cfg.overwrite)
-        print(f"{source.name}: {len(source):,} images; {cfg.clustering.method} on {machine}; run folder {folder}")
-    if cfg.clustering.method == "temi":
-        labels = train_temi(cfg, source, images.gather, folder, path)
-    else:
-        labels = group(cfg, source)
-    if machine.rank != 0:
-        return
+    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
+        if machine.rank == 0:
+            print(f"{source.name}: {len(source):,} images; {cfg.clustering.method} on {machine}; run folder {folder}")
+        if cfg.clustering.method == "temi":
+            labels = train_temi(cfg, source, images.gather, folder, path)
+        else:
+            labels = group(cfg, source)
+        if machine.rank == 0:
+            write_results(labels, source, images, path, folder, inputs)
+
+
+def write_results(
+    labels: PseudoLabels,
+    source: ImageSource,
+    images: ImageStore,
+    path: Path,
+    folder: Path,
+    inputs: Mapping[str, str],
+) -> None:
+    """The pseudo-labels into the cache; a copy, the gallery and the summary into the run folder."""
     labels.save(path)
     write_gallery(labels, images.gather, folder / "gallery.png")
     shutil.copyfile(path, folder / "pseudo_labels.safetensors")
@@ -93,9 +110,9 @@ def train_temi(
         **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
     )
     every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
+    utilization = UtilizationRatio(data.evaluation_batches, images, every_epochs)
     callbacks: list[Callback] = [
-        UtilizationRatio(data.evaluation_batches, images, every_epochs),
-        LearningRateMonitor(logging_interval="step"),
+        utilization,
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
         ImageProgressBar(clustering.batch_size, module.max_steps * clustering.batch_size, "TEMI", unit="pair"),
     ]
@@ -107,6 +124,7 @@ def train_temi(
         callbacks,
         max_steps=module.max_steps,
         precision=cfg.trainer.precision,
+        outcomes=("temi/utilization_ratio", "train/loss"),
         log_every_steps=max(1, min(50, data.steps_per_epoch)),
     )
     cluster_ids, confidence = module.cpu().predict(embeddings.standardised())
@@ -114,6 +132,14 @@ def train_temi(
     if module.global_rank == 0:
         head.save(head_file(path), {"dataset": source.name})
         shutil.copyfile(head_file(path), folder / "head.safetensors")
+        title = f"{source.name}: TEMI with C = {clustering.num_clusters}, β = {clustering.beta}"
+        draw_curves(
+            folder / "utilization.png",
+            {"": utilization.history},
+            "epochs",
+            "utilization ratio (clusters used / C)",
+            title,
+        )
     return pseudo_labels(cfg, source, cluster_ids, clustering.num_clusters, confidence)
 
 

@@ -81,10 +81,10 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     return machine, folder
 
 
-def show_hyperparameters(trainer: Trainer, cfg: DictConfig) -> None:
-    """Fill TensorBoard's table of hyper-parameters, beside the curve of the loss.
+def show_hyperparameters(trainer: Trainer, cfg: DictConfig, outcomes: tuple[str, ...]) -> None:
+    """Fill TensorBoard's table of hyper-parameters, beside the newest values of the `outcomes`' curves.
 
-    Not by `logger.log_hyperparams`, which would write a point of its own into that curve.
+    Not by `logger.log_hyperparams`, which would write points of its own into those curves.
     """
     if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
         return
@@ -93,7 +93,7 @@ def show_hyperparameters(trainer: Trainer, cfg: DictConfig) -> None:
     shown = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
     }
-    for summary in hparams(shown, {"train/loss": 0}):
+    for summary in hparams(shown, dict.fromkeys(outcomes, 0)):
         trainer.logger.experiment.file_writer.add_summary(summary)
 
 
@@ -106,6 +106,7 @@ def fit(
     *,
     max_steps: int,
     precision: str,
+    outcomes: tuple[str, ...],
     accumulate: int = 1,
     log_every_steps: int = 1,
 ) -> Trainer:
@@ -127,7 +128,7 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    show_hyperparameters(trainer, cfg)
+    show_hyperparameters(trainer, cfg, outcomes)
     snapshot = newest_snapshot(folder / "snapshots")
     if snapshot is not None and trainer.is_global_zero:
         print(f"Going on from {snapshot}")

@@ -2,11 +2,13 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
@@ -20,7 +22,7 @@ from lightning_modules.diffusion.sampler import draw_labels
 from pipeline.command import command
 from pipeline.embed import device_of
 from pipeline.inputs import plain
-from pipeline.run_folder import choose_run_folder, open_run_folder, run_settings, write_summary
+from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.sampling import Sampler
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -35,29 +37,38 @@ def generate(cfg: DictConfig) -> None:
     sampler = Sampler(**plain(cfg.sampler))
     if sampler.guidance != 1 and not denoiser.label_dim:
         raise UserError(f"guidance={sampler.guidance}: {ckpt} was trained without clusters. Type guidance=1.")
+    if cfg.format not in ("png", "zip"):
+        raise UserError(f"format={cfg.format}: type format=png or format=zip.")
     inputs = {"denoiser": file_digest(ckpt)}
     settings = run_settings(cfg, inputs, groups=("num", "seeds", "clusters", "format", "sampler"))
     cfg.dataset.name = denoiser.meta.get("dataset", "unknown")
     folder = choose_run_folder(cfg, "generate", settings)
-    open_run_folder(folder, settings, cfg.overwrite)
-
-    names = [f"{seed // 1000:05d}/img{seed:08d}.png" for seed in seeds.tolist()]
-    if cfg.format == "zip":
-        written = write_zip(folder / "images.zip", names, sampler, denoiser, seeds, labels, cfg.batch_size)
-    elif cfg.format == "png":
-        written = write_folder(folder / "images", names, sampler, denoiser, seeds, labels, cfg.batch_size)
-    else:
-        raise UserError(f"format={cfg.format}: type format=png or format=zip.")
-    write_grid(folder / "grid.png", sampler, denoiser, seeds, labels)
-    results = {
-        "num_images": len(seeds),
-        "images": str(written),
-        "steps": sampler.num_steps(denoiser),
-        "sampler": {key: value for key, value in plain(cfg.sampler).items() if key != "S_max"},
-        "nimg": denoiser.meta.get("nimg"),
-    }
-    write_summary(folder, "generate", results, inputs)
+    with opened_run_folder(folder, settings, cfg.overwrite):
+        written = write_images(cfg, folder, sampler, denoiser, seeds, labels)
+        results = {
+            "num_images": len(seeds),
+            "images": str(written),
+            "steps": sampler.num_steps(denoiser),
+            "sampler": plain(cfg.sampler),
+            "nimg": denoiser.meta.get("nimg"),
+        }
+        write_summary(folder, "generate", results, inputs)
     print(f"images      {written}  ({len(seeds):,})\ngrid        {folder / 'grid.png'}")
+
+
+def write_images(
+    cfg: DictConfig, folder: Path, sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None
+) -> Path:
+    """Generate into a folder or a ZIP, and draw the grid; where the images lie."""
+    names = [f"{seed // 1000:05d}/img{seed:08d}.png" for seed in seeds.tolist()]
+    label_file = dataset_json(names, denoiser, labels)
+    images_of = partial(generated, sampler, denoiser, seeds, labels, cfg.batch_size)
+    if cfg.format == "zip":
+        written = write_zip(folder / "images.zip", names, label_file, images_of)
+    else:
+        written = write_folder(folder / "images", names, label_file, images_of)
+    write_grid(folder / "grid.png", read_images(written, names[: GRID_ROWS * GRID_COLUMNS]), labels)
+    return written
 
 
 def denoiser_file(ckpt: Path) -> Path:
@@ -113,10 +124,10 @@ def labels_of(cfg: DictConfig, denoiser: Denoiser, seeds: Tensor) -> Tensor | No
     return chosen[torch.arange(len(seeds)) % len(chosen)]
 
 
-def batches(
-    sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None, rows: list[int], batch_size: int
+def generated(
+    sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None, batch_size: int, rows: list[int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row, uint8 image [C, H, W]) for each of `rows`, with a progress bar."""
+    """(row, uint8 image [C, H, W]) for each of the `rows` of seeds and labels, with a progress bar."""
     with tqdm(total=len(seeds), initial=len(seeds) - len(rows), unit="img", desc="generate", dynamic_ncols=True) as bar:
         for part in torch.tensor(rows, dtype=torch.int64).split(batch_size):
             images = sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
@@ -124,41 +135,26 @@ def batches(
             bar.update(len(part))
 
 
-def write_folder(
-    folder: Path,
-    names: list[str],
-    sampler: Sampler,
-    denoiser: Denoiser,
-    seeds: Tensor,
-    labels: Tensor | None,
-    batch_size: int,
-) -> Path:
+ImagesOf = Callable[[list[int]], Iterator[tuple[int, Tensor]]]
+
+
+def write_folder(folder: Path, names: list[str], label_file: dict[str, Any], images_of: ImagesOf) -> Path:
     """PNG files and `dataset.json` with the cluster of each; images that are there already are not made again."""
-    rows = [row for row, name in enumerate(names) if not (folder / name).exists()]
-    for row, image in batches(sampler, denoiser, seeds, labels, rows, batch_size):
+    for row, image in images_of([row for row, name in enumerate(names) if not (folder / name).exists()]):
         with atomic_path(folder / names[row]) as temporary:
             temporary.write_bytes(png(image))
-    write_json(folder / "dataset.json", dataset_json(names, denoiser, labels))
+    write_json(folder / "dataset.json", label_file)
     return folder
 
 
-def write_zip(
-    path: Path,
-    names: list[str],
-    sampler: Sampler,
-    denoiser: Denoiser,
-    seeds: Tensor,
-    labels: Tensor | None,
-    batch_size: int,
-) -> Path:
+def write_zip(path: Path, names: list[str], label_file: dict[str, Any], images_of: ImagesOf) -> Path:
     """One ZIP in EDM's format: the PNG files and `dataset.json`, written whole or not at all."""
     if path.exists():
         return path
-    rows = list(range(len(names)))
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for row, image in batches(sampler, denoiser, seeds, labels, rows, batch_size):
+        for row, image in images_of(list(range(len(names)))):
             archive.writestr(names[row], png(image))
-        archive.writestr("dataset.json", json.dumps(dataset_json(names, denoiser, labels)))
+        archive.writestr("dataset.json", json.dumps(label_file))
     return path
 
 
@@ -177,14 +173,25 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def write_grid(path: Path, sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> None:
-    """The first images, ordered by cluster where there are clusters."""
-    count = min(len(seeds), GRID_ROWS * GRID_COLUMNS)
-    columns = min(count, GRID_COLUMNS)
-    count -= count % columns
+def read_images(written: Path, names: list[str]) -> Tensor:
+    """The images that were written under these names: uint8 [B, C, H, W]."""
+
+    def pixels(stream: Path | IO[bytes]) -> Tensor:
+        image = torch.from_numpy(np.array(Image.open(stream)))  # [H, W] or [H, W, C]
+        return image.unsqueeze(0) if image.ndim == 2 else image.permute(2, 0, 1)
+
+    if written.is_dir():
+        return torch.stack([pixels(written / name) for name in names])
+    with zipfile.ZipFile(written) as archive:
+        return torch.stack([pixels(archive.open(name)) for name in names])
+
+
+def write_grid(path: Path, images: Tensor, labels: Tensor | None) -> None:
+    """As many of the images [B, C, H, W] as fill whole rows, ordered by cluster where there are clusters."""
+    columns = min(len(images), GRID_COLUMNS)
+    count = len(images) // columns * columns
     order = torch.arange(count) if labels is None else torch.argsort(labels[:count], stable=True)
-    images = sampler(denoiser, seeds[:count], None if labels is None else labels[:count]).cpu()[order]
-    picture = image_grid(images.unflatten(0, (-1, columns)))
+    picture = image_grid(images[order].unflatten(0, (-1, columns)))
     with atomic_path(path) as temporary:
         picture.save(temporary)
 

@@ -1,5 +1,6 @@
 """The other side of a Fréchet distance: the data set's own feature statistics, computed once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from pipeline.command import CONFIGS, typed_command
 from pipeline.inputs import plain
 
 
-def frechet_extractor(cfg: DictConfig) -> tuple[str, Backbone] | None:
+def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str, Backbone] | None:
     """The metric's name and its feature extractor: `evaluation.backbone`, or the run's own where that cannot be had.
 
-    None where `evaluation.backbone=null`.
+    None where `evaluation.backbone=null`. `say` tells the user of such a change.
     """
     wanted = cfg.evaluation.backbone
     if wanted is None:
@@ -31,7 +32,7 @@ def frechet_extractor(cfg: DictConfig) -> tuple[str, Backbone] | None:
     except UserError as error:
         if wanted == cfg.backbone.name:
             raise
-        print(f"Note: {error}\nDistances are taken on the run's own backbone, {cfg.backbone.name}, instead.")
+        say(f"Note: {error}\nDistances are taken on the run's own backbone, {cfg.backbone.name}, instead.")
         backbone = build(cfg, cfg.backbone)
     return frechet_name(backbone.name), backbone
 

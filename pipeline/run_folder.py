@@ -4,10 +4,12 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.artifacts import UserError, canonical_json, write_json
@@ -74,15 +76,37 @@ def choose_run_folder(cfg: DictConfig, what: str, settings: Mapping[str, Any]) -
     return unused(parent / time.strftime("%Y%m%d-%H%M%S"))
 
 
-def open_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Create the folder with its `settings.json`; with `overwrite`, what lies there is first set aside."""
-    if overwrite and folder.exists() and any(folder.iterdir()):
-        aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
-        folder.rename(aside)
-        print(f"The run that lay in {folder} is kept in {aside}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if read_settings(folder) is None:
-        write_json(folder / SETTINGS_FILE, dict(settings))
+@contextmanager
+def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool, rank: int = 0) -> Iterator[None]:
+    """Create the folder with its `settings.json` and keep other processes out of it; rank 0's business.
+
+    With `overwrite`, what lies there is first set aside.
+
+    Raises:
+        UserError: another process works in the folder.
+    """
+    if rank != 0:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process works on this very run. Wait for it, or type run_dir=FOLDER for one beside it."
+        ) from error
+    try:
+        if overwrite and folder.exists() and any(folder.iterdir()):
+            aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
+            folder.rename(aside)
+            print(f"The run that lay in {folder} is kept in {aside}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        if read_settings(folder) is None:
+            write_json(folder / SETTINGS_FILE, dict(settings))
+        yield
+    finally:
+        lock.release()
 
 
 def unused(folder: Path) -> Path:

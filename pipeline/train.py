@@ -1,5 +1,6 @@
 """`cedm train`: images and pseudo-labels → an EDM diffusion model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from lightning import Callback
 from omegaconf import DictConfig
 
+from callbacks.curve import draw_curves
 from callbacks.frechet import FrechetDistance
 from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg
@@ -24,7 +26,7 @@ from pipeline.cost import measure_cost
 from pipeline.fit import Machine, fit, join
 from pipeline.inputs import plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
 from pipeline.reference import frechet_extractor, reference_statistics
-from pipeline.run_folder import choose_run_folder, open_run_folder, read_summary, run_settings, write_summary
+from pipeline.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
 from pipeline.sampling import Sampler
 
 AUGMENT_DIM = 9
@@ -48,10 +50,21 @@ def train(cfg: DictConfig) -> None:
         if machine.rank == 0:
             print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(folder)}")
         return
-    if machine.rank == 0:
-        open_run_folder(folder, settings, cfg.overwrite)
-        print(f"run folder  {folder}")
+    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
+        run(cfg, source, labels, inputs, machine, folder)
 
+
+def run(
+    cfg: DictConfig,
+    source: ImageSource,
+    labels: PseudoLabels | None,
+    inputs: Mapping[str, str],
+    machine: Machine,
+    folder: Path,
+) -> None:
+    """Build the data, the module and its watchers; say what it will cost; train; sum up."""
+    if machine.rank == 0:
+        print(f"run folder  {folder}")
     training = cfg.training
     accumulate = accumulation(training.batch_size, machine.world_size, training.max_batch_per_device)
     data = ImageDataModule(
@@ -81,6 +94,7 @@ def train(cfg: DictConfig) -> None:
         callbacks,
         max_steps=total_images // training.batch_size,
         precision=cfg.trainer.precision,
+        outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
         accumulate=accumulate,
         log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / training.batch_size)) * accumulate,
     )
@@ -94,6 +108,9 @@ def train(cfg: DictConfig) -> None:
         }
         if distance is not None and distance.history:
             results[distance.name] = distance.history[-1][1]
+            title = f"{source.name}, {groups_name(cfg, labels)}: {cfg.evaluation.num_images:,} generated images"
+            curve = {"": distance.history}
+            draw_curves(folder / "distance.png", curve, "kimg seen", f"Fréchet distance ({distance.name})", title)
             results["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
         write_summary(folder, "train", results, inputs)
         print(next_steps(folder))
@@ -218,7 +235,7 @@ def watchers(
         Throughput(evaluation.log_every_kimg),
         SampleGrid(sampler, folder / "grids", evaluation.grid_every_kimg, batch_size=evaluation.batch_size),
     ]
-    found = frechet_extractor(cfg)
+    found = frechet_extractor(cfg, say=print if machine.rank == 0 else lambda _: None)
     distance = None
     if found is not None:
         name, extractor = found
@@ -241,6 +258,7 @@ def next_steps(folder: Path) -> str:
         f"run folder  {folder}\n"
         f"model       {folder / 'denoiser.safetensors'}\n"
         + (f"images      {grids[-1]}\n" if grids else "")
+        + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: cedm generate ckpt={folder} num=64   (or: make generate CKPT={folder})\n"
         "      make tensorboard"
     )

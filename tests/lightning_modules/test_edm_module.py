@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import build_denoiser, images_to_float
+from lightning_modules.diffusion.seeding import Stream, normal
 from lightning_modules.edm_module import EDMModule
 
 BATCH = 8
@@ -41,7 +42,7 @@ def batch_at(start: int, size: int) -> Batch:
     return Batch(images.to(torch.uint8), positions % 3, positions)
 
 
-class Stream(IterableDataset):
+class TrainingStream(IterableDataset):
     """Micro-batches of `size` images, from image `first` on."""
 
     def __init__(self, first: int, size: int) -> None:
@@ -75,7 +76,7 @@ def train(module: EDMModule, steps: int, folder: Path, accumulate: int = 1, ever
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader(Stream(first, BATCH // accumulate), batch_size=None)
+    loader = DataLoader(TrainingStream(first, BATCH // accumulate), batch_size=None)
     trainer.fit(module, loader, ckpt_path=snapshot, weights_only=True)
     return module
 
@@ -154,3 +155,15 @@ def test_label_dropout_hides_labels(tmp_path: Path) -> None:
     other = batch._replace(labels=(batch.labels + 1) % 3)
     assert torch.equal(hidden.loss_of(batch), hidden.loss_of(other))
     assert not torch.allclose(shown.loss_of(batch), shown.loss_of(other))
+
+
+def test_augmentation_can_be_turned_off() -> None:
+    """At probability 0 images are not even flipped: the loss is that of the plain images."""
+    module = make_module(augment_probability=0.0)
+    batch = batch_at(0, BATCH)
+    seed, positions = module.hparams["seed"], batch.positions
+    images = images_to_float(batch.images)
+    sigma = module.loss.sigma(normal(seed, Stream.SIGMA, positions))
+    noise = normal(seed, Stream.NOISE, positions, images.shape[1:])
+    labels = torch.eye(3)[batch.labels]
+    assert torch.equal(module.loss_of(batch), module.loss(module.denoiser, images, sigma, noise, labels))

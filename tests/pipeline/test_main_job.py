@@ -43,6 +43,7 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
     assert len(labels) == 1797
     assert head.num_clusters == 5
     assert Image.open(clustered / "gallery.png").width > 100
+    assert Image.open(clustered / "utilization.png").width > 100
 
     results = summary(trained)
     assert results["nimg"] == 1024  # 16 steps of 64 images: the nearest to 1 kimg
@@ -54,6 +55,7 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
     torch.testing.assert_close(denoiser.cluster_frequencies.sum().item(), 1.0)
     assert list(denoiser.cluster_ids) == list(labels.used_clusters)
     assert only(trained, "grids/kimg000001.png")
+    assert Image.open(trained / "distance.png").width > 100
     assert len(list((trained / "snapshots").iterdir())) == 2
 
     for command in ("embed", "cluster", "train"):
@@ -212,3 +214,22 @@ def test_fine_tuning_starts_from_a_denoiser(cedm: Cedm, workplace: Path) -> None
     labelled = [*settings[1:], *frozen, "clustering=random", "run_dir=third"]
     assert cedm("train", *labelled).code == 0
     assert cedm("train", *settings, *frozen, "run_dir=x", "network.model_channels=16").code == 2
+
+
+def test_without_inception_weights_the_distance_has_another_name(
+    cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never `fid` for what is no FID: the run's own backbone takes its place, under its own name."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(workplace / "hub"))
+    result = cedm("train", "conditioning=none", *TINY_EDM, "evaluation.backbone=inception", "run_dir=run")
+    assert result.code == 0, result.err
+    assert "pixels, instead" in result.out
+    results = summary(workplace / "run")
+    assert "fid" not in results
+    assert results["fd_pixels"] > 0
+    assert results["distances"]["extractor"]["kind"] == "pixels"

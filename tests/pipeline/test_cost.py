@@ -1,0 +1,65 @@
+"""What a run will cost, said before it starts."""
+
+import copy
+
+import pytest
+import torch
+
+from datamodules.image_datamodule import ImageBatch
+from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.edm_module import EDMModule
+from pipeline.cost import Cost, duration, measure_cost
+from pipeline.train import accumulation
+
+
+def test_hours_and_device_hours() -> None:
+    cost = Cost(images=200_000_000, images_per_s=5000, measured_batch=128, num_devices=8, device="cuda")
+    assert cost.hours == pytest.approx(200e6 / 5000 / 3600)
+    assert "200,000 kimg at 5,000 images/s" in str(cost)
+    assert "11 hours" in str(cost)
+    assert "88.9 GPU-hours" in str(cost)
+    assert cost.warning is None
+
+
+def test_a_cpu_is_not_meant_for_200_mimg() -> None:
+    cost = Cost(images=200_000_000, images_per_s=1.6, measured_batch=4, num_devices=1, device="cpu")
+    assert cost.warning is not None
+    assert "4 years" in cost.warning
+    assert "training.duration_kimg=5 " in cost.warning.replace(",", " ")
+    small = Cost(images=150_000, images_per_s=900, measured_batch=128, num_devices=1, device="cpu")
+    assert small.warning is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"), [(0.01, "36 s"), (0.5, "30 min"), (5, "5 hours"), (100, "4 days"), (24 * 365 * 9, "9 years")]
+)
+def test_durations_as_a_person_says_them(hours: float, words: str) -> None:
+    assert duration(hours) == words
+
+
+def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
+    network = {
+        "architecture": "ddpmpp",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "num_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.1,
+    }
+    module = EDMModule(build_denoiser(network, 8, 1, label_dim=0, augment_dim=9), batch_size=16)
+    batch = ImageBatch(torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.full((16,), -1), torch.arange(16))
+    before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    cost = measure_cost(module, batch, torch.device("cpu"), 2, 1000, "32-true")
+    assert 0 < cost.images_per_s < 1e7
+    assert cost.num_devices == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "largest", "passes"),
+    [(1024, 1, 128, 8), (1024, 4, 128, 2), (1024, 8, 128, 1), (96, 1, 64, 2), (90, 1, 64, 2), (64, 2, None, 1)],
+)
+def test_the_fewest_passes_that_fit(batch: int, world: int, largest: int | None, passes: int) -> None:
+    assert accumulation(batch, world, largest) == passes
