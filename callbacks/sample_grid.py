@@ -28,7 +28,8 @@ def sample_rows(
 ) -> tuple[Tensor, list[str]]:
     """Images [rows, columns, C, H, W] of seeds 0, 1, … with the EMA weights, and the rows' names.
 
-    Conditional models: a row for each of the most frequent clusters, the same seeds in every row. Unconditional ones: eight rows.
+    Conditional models: a row for each of the most frequent clusters, the same seeds in every row. Unconditional ones:
+    eight rows.
     """
     if denoiser.label_dim:
         assert denoiser.cluster_frequencies is not None

@@ -38,6 +38,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
 
 
 def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, Path]:

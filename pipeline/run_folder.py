@@ -88,8 +88,22 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
     if rank != 0:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    if overwrite and read_settings(folder) is not None:
+        with locked(folder):
+            aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
+            folder.rename(aside)
+        print(f"The run that lay in {folder} is kept in {aside}.")
+    with locked(folder):
+        if read_settings(folder) is None:
+            write_json(folder / SETTINGS_FILE, dict(settings))
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which is free again however this process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -97,13 +111,6 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
             f"{folder}: another process works on this very run. Wait for it, or type run_dir=FOLDER for one beside it."
         ) from error
     try:
-        if overwrite and folder.exists() and any(folder.iterdir()):
-            aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
-            folder.rename(aside)
-            print(f"The run that lay in {folder} is kept in {aside}.")
-        folder.mkdir(parents=True, exist_ok=True)
-        if read_settings(folder) is None:
-            write_json(folder / SETTINGS_FILE, dict(settings))
         yield
     finally:
         lock.release()

@@ -233,3 +233,13 @@ def test_without_inception_weights_the_distance_has_another_name(
     assert "fid" not in results
     assert results["fd_pixels"] > 0
     assert results["distances"]["extractor"]["kind"] == "pixels"
+
+
+def test_two_processes_cannot_work_in_one_run_folder(cedm: Cedm, model: Path, workplace: Path) -> None:
+    from pipeline.run_folder import locked
+
+    with locked(workplace / "run"):
+        result = cedm("generate", f"ckpt={model}", "num=1", "run_dir=run")
+    assert result.code == 2
+    assert "another process" in result.err
+    assert cedm("generate", f"ckpt={model}", "num=1", "run_dir=run").code == 0
