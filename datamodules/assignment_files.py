@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,45 @@ from datamodules.artifacts import HEADER_KEY, UserError
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
 
 
-def read_cluster_ids(path: Path, key: str, ids: list[str]) -> tuple[Tensor, str]:
+def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tensor, str]:
     """Cluster ids from a `.pt`, `.npy`, `.csv` or `.safetensors` file: int64 [M], and the key they were found under.
 
-    A CSV file with a column `id` gives them in the order of `ids`; everything else gives all it holds, in its order. An
-    empty `key` takes the only tensor or column there is. Raises `UserError` where the content is not what it should be.
+    A CSV file with a column `id` gives them in the order of `ids`; everything else, or without `ids`, gives all it
+    holds in its order. An empty `key` takes the only tensor or column there is. Raises `UserError` where the content is
+    not what it should be.
     """
     values, key = _read_values(path, key)
     if isinstance(values, dict):
-        values = _by_id(path, values, ids)
+        values = _by_id(path, values, list(values) if ids is None else ids)
     return _whole_numbers(path, values), key
+
+
+def assignment_keys(path: Path) -> list[str]:
+    """The keys under which a file holds assignments; `[""]` where it holds one set without a name."""
+    return [key for key in _keys(path) if not key.startswith(LABELS_PREFIX)] or [""]
+
+
+def label_key(path: Path) -> str | None:
+    """The key of the true labels that lie beside the assignments; None where there are none."""
+    return next((key for key in _keys(path) if key.startswith(LABELS_PREFIX)), None)
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys of a `.safetensors` or `.pt` file with several tensors, in a natural order (clusters20, clusters100)."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return sorted(file.keys(), key=_natural)
+        if path.suffix == ".pt":
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return sorted(map(str, content), key=_natural) if isinstance(content, dict) else []
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read as plain numbers ({type(error).__name__}: {error})") from error
+    return []
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
 def _read_values(path: Path, key: str) -> tuple[Tensor | dict[str, str], str]:

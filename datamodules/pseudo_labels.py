@@ -1,5 +1,6 @@
 """Pseudo-labels: the cluster of each image, by the image's id, whatever made the clusters."""
 
+import csv
 import logging
 import re
 from collections.abc import Sequence
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.artifacts import UserError, file_digest, file_stem, fingerprint, read_artifact, write_artifact
+from datamodules.artifacts import (
+    UserError,
+    atomic_path,
+    file_digest,
+    file_stem,
+    fingerprint,
+    read_artifact,
+    write_artifact,
+)
 from datamodules.assignment_files import is_artifact, read_cluster_ids
 from datamodules.sources import ImageSource
 
@@ -123,6 +132,14 @@ class PseudoLabels:
         }
         write_artifact(path, KIND, tensors, meta)
 
+    def save_csv(self, path: str | Path) -> None:
+        """Writes `id,cluster,confidence`, a line per image, for other programs and for `assignments=`."""
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["id", "cluster", "confidence"])
+            rows = zip(self.ids, self.cluster_ids.tolist(), self.confidence.tolist(), strict=True)
+            writer.writerows((image_id, cluster, f"{confidence:.6g}") for image_id, cluster, confidence in rows)
+
     @classmethod
     def load(cls, path: str | Path, remake: str) -> "PseudoLabels":
         """Reads and verifies what `save` wrote; `remake` is the command that makes the file."""
@@ -160,7 +177,7 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
         return PseudoLabels.load(path, remake="cedm cluster").select(source.ids)
     found, key = read_cluster_ids(path, key, source.ids)
     cluster_ids = _rows_of_source(path, found, source)
-    num_clusters = num_clusters or _num_clusters_from_key(key) or _num_clusters_from_ids(path, found)
+    num_clusters = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, found)
     if int(cluster_ids.max()) >= num_clusters:
         raise UserError(
             f"{path}: holds cluster id {int(cluster_ids.max())}, but there are {num_clusters} clusters, 0 to "
@@ -179,7 +196,8 @@ def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Ten
     raise UserError(f"{path}: {len(cluster_ids)} cluster ids for {len(source)} images of {source.name}{whole}")
 
 
-def _num_clusters_from_key(key: str) -> int | None:
+def num_clusters_in_key(key: str) -> int | None:
+    """C of a key that ends in `clusters<C>`; None for another."""
     match = re.search(r"clusters(\d+)$", key)
     return int(match[1]) if match else None
 

@@ -7,6 +7,8 @@ import sys
 COMMANDS = {
     "embed": "images → embeddings and nearest neighbours, in the cache",
     "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups)",
+    "score": "cluster ids → use of the clusters, agreement with labels",
+    "assign": "a trained clustering head and new images → pseudo-labels",
     "train": "images and pseudo-labels → an EDM diffusion model",
     "generate": "a trained model → images",
 }

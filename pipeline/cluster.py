@@ -22,8 +22,6 @@ from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
 from lightning_modules.clustering.kmeans import kmeans, random_groups
 from lightning_modules.temi_module import TEMIModule
-from metrics.clustering import ClusteringScores
-from metrics.utilization import ClusterUtilization
 from pipeline.command import command, typed_command
 from pipeline.fit import fit, join
 from pipeline.inputs import (
@@ -42,6 +40,7 @@ from pipeline.run_folder import (
     write_optional_summary,
     write_summary,
 )
+from pipeline.score import scores
 
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 NOT_OF_THE_MODULE = ("method", "num_neighbours")
@@ -86,6 +85,7 @@ def write_results(
     labels.save(path)
     write_gallery(labels, images.gather, folder / "gallery.png")
     shutil.copyfile(path, folder / "pseudo_labels.safetensors")
+    labels.save_csv(folder / "pseudo_labels.csv")
     write_summary(folder, "cluster", summary_of(labels, source, path), inputs)
     print(f"{describe(labels, path)}\ngallery        {folder / 'gallery.png'}\nNext: {typed_command('train')}")
 
@@ -181,22 +181,7 @@ def write_gallery(labels: PseudoLabels, images: Callable[[Tensor], Tensor], path
 
 def summary_of(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[str, Any]:
     """What `summary.json` says of pseudo-labels: how they use the clusters and, with labels, how they score."""
-    utilization = ClusterUtilization(labels.num_clusters, sync_on_compute=False)  # rank 0 alone comes here
-    utilization.update(labels.cluster_ids)
-    use = utilization.compute()
-    results: dict[str, Any] = {
-        "num_clusters": labels.num_clusters,
-        "num_used": labels.num_used,
-        "utilization_ratio": labels.utilization_ratio,
-        "kl_from_uniform": float(use["kl_from_uniform"]),
-        "pseudo_labels": str(path),
-    }
-    if source.labels is not None:
-        scores = ClusteringScores(int(source.labels.max()) + 1, labels.num_clusters, sync_on_compute=False)
-        scores.update(labels.cluster_ids, source.labels)
-        values = scores.compute()
-        results |= {name: float(values[name]) for name in ("accuracy", "nmi", "ami", "ari")}
-    return results
+    return {**scores(labels.cluster_ids, labels.num_clusters, source.labels), "pseudo_labels": str(path)}
 
 
 def describe(labels: PseudoLabels, path: Path) -> str:

@@ -1,0 +1,48 @@
+"""`cedm assign`: a trained clustering head and new images → their pseudo-labels."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from datamodules.artifacts import UserError, file_digest
+from datamodules.images import ImageStore
+from datamodules.pseudo_labels import PseudoLabels
+from lightning_modules.clustering.assignment import ClusteringHead
+from pipeline.cluster import summary_of, write_gallery
+from pipeline.command import command, typed_command
+from pipeline.inputs import embeddings_of, identity_of, source_of
+from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
+
+
+@command
+def assign(cfg: DictConfig) -> None:
+    head_path = Path(str(cfg.head))
+    head = ClusteringHead.load(head_path, remake="cedm cluster clustering=temi")
+    source = source_of(cfg)
+    if head.backbone_identity != identity_of(cfg):
+        raise UserError(
+            f"head={head_path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "
+            f"backbone={cfg.backbone.name} ({identity_of(cfg)}). "
+            "Choose the backbone= and dataset.resolution= of its training."
+        )
+    embeddings = embeddings_of(cfg, source)
+    inputs = {"dataset": source.fingerprint, "head": file_digest(head_path)}
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
+    folder = choose_run_folder(cfg, "assign", settings)
+    with opened_run_folder(folder, settings, cfg.overwrite):
+        cluster_ids, confidence = head.assign(embeddings.values)
+        labels = PseudoLabels(cluster_ids, head.num_clusters, confidence, list(source.ids), {"made_from": inputs})
+        path = folder / "pseudo_labels.safetensors"
+        labels.save(path)
+        labels.save_csv(folder / "pseudo_labels.csv")
+        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
+        write_gallery(labels, store.gather, folder / "gallery.png")
+        write_summary(folder, "assign", summary_of(labels, source, path), inputs)
+    print(
+        f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}\ngallery        {folder / 'gallery.png'}"
+    )
+    print(f"Next: {typed_command('train')}".replace(f"head={cfg.head}", f"assignments={path}"))
+
+
+if __name__ == "__main__":
+    assign()
