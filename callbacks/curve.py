@@ -21,7 +21,7 @@ def draw_curves(
         axes.plot(xs, ys, marker="o", markersize=4, linewidth=1.5, label=name)
         axes.annotate(f"{ys[-1]:.4g}", (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set(xlabel=x_name, ylabel=y_name, title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * max(y for points in curves.values() for _, y in points))
     axes.margins(x=0.08)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ COMMANDS = {
     "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups)",
     "score": "cluster ids → use of the clusters, agreement with labels",
     "assign": "a trained clustering head and new images → pseudo-labels",
+    "bound": "embeddings → how many clusters are worth having",
     "train": "images and pseudo-labels → an EDM diffusion model",
     "generate": "a trained model → images",
 }

@@ -1,0 +1,94 @@
+"""How many clusters are worth having: the upper bound of arXiv 2403.00570, from utilization ratios alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median, stdev
+from typing import Literal
+
+UPPER_BETA = 0.6  # spreads the images over all clusters as far as the data allow
+COARSE_BETA = 1.0  # lets the number of clusters used saturate
+COARSE_FROM = 100  # where it has saturated
+
+Rule = Literal["largest", "unbroken"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One clustering: `num_used` of `num_clusters` clusters, trained with this β and seed."""
+
+    num_clusters: int
+    beta: float
+    seed: int
+    num_used: int
+
+    @property
+    def ratio(self) -> float:
+        """The utilization ratio r_C."""
+        return self.num_used / self.num_clusters
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the measurements say.
+
+    Attributes:
+        upper_bound: the largest C worth trying; None where no C of the grid reaches the threshold.
+        coarse_end: median number of clusters used at β = 1, the smallest C worth trying; None without any.
+        worth_training: a few C of the grid between the two.
+        agreement: share of the seeds that give the same upper bound by themselves, from 0 to 1.
+    """
+
+    upper_bound: int | None
+    coarse_end: float | None
+    worth_training: list[int]
+    agreement: float
+
+
+def mean_ratios(measurements: Sequence[Measurement], beta: float = UPPER_BETA) -> dict[int, tuple[float, float]]:
+    """C → mean and standard deviation over the seeds of the utilization ratio at one β, in the order of C."""
+    ratios: dict[int, list[float]] = {}
+    for measurement in sorted(measurements, key=lambda m: m.num_clusters):
+        if measurement.beta == beta:
+            ratios.setdefault(measurement.num_clusters, []).append(measurement.ratio)
+    return {C: (mean(values), stdev(values) if len(values) > 1 else 0.0) for C, values in ratios.items()}
+
+
+def upper_bound(measurements: Sequence[Measurement], threshold: float, rule: Rule) -> int | None:
+    """The largest C whose mean ratio at β = 0.6 reaches the threshold; under `unbroken`, all smaller C must too."""
+    best = None
+    for C, (ratio, _) in mean_ratios(measurements).items():
+        if ratio >= threshold:
+            best = C
+        elif rule == "unbroken":
+            break
+    return best
+
+
+def coarse_end(measurements: Sequence[Measurement]) -> float | None:
+    """Median number of clusters used at β = 1 over all C ≥ 100; over the largest C where the grid ends below."""
+    saturated = [m for m in measurements if m.beta == COARSE_BETA]
+    if not saturated:
+        return None
+    least = min(COARSE_FROM, max(m.num_clusters for m in saturated))
+    return median(m.num_used for m in saturated if m.num_clusters >= least)
+
+
+def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rule: Rule = "largest") -> Bound:
+    """The upper bound under a rule, the coarse end, what lies between them, and how far the seeds agree."""
+    bound, coarse = upper_bound(measurements, threshold, rule), coarse_end(measurements)
+    seeds = sorted({m.seed for m in measurements if m.beta == UPPER_BETA})
+    alone = [upper_bound([m for m in measurements if m.seed == seed], threshold, rule) for seed in seeds]
+    agreement = alone.count(bound) / len(alone) if alone else 0.0
+    grid = list(mean_ratios(measurements))
+    return Bound(bound, coarse, worth_training(grid, coarse, bound), agreement)
+
+
+def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None, most: int = 3) -> list[int]:
+    """At most three C of the grid from the coarse end to the bound, evenly spaced on a logarithmic scale."""
+    if bound is None:
+        return []
+    candidates = [C for C in grid if (coarse or 0) <= C <= bound] or [bound]
+    low, high = math.log(candidates[0]), math.log(candidates[-1])
+    wanted = [low + (high - low) * step / (most - 1) for step in range(most)]
+    return sorted({min(candidates, key=lambda C: abs(math.log(C) - place)) for place in wanted})
