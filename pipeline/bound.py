@@ -167,17 +167,19 @@ def show_in_tensorboard(folder: Path) -> None:
 
 def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, folder: Path) -> str:
     """What a person reads in the terminal."""
+    seeds = {m.seed for m in measurements}
+    sure = f"{result.agreement:.0%} of {len(seeds)} seeds agree" if len(seeds) > 1 else "from one seed"
     lines = ["     C   utilization ratio at β = 0.6"]
     for C, (ratio, spread) in mean_ratios(measurements).items():
-        lines.append(f"{C:6d}   {ratio:.3f} ± {spread:.3f}{'  ✓' if ratio >= cfg.bound.threshold else ''}")
+        deviation = f" ± {spread:.3f}" if len(seeds) > 1 else ""
+        lines.append(f"{C:6d}   {ratio:.3f}{deviation}{'  ✓' if ratio >= cfg.bound.threshold else ''}")
     found: Any = result.upper_bound if result.upper_bound is not None else f"none: no C reaches {cfg.bound.threshold}"
     coarse: Any = f"{result.coarse_end:g}" if result.coarse_end is not None else "not measured (no β = 1)"
     worth = ", ".join(map(str, result.worth_training)) or "none"
     return "\n".join(
         [
             *lines,
-            f"upper bound      {found}  (threshold {cfg.bound.threshold}, rule {cfg.bound.rule}; "
-            f"{result.agreement:.0%} of the seeds agree)",
+            f"upper bound      {found}  (threshold {cfg.bound.threshold}, rule {cfg.bound.rule}; {sure})",
             f"coarse end       {coarse}",
             f"worth training   C = {worth}",
             f"plot             {folder / 'bound.png'}",

@@ -28,7 +28,7 @@ def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, t
         axes.axvspan(result.coarse_end or min(m.num_clusters for m in measurements), result.upper_bound, alpha=0.1)
         axes.annotate(
             f"upper bound {result.upper_bound}",
-            (result.upper_bound, 0.03),
+            (result.upper_bound, 0.45),
             xytext=(4, 0),
             textcoords="offset points",
             rotation=90,

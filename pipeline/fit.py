@@ -19,6 +19,13 @@ from pipeline.checks import leaves
 
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
 
+# Lightning's tips, and its use of deprecated PyTorch names, stay out of the terminal; its own warnings come through.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights are
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
+warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -32,15 +39,6 @@ class Machine:
         return f"{self.world_size} × {self.device.type}"
 
 
-def quiet() -> None:
-    """Keep Lightning's tips and its use of deprecated PyTorch names out of the terminal; its own warnings stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
-
-
 def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, Path]:
     """Find out which processes take part, and agree with them on the run folder: rank 0 chooses.
 
@@ -50,7 +48,6 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     Raises:
         UserError: the accelerator or the number of devices is not to be had on this machine.
     """
-    quiet()
     settings = cfg.trainer
     try:
         scout = Trainer(
