@@ -12,6 +12,7 @@ COMMANDS = {
     "bound": "embeddings → how many clusters are worth having",
     "train": "images and pseudo-labels → an EDM diffusion model",
     "generate": "a trained model → images",
+    "import-edm": "a published EDM snapshot (.pkl) → a denoiser file",
 }
 
 
@@ -32,7 +33,7 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean `cedm {near[0]}`?\n\n" if near else ""
         sys.exit(f"error: there is no command {name!r}. {hint}{usage()}")
-    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{name}", *overrides])
+    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{name.replace('-', '_')}", *overrides])
 
 
 if __name__ == "__main__":
