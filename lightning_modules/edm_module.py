@@ -35,6 +35,8 @@ class EDMModule(LightningModule):
         ema_halflife_kimg: of the averaged weights, at most `ema_rampup_ratio` times the images seen.
     """
 
+    recent_loss: Tensor
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -56,6 +58,7 @@ class EDMModule(LightningModule):
         self.save_hyperparameters(ignore=["denoiser"])
         self.denoiser = denoiser
         self.ema = EMA(denoiser, halflife_kimg=ema_halflife_kimg, rampup_ratio=ema_rampup_ratio)
+        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # of rank 0, averaged over about 100 passes
         self.loss = EDMLoss(P_mean=P_mean, P_std=P_std, sigma_data=denoiser.sigma_data)
 
     @property
@@ -73,6 +76,7 @@ class EDMModule(LightningModule):
         losses = self.loss_of(batch)  # [b]
         self._stop_if_not_finite(losses, batch.positions)
         loss = losses.mean()
+        self.recent_loss = torch.where(self.recent_loss.isnan(), loss, 0.99 * self.recent_loss + 0.01 * loss).detach()
         self.log("train/loss", loss, sync_dist=True, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/ema_halflife_kimg", self.ema.halflife_nimg(self.nimg) / 1000)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.utils.tensorboard.summary import hparams
 
@@ -108,7 +110,10 @@ def fit(
     accumulate: int = 1,
     log_every_steps: int = 1,
 ) -> Trainer:
-    """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start."""
+    """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
+
+    Ctrl-C and SIGTERM end the process, with exit codes 130 and 143, and leave the newest snapshot to go on from.
+    """
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
@@ -130,5 +135,11 @@ def fit(
     snapshot = newest_snapshot(folder / "snapshots")
     if snapshot is not None and trainer.is_global_zero:
         print(f"Going on from {snapshot}")
-    trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+        if trainer.is_global_zero:
+            newest = newest_snapshot(folder / "snapshots")
+            print(f"Stopped. The same command goes on from {newest or 'the start'}.", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
     return trainer

@@ -101,7 +101,7 @@ def run(
     if trainer.is_global_zero:
         results: dict[str, Any] = {
             "nimg": total_images,
-            "loss": float(trainer.callback_metrics["train/loss"]),
+            "loss": float(module.recent_loss),
             "denoiser": str(folder / "denoiser.safetensors"),
             "batch_size": training.batch_size,
             "parameters": sum(p.numel() for p in module.denoiser.parameters()),

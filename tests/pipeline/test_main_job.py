@@ -1,6 +1,10 @@
 """From images to generated images, as a user types it, on a part of the digits."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +247,28 @@ def test_two_processes_cannot_work_in_one_run_folder(cedm: Cedm, model: Path, wo
     assert result.code == 2
     assert "another process" in result.err
     assert cedm("generate", f"ckpt={model}", "num=1", "run_dir=run").code == 0
+
+
+def test_a_run_that_ended_before_its_summary_only_lacks_the_summary(cedm: Cedm, workplace: Path) -> None:
+    settings = ["conditioning=none", *TINY_EDM, "run_dir=run"]
+    assert cedm("train", *settings).code == 0
+    before = summary(workplace / "run")
+    (workplace / "run/summary.json").unlink()
+    assert cedm("train", *settings).code == 0
+    assert summary(workplace / "run") == before
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_no_finished_one(workplace: Path, signal_number: int, code: int) -> None:
+    """Ctrl-C and SIGTERM end with a non-zero code and a word on how to go on; nothing says that the run is done."""
+    command = [sys.executable, "-m", "pipeline.train", "conditioning=none", *TINY_EDM, "run_dir=run"]
+    endless = ["training.duration_kimg=100000", "evaluation.backbone=null", "evaluation.grid_every_kimg=100000"]
+    process = subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(workplace.glob("run/snapshots/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal_number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "The same command goes on from run/snapshots/step-" in err
+    assert not (workplace / "run/summary.json").exists()
