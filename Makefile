@@ -94,7 +94,7 @@ test-all: lint  ## Lint and all tests
 	@$(PY) -m pytest -n 2 --dist loadfile
 
 bench: $(READY)  ## Measure speed; prints a table
-	@$(PY) -m pytest tests/bench -m bench
+	@$(PY) tests/bench.py
 
 clean:  ## Remove the environment; runs/ and cache/ stay
 	rm -rf $(VENV) *.egg-info
