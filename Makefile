@@ -60,9 +60,12 @@ $(VENV)/.installed: pyproject.toml
 
 setup: $(READY)  ## Create .venv with all packages, once
 
+# A run folder is one command's: run_dir= and overwrite= in ARGS are meant for the training.
+EARLIER = $(filter-out run_dir=% overwrite=%,$(OVERRIDES))
+
 train: $(READY)  ## Embed, cluster and train a diffusion model: DATASET=digits by default
-	@$(PY) -m pipeline.embed $(OVERRIDES)
-	@$(PY) -m pipeline.cluster $(OVERRIDES)
+	@$(PY) -m pipeline.embed $(EARLIER)
+	@$(PY) -m pipeline.cluster $(EARLIER)
 	@$(PY) -m pipeline.train $(OVERRIDES)
 
 embed: $(READY)  ## Only: images → embeddings and neighbours

@@ -35,6 +35,13 @@ class Snapshots(Checkpoint):
     def __init__(self, folder: Path, every: Schedule, keep: int = 2) -> None:
         self.folder, self.every, self.keep = folder, every, keep
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count passes anew: the number of devices, and with it the passes in a step, may have changed since."""
+        passes = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["current"], progress["total"]):
+            counts.update(ready=passes, started=passes, processed=passes, completed=passes)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.artifacts import HEADER_KEY, UserError
 
+MOST_CLUSTERS = 10_000_000  # tables as long as the highest id are made
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
 
 
@@ -147,6 +148,8 @@ def _whole_numbers(path: Path, values: Tensor) -> Tensor:
     whole = values.to(torch.int64)
     if whole.min() < 0:
         raise UserError(f"{path}: holds {int(whole.min())}; cluster ids are 0, 1, 2, …")
+    if whole.max() >= MOST_CLUSTERS:
+        raise UserError(f"{path}: holds {int(whole.max())}; no data set has that many clusters. Number them from 0 up")
     return whole
 
 

@@ -74,6 +74,7 @@ class EmbeddingDataModule(L.LightningDataModule):
             raise ValueError(
                 f"neighbours {list(neighbours.shape)} for {num_images} images, num_neighbours={num_neighbours}"
             )
+        self.embeddings = embeddings
         self.batch_size = batch_size
         self.steps_per_epoch = num_images // batch_size  # the last, partial batch of each epoch is dropped
         stream = SampleStream(num_images, seed, epoch_size=self.steps_per_epoch * batch_size)
@@ -104,7 +105,7 @@ class EmbeddingDataModule(L.LightningDataModule):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each image once over all ranks: (indices int64 [b], standardised embeddings float32 [b, D])."""
         standardised = self._standardised if device is None else self._on_device(torch.device(device))
-        share = torch.arange(len(standardised), device=standardised.device).tensor_split(world_size)[rank]
+        share = torch.arange(rank, len(standardised), world_size, device=standardised.device)
         for indices in share.split(batch_size):
             yield indices, standardised[indices]
 

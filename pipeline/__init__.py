@@ -1,4 +1,4 @@
-"""The commands, in the order in which the data moves: embed, cluster, train, generate."""
+"""The commands, in the order in which the data moves: embed, cluster, bound, train, generate; and their helpers."""
 
 import os
 

@@ -35,7 +35,7 @@ def assign(cfg: DictConfig) -> None:
         path = folder / "pseudo_labels.safetensors"
         labels.save(path)
         labels.save_csv(folder / "pseudo_labels.csv")
-        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
+        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)  # a gallery shows few
         write_gallery(labels, store.gather, folder / "gallery.png")
         write_summary(folder, "assign", summary_of(labels, source, path), inputs)
     print(

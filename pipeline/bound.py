@@ -29,7 +29,7 @@ from lightning_modules.clustering.bound import (
 )
 from metrics.utilization import ClusterUtilization
 from pipeline.bound_plot import draw_bound
-from pipeline.cluster import head_file, train_temi
+from pipeline.cluster import head_file, temi_data, train_temi
 from pipeline.command import command, typed_command
 from pipeline.inputs import embeddings_of, pseudo_labels_file, source_of
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
@@ -122,7 +122,7 @@ def train_grid(cfg: DictConfig, source: ImageSource, folder: Path) -> Iterator[M
     coarse = [C for C in grid if min(COARSE_FROM, grid[-1]) <= C]
     jobs = [(C, UPPER_BETA, seed) for C in grid for seed in range(cfg.bound.num_seeds)]
     jobs += [(C, COARSE_BETA, seed) for C in coarse for seed in range(cfg.bound.num_seeds)]
-    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
+    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)  # a gallery shows few
     for number, (num_clusters, beta, seed) in enumerate(jobs, start=1):
         job = cfg.copy()
         job.trainer.devices = 1
@@ -132,7 +132,7 @@ def train_grid(cfg: DictConfig, source: ImageSource, folder: Path) -> Iterator[M
         if not known:
             print(f"[{number}/{len(jobs)}] C = {num_clusters}, β = {beta}, seed {job.seed}", flush=True)
             part = folder / "clusterings" / f"clusters{num_clusters}-beta{beta}-seed{job.seed}"
-            train_temi(job, source, images.gather, part, path).save(path)
+            train_temi(job, source, temi_data(job, source, world_size=1), images.gather, part, path).save(path)
         labels = PseudoLabels.load(path, remake=typed_command("bound"))
         num_used = labels.num_used if cfg.bound.used_when == "assigned" else probable_clusters(job, source, path)
         print(f"[{number}/{len(jobs)}] C = {num_clusters}, β = {beta}: {num_used} used{' (known)' if known else ''}")

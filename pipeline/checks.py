@@ -1,5 +1,6 @@
 """Settings that cannot be meant, caught before anything starts."""
 
+import re
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any
@@ -27,6 +28,29 @@ POSITIVE = (
     "evaluation.log_every_kimg",
     "batch_size",
 )
+# (lowest, highest) of settings whose default does not tell, or that end somewhere
+WHOLE_NUMBERS = {
+    "seed": (0, 2**63 - 1),
+    "num_clusters": (1, 10**7),
+    "dataset.max_images": (1, None),
+    "sampler.steps": (1, None),
+    "training.num_workers": (0, None),
+    "training.max_batch_per_device": (1, None),
+    "evaluation.num_images": (2, None),
+}
+NUMBERS = {
+    "network.dropout": (0, 1),
+    "training.augment_probability": (0, 1),
+    "training.label_dropout": (0, 1),
+    "training.lr_rampup_kimg": (0, None),
+    "clustering.warmup_epochs": (0, None),
+}
+CHOICES = {
+    "conditioning": ("clusters", "none"),
+    "clustering.objective": ("temi", "wmi", "pmi", "scan"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    "sampler.precision": ("32-true", "bf16-mixed", "16-mixed"),
+}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1,2]"}
 
 
@@ -47,6 +71,26 @@ def check_settings(cfg: DictConfig, defaults: DictConfig) -> None:
         value = given.get(key)
         if isinstance(value, Real) and value <= 0:
             raise UserError(f"{key}={value}: it must be above 0, such as {key}={standard[key]}.")
+    for key, limits in (WHOLE_NUMBERS | NUMBERS).items():
+        check_limits(key, given.get(key), limits, whole=key in WHOLE_NUMBERS)
+    for key, choices in CHOICES.items():
+        if key in given and given[key] not in choices:
+            raise UserError(f"{key}={given[key]}: type one of {', '.join(f'{key}={choice}' for choice in choices)}.")
+    if not re.fullmatch(r"[\w.+-]+", str(given["dataset.name"])):
+        raise UserError(
+            f"dataset.name={given['dataset.name']}: it names folders: letters, digits, '.', '_', '+' and '-' will do."
+        )
+
+
+def check_limits(key: str, value: Any, limits: tuple[float, float | None], whole: bool) -> None:
+    """Raise a `UserError` for a number of the wrong kind or outside its limits; null and interpolations pass."""
+    if value is None or (isinstance(value, str) and value.startswith("${")):
+        return
+    low, high = limits
+    fitting = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not fitting or value < low or (high is not None and value > high):
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{key}={value}: {kind} from {low}{'' if high is None else f' to {high}'} is expected.")
 
 
 def fits(value: Any, expected: Any) -> bool:
@@ -70,4 +114,4 @@ def leaves(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         else:
             yield prefix, node
 
-    yield from walk(OmegaConf.to_container(cfg, resolve=False), "")
+    yield from walk(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), "")

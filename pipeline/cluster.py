@@ -20,6 +20,7 @@ from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
+from datamodules.stream import split_batch
 from lightning_modules.clustering.kmeans import kmeans, random_groups
 from lightning_modules.temi_module import TEMIModule
 from pipeline.command import command, typed_command
@@ -28,6 +29,7 @@ from pipeline.inputs import (
     check_clustering,
     embeddings_of,
     neighbours_of,
+    not_needed,
     plain,
     pseudo_label_description,
     pseudo_labels_file,
@@ -48,6 +50,10 @@ NOT_OF_THE_MODULE = ("method", "num_neighbours")
 
 @command
 def cluster(cfg: DictConfig) -> None:
+    reason = not_needed(cfg, "cluster")
+    if reason is not None:
+        print(f"Nothing to do: no pseudo-labels are made for {reason}.")
+        return
     source = source_of(cfg)
     check_clustering(cfg, source)
     path = pseudo_labels_file(cfg, source)
@@ -58,17 +64,18 @@ def cluster(cfg: DictConfig) -> None:
         write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
         print(f"Next: {typed_command('train')}")
         return
-    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
+    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)  # a gallery shows few
     settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
-    what = f"cluster-{cfg.clustering.method}-{cfg.clustering.num_clusters or 'all'}"
+    what = f"cluster-{cfg.clustering.method}"
+    if cfg.clustering.method != "labels":
+        what += f"-{cfg.clustering.num_clusters}"
     machine, folder = join(cfg, lambda: choose_run_folder(cfg, what, settings))
+    temi = cfg.clustering.method == "temi"
+    data = temi_data(cfg, source, machine.world_size) if temi else None
     with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"{source.name}: {len(source):,} images; {cfg.clustering.method} on {machine}; run folder {folder}")
-        if cfg.clustering.method == "temi":
-            labels = train_temi(cfg, source, images.gather, folder, path)
-        else:
-            labels = group(cfg, source)
+        labels = group(cfg, source) if data is None else train_temi(cfg, source, data, images.gather, folder, path)
         if machine.rank == 0:
             write_results(labels, source, images, path, folder, inputs)
 
@@ -90,22 +97,37 @@ def write_results(
     print(f"{describe(labels, path)}\ngallery        {folder / 'gallery.png'}\nNext: {typed_command('train')}")
 
 
-def train_temi(
-    cfg: DictConfig, source: ImageSource, images: Callable[[Tensor], Tensor], folder: Path, path: Path
-) -> PseudoLabels:
-    """Train the heads, assign every image by the best teacher head, and write that head beside the pseudo-labels."""
+def temi_data(cfg: DictConfig, source: ImageSource, world_size: int) -> EmbeddingDataModule:
+    """The pairs that TEMI is trained on.
+
+    Raises:
+        UserError: there are no embeddings yet, or the batch does not fit the data set or the devices.
+    """
     clustering = cfg.clustering
+    split_batch(clustering.batch_size, world_size)
     embeddings = embeddings_of(cfg, source)
-    data = EmbeddingDataModule(
+    return EmbeddingDataModule(
         embeddings,
         neighbours_of(cfg, embeddings),
         batch_size=clustering.batch_size,
         num_neighbours=clustering.num_neighbours,
         seed=cfg.seed,
     )
+
+
+def train_temi(
+    cfg: DictConfig,
+    source: ImageSource,
+    data: EmbeddingDataModule,
+    images: Callable[[Tensor], Tensor],
+    folder: Path,
+    path: Path,
+) -> PseudoLabels:
+    """Train the heads, assign every image by the best teacher head, and write that head beside the pseudo-labels."""
+    clustering, embeddings = cfg.clustering, data.embeddings
     torch.manual_seed(cfg.seed)
     module = TEMIModule(
-        embedding_dim=embeddings.values.shape[1],
+        embedding_dim=data.dim,
         steps_per_epoch=data.steps_per_epoch,
         **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
     )

@@ -44,6 +44,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             task(cfg)
         except UserError as error:
             fail(str(error))
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            fail(f"{error.filename}: {error.strerror}. Choose another run_dir= or cache_dir= that can be written to.")
         except MissingMandatoryValue as error:
             fail(f"{error.full_key} must be given. Type {error.full_key}=VALUE.\nSee `cedm {name} --help`.")
 
@@ -71,19 +73,25 @@ def fail(message: str, code: int = 2) -> None:
     sys.exit(code)
 
 
+def program() -> str:
+    """`cedm` as the user can type it here: the environment's own where it is not on the path."""
+    return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
+
+
 def typed_command(name: str) -> str:
     """Command `name` with the settings that the user typed: all stages of a pipeline understand the same ones."""
-    on_path = shutil.which("cedm") is not None
-    program = "cedm" if on_path else os.path.relpath(Path(sys.executable).with_name("cedm"))
     overrides = [word for word in sys.argv[1:] if not word.startswith(("run_dir=", "overwrite="))]
-    return shlex.join([program, name, *overrides])
+    return shlex.join([program(), name, *overrides])
 
 
 def explain_override(error: Exception, name: str) -> str:
     """Say which override was wrong, and which right name is nearest."""
     text = str(error).strip()
     if isinstance(error, OverrideParseException):
-        return f"{text.splitlines()[0]}\nSettings are typed as key=value, lists as key=[1,2]; see `cedm {name} --help`."
+        return (
+            f"{text.splitlines()[0]}\nSettings are typed as key=value, lists as key=[1,2], and a value with spaces, "
+            f"commas or = in two kinds of quotes: 'dataset.path=\"/my images/a=b\"'; see `cedm {name} --help`."
+        )
     if isinstance(error, MissingConfigException) or "Could not find" in text:
         return unknown_option(text, name)
     unknown_key = re.search(r"Could not override '([^']+)'", text)

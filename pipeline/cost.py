@@ -30,7 +30,7 @@ class Cost:
         device_hours = f"{self.hours * self.num_devices:,.1f} {'GPU' if self.device != 'cpu' else 'process'}-hours"
         return (
             f"{self.images / 1000:,.0f} kimg at {self.images_per_s:,.0f} images/s "
-            f"(measured: {self.num_devices} × {self.device}, {self.measured_batch} images at once) "
+            f"(measured on one {self.device} with {self.measured_batch} images at once, times {self.num_devices}) "
             f"→ {duration(self.hours)}, {device_hours}, evaluations not counted."
         )
 

@@ -9,14 +9,20 @@ from datamodules.embeddings import Embeddings, embeddings_path, load_embeddings,
 from datamodules.neighbours import make_neighbours, neighbours_path
 from datamodules.sources import ImageSource
 from pipeline.command import command, typed_command
-from pipeline.inputs import identity_of, plain, source_of
+from pipeline.inputs import check_clustering, identity_of, not_needed, plain, source_of
 from pipeline.run_folder import write_optional_summary
 
 
 @command
 def embed(cfg: DictConfig) -> None:
+    reason = not_needed(cfg, "embed")
+    if reason is not None:
+        print(f"Nothing to do: no embeddings are needed for {reason}.")
+        return
     source = source_of(cfg)
     print(f"{source.name}: {len(source):,} images")
+    check_clustering(cfg, source, before_embedding=True)
+    device_of(cfg.trainer.accelerator)
     num_neighbours = cfg.clustering.num_neighbours if cfg.clustering.method == "temi" else None
     if num_neighbours is not None:
         check_neighbours(source, num_neighbours)
@@ -67,6 +73,8 @@ def check_neighbours(source: ImageSource, num_neighbours: int) -> None:
 
 def device_of(accelerator: str) -> torch.device:
     """The device that `trainer.accelerator` names; auto takes a GPU where there is one."""
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: this machine has no GPU that PyTorch can use. Type cpu.")
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         return torch.device("cuda")
     if accelerator == "mps":

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -51,6 +53,7 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
         UserError: the accelerator or the number of devices is not to be had on this machine.
     """
     settings = cfg.trainer
+    adopt_torchrun(cfg)
     try:
         scout = Trainer(
             accelerator=settings.accelerator,
@@ -68,6 +71,11 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
             "Type trainer.accelerator=cpu or another trainer.devices."
         ) from error
     machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
+    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"-m (--multirun) with trainer.devices={settings.devices}: each process would start the whole sweep. "
+            "Type the runs one by one, or sweep with trainer.devices=1."
+        )
     inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     environment = getattr(scout.strategy, "cluster_environment", None)
     if inherited and "LOCAL_RANK" in os.environ:
@@ -79,6 +87,24 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     folder = choose_folder()
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return machine, folder
+
+
+def adopt_torchrun(cfg: DictConfig) -> None:
+    """Under torchrun, `trainer.devices=auto` and `trainer.num_nodes` mean the processes that it has started.
+
+    Raises:
+        UserError: `trainer.devices` says otherwise.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    started = int(os.environ["LOCAL_WORLD_SIZE"])
+    if cfg.trainer.devices not in ("auto", started):
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}, but torchrun started {started} processes on this machine. "
+            f"Type trainer.devices={started}, or leave it out."
+        )
+    cfg.trainer.devices = started
+    cfg.trainer.num_nodes = int(os.environ["WORLD_SIZE"]) // started
 
 
 def show_hyperparameters(trainer: Trainer, cfg: DictConfig, outcomes: tuple[str, ...]) -> None:

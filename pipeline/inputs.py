@@ -46,8 +46,8 @@ def neighbours_of(cfg: DictConfig, embeddings: Embeddings) -> Tensor:
     return load_neighbours(embeddings, k, cfg.cache_dir, remake=typed_command("embed")).indices
 
 
-def check_clustering(cfg: DictConfig, source: ImageSource) -> None:
-    """Refuse numbers that no clustering can serve.
+def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: bool = False) -> None:
+    """Refuse numbers that no clustering can serve; before embedding, only those that no data set could.
 
     Raises:
         UserError: fewer than two clusters, more clusters than images, or labels asked for and absent.
@@ -66,11 +66,22 @@ def check_clustering(cfg: DictConfig, source: ImageSource) -> None:
             f"clustering.num_clusters={num_clusters}: at least 2 clusters are needed. "
             "Type clustering.num_clusters=100, or conditioning=none to train without clusters."
         )
-    if num_clusters > len(source):
+    if num_clusters > len(source) and not before_embedding:
         raise UserError(
             f"clustering.num_clusters={num_clusters}, but {source.name!r} has {len(source)} images. "
             f"Type clustering.num_clusters={max(2, len(source) // 20)} or less."
         )
+
+
+def not_needed(cfg: DictConfig, stage: str) -> str | None:
+    """Why `embed` or `cluster` has nothing to do for this training; None where it is needed."""
+    if cfg.conditioning == "none":
+        return "conditioning=none"
+    if cfg.assignments is not None:
+        return f"assignments={cfg.assignments}"
+    if stage == "embed" and cfg.clustering.method in ("labels", "random"):
+        return f"clustering={cfg.clustering.method}"
+    return None
 
 
 def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, Any]:
@@ -98,7 +109,13 @@ def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | Non
     if cfg.conditioning != "clusters":
         raise UserError(f"conditioning={cfg.conditioning}: type conditioning=clusters or conditioning=none.")
     if cfg.assignments is not None:
-        return read_assignments(str(cfg.assignments), source)
+        labels = read_assignments(str(cfg.assignments), source)
+        if labels.num_used < 2:
+            raise UserError(
+                f"assignments={cfg.assignments}: all {len(source)} images are in one cluster. "
+                "Type conditioning=none to train without clusters."
+            )
+        return labels
     check_clustering(cfg, source)
     return PseudoLabels.load(pseudo_labels_file(cfg, source), remake=typed_command("cluster"))
 

@@ -15,10 +15,11 @@ from pipeline.command import CONFIGS, typed_command
 from pipeline.inputs import plain
 
 
-def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str, Backbone] | None:
-    """The metric's name and its feature extractor: `evaluation.backbone`, or the run's own where that cannot be had.
+def extractor_settings(cfg: DictConfig) -> DictConfig | ListConfig | None:
+    """The settings of `evaluation.backbone`; None where it is null.
 
-    None where `evaluation.backbone=null`. `say` tells the user of such a change.
+    Raises:
+        UserError: there is no such backbone.
     """
     wanted = cfg.evaluation.backbone
     if wanted is None:
@@ -27,10 +28,21 @@ def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str,
     if not path.exists():
         names = ", ".join(sorted(option.stem for option in path.parent.glob("*.yaml")))
         raise UserError(f"evaluation.backbone={wanted}: there is no such backbone. There are: {names}.")
+    return OmegaConf.load(path)
+
+
+def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str, Backbone] | None:
+    """The metric's name and its feature extractor: `evaluation.backbone`, or the run's own where that cannot be had.
+
+    None where `evaluation.backbone=null`. `say` tells the user of such a change.
+    """
+    settings = extractor_settings(cfg)
+    if settings is None:
+        return None
     try:
-        backbone = build(cfg, OmegaConf.load(path))
+        backbone = build(cfg, settings)
     except UserError as error:
-        if wanted == cfg.backbone.name:
+        if settings.name == cfg.backbone.name:
             raise
         say(f"Note: {error}\nDistances are taken on the run's own backbone, {cfg.backbone.name}, instead.")
         backbone = build(cfg, cfg.backbone)

@@ -16,7 +16,7 @@ from datamodules.artifacts import UserError, canonical_json, write_json
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
-# Where things lie, how many devices work and how often one looks do not change what is computed.
+# Where things lie and how many devices work does not change what is computed.
 NOT_PART_OF_A_RUN = (
     "run_dir",
     "cache_dir",
@@ -181,12 +181,15 @@ def write_optional_summary(
 ) -> None:
     """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`."""
     if cfg.run_dir is not None:
+        if read_settings(Path(cfg.run_dir)) is not None and read_summary(Path(cfg.run_dir), command) is None:
+            raise UserError(f"run_dir={cfg.run_dir} holds another run. Choose another run_dir for {command}.")
         print(f"summary     {write_summary(Path(cfg.run_dir), command, results, inputs)}")
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """A finished run's summary; None where the run has not ended."""
+def read_summary(folder: Path, command: str) -> dict[str, Any] | None:
+    """The summary of a finished run of this command; None where there is none."""
     try:
-        return json.loads((folder / SUMMARY_FILE).read_text())
+        summary = json.loads((folder / SUMMARY_FILE).read_text())
     except (OSError, ValueError):
         return None
+    return summary if summary.get("command") == command else None

@@ -1,5 +1,6 @@
 """`cedm train`: images and pseudo-labels → an EDM diffusion model."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
 from lightning_modules.edm_module import EDMModule
-from pipeline.command import command
+from pipeline.command import command, program
 from pipeline.cost import measure_cost
 from pipeline.fit import Machine, fit, join
 from pipeline.inputs import plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
-from pipeline.reference import frechet_extractor, reference_statistics
+from pipeline.reference import extractor_settings, frechet_extractor, reference_statistics
 from pipeline.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
 from pipeline.sampling import Sampler
 
@@ -45,26 +46,11 @@ def train(cfg: DictConfig) -> None:
         inputs["pseudo_labels"] = str(pseudo_labels_fingerprint(labels))
     settings = run_settings(cfg, inputs, GROUPS)
     machine, folder = join(cfg, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
-    summary = None if cfg.overwrite else read_summary(folder)
+    summary = None if cfg.overwrite else read_summary(folder, "train")
     if summary is not None:
         if machine.rank == 0:
             print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(folder)}")
         return
-    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
-        run(cfg, source, labels, inputs, machine, folder)
-
-
-def run(
-    cfg: DictConfig,
-    source: ImageSource,
-    labels: PseudoLabels | None,
-    inputs: Mapping[str, str],
-    machine: Machine,
-    folder: Path,
-) -> None:
-    """Build the data, the module and its watchers; say what it will cost; train; sum up."""
-    if machine.rank == 0:
-        print(f"run folder  {folder}")
     training = cfg.training
     accumulate = accumulation(training.batch_size, machine.world_size, training.max_batch_per_device)
     data = ImageDataModule(
@@ -78,37 +64,56 @@ def run(
         num_workers=training.num_workers,
         memory_gb=training.memory_gb,
     )
+    module = build_module(cfg, data, source)
+    extractor_settings(cfg)  # tell of a mistake now, not after the run folder is made
+    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
+        if machine.rank == 0:
+            print(f"run folder  {folder}")
+        run(cfg, data, module, inputs, machine, folder)
+
+
+def run(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    module: EDMModule,
+    inputs: Mapping[str, str],
+    machine: Machine,
+    folder: Path,
+) -> None:
+    """Say what it will cost, train under the watchers' eyes, sum up."""
     data.setup()
     assert data.store is not None
-    module = build_module(cfg, data, source, labels)
-    total_images = data.batch_size * max(1, round(training.duration_kimg * 1000 / data.batch_size))
+    batch_size, accumulate = data.batch_size, data.accumulate
+    total_images = batch_size * max(1, round(cfg.training.duration_kimg * 1000 / batch_size))
     if machine.rank == 0:
-        announce(cfg, module, data, data.store, machine, accumulate, total_images)
+        announce(cfg, module, data, data.store, machine, total_images)
     sampler = Sampler(**plain(cfg.sampler))
-    callbacks, distance = watchers(cfg, data.store, sampler, folder, machine, accumulate, total_images)
+    callbacks, distance = watchers(cfg, data, data.store, sampler, folder, machine, total_images)
     trainer = fit(
         cfg,
         folder,
         module,
         data,
         callbacks,
-        max_steps=total_images // training.batch_size,
+        max_steps=total_images // batch_size,
         precision=cfg.trainer.precision,
         outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
         accumulate=accumulate,
-        log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / training.batch_size)) * accumulate,
+        log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / batch_size)),
     )
     if trainer.is_global_zero:
         results: dict[str, Any] = {
             "nimg": total_images,
             "loss": float(module.recent_loss),
             "denoiser": str(folder / "denoiser.safetensors"),
-            "batch_size": training.batch_size,
+            "batch_size": batch_size,
             "parameters": sum(p.numel() for p in module.denoiser.parameters()),
         }
         if distance is not None and distance.history:
             results[distance.name] = distance.history[-1][1]
-            title = f"{source.name}, {groups_name(cfg, labels)}: {cfg.evaluation.num_images:,} generated images"
+            title = (
+                f"{data.source.name}, {groups_name(cfg, data.pseudo_labels)}: {distance.num_images:,} generated images"
+            )
             curve = {"": distance.history}
             draw_curves(folder / "distance.png", curve, "kimg seen", f"Fréchet distance ({distance.name})", title)
             results["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
@@ -141,7 +146,7 @@ def accumulation(batch_size: int, world_size: int, max_batch_per_device: int | N
     return next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
 
 
-def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource, labels: PseudoLabels | None) -> EDMModule:
+def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) -> EDMModule:
     """The EDM module: a fresh denoiser, or one that starts from the weights in `init_from`."""
     torch.manual_seed(cfg.seed)
     try:
@@ -156,9 +161,8 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource, la
         raise UserError(f"network: {error}") from error
     if cfg.init_from is not None:
         start_from(denoiser, Path(cfg.init_from))
-    if labels is not None:
-        denoiser.cluster_frequencies = labels.frequencies
-        denoiser.cluster_ids = labels.used_clusters
+    labels = data.pseudo_labels
+    denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
     denoiser.meta = {
         "dataset": source.name,
         "conditioning": groups_name(cfg, labels),
@@ -194,24 +198,18 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 def announce(
-    cfg: DictConfig,
-    module: EDMModule,
-    data: ImageDataModule,
-    store: ImageStore,
-    machine: Machine,
-    accumulate: int,
-    images: int,
+    cfg: DictConfig, module: EDMModule, data: ImageDataModule, store: ImageStore, machine: Machine, images: int
 ) -> None:
     """Say what will be trained, on what, and what it will cost, before it starts."""
     parameters = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
     groups = f"{data.num_classes} clusters" if data.num_classes else "no condition"
+    share = data.batch_size // machine.world_size // data.accumulate
     print(
         f"data        {store.description}\n"
         f"network     {cfg.network.architecture}, {parameters:.2f} M parameters, {groups}\n"
-        f"batch       {data.batch_size} = {machine} × {data.batch_size // machine.world_size // accumulate} images "
-        f"× {accumulate} accumulated, {cfg.trainer.precision}"
+        f"batch       {data.batch_size} = {machine} × {share} images "
+        f"× {data.accumulate} accumulated, {cfg.trainer.precision}"
     )
-    share = data.batch_size // machine.world_size // accumulate
     batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
     cost = measure_cost(module, batch, machine.device, machine.world_size, images, cfg.trainer.precision)
     print(f"cost        {cost}")
@@ -221,17 +219,17 @@ def announce(
 
 def watchers(
     cfg: DictConfig,
+    data: ImageDataModule,
     store: ImageStore,
     sampler: Sampler,
     folder: Path,
     machine: Machine,
-    accumulate: int,
     total_images: int,
 ) -> tuple[list[Callback], FrechetDistance | None]:
     """The callbacks of a training, and among them the one that measures distances."""
     evaluation = cfg.evaluation
     callbacks: list[Callback] = [
-        ImageProgressBar(cfg.training.batch_size // accumulate, total_images, "EDM"),
+        ImageProgressBar(data.batch_size // data.accumulate, total_images, "EDM"),
         Throughput(evaluation.log_every_kimg),
         SampleGrid(sampler, folder / "grids", evaluation.grid_every_kimg, batch_size=evaluation.batch_size),
     ]
@@ -259,7 +257,8 @@ def next_steps(folder: Path) -> str:
         f"model       {folder / 'denoiser.safetensors'}\n"
         + (f"images      {grids[-1]}\n" if grids else "")
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
-        + f"Next: cedm generate ckpt={folder} num=64   (or: make generate CKPT={folder})\n"
+        + f"Next: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}\n"
+        f"      make generate CKPT={shlex.quote(str(folder))}\n"
         "      make tensorboard"
     )
 

@@ -1,10 +1,11 @@
 """`make bench`: how fast the parts are, against the usual way of writing them. Ratios are taken in one run."""
 
+# isort: skip_file
 import platform
 import time
 from collections.abc import Callable
 
-import pipeline  # noqa: F401, I001  # before PyTorch: how OpenMP threads wait
+import pipeline  # noqa: F401  # before PyTorch: how OpenMP threads wait
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import DataLoader, TensorDataset

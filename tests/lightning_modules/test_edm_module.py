@@ -167,3 +167,14 @@ def test_augmentation_can_be_turned_off() -> None:
     noise = normal(seed, Stream.NOISE, positions, images.shape[1:])
     labels = torch.eye(3)[batch.labels]
     assert torch.equal(module.loss_of(batch), module.loss(module.denoiser, images, sigma, noise, labels))
+
+
+def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:
+    """Stopped after three steps of one pass, resumed with two passes in a step: the same steps, the same images."""
+    straight = train(make_module(), 6, tmp_path / "straight")
+    train(make_module(), 3, tmp_path / "broken", accumulate=1)
+    resumed = train(make_module(), 6, tmp_path / "broken", accumulate=2)
+    assert resumed.trainer.global_step == 6
+    for a, b in zip(straight.denoiser.parameters(), resumed.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
+    assert newest_snapshot(tmp_path / "broken") == tmp_path / "broken/step-00000006.ckpt"

@@ -272,3 +272,18 @@ def test_a_stopped_run_is_no_finished_one(workplace: Path, signal_number: int, c
     assert process.returncode == code
     assert "The same command goes on from run/snapshots/step-" in err
     assert not (workplace / "run/summary.json").exists()
+
+
+def test_stages_that_a_training_does_not_need_say_so(cedm: Cedm, workplace: Path) -> None:
+    for settings in (["conditioning=none"], ["assignments=ids.npy"], ["clustering=labels"]):
+        assert "Nothing to do" in cedm("embed", *settings).out
+    for settings in (["conditioning=none"], ["assignments=ids.npy"]):
+        assert "Nothing to do" in cedm("cluster", *settings).out
+    assert not (workplace / "runs").exists()
+
+
+def test_a_run_folder_is_one_commands(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("cluster", "clustering=random", "run_dir=run").code == 0
+    refused = cedm("train", "clustering=random", *TINY_EDM, "run_dir=run")
+    assert refused.code == 2
+    assert "run_dir" in refused.err

@@ -45,6 +45,23 @@ def image_folder(folder: Path, count: int) -> Path:
         ("train", ["conditioning=none", "trainer.accelerator=gpu"], ["trainer.accelerator=gpu"]),
         ("train", ["conditioning=none", "init_from=gone.safetensors"], ["gone.safetensors"]),
         ("train", ["assignments=gone.npy"], ["gone.npy"]),
+        ("embed", ["trainer.accelerator=gpu"], ["trainer.accelerator=gpu"]),
+        ("embed", ["dataset.max_images=many"], ["dataset.max_images=many", "whole number"]),
+        ("embed", ["seed=-1"], ["seed=-1"]),
+        ("embed", ["cache_dir=/dev/null/x"], ["cache_dir="]),
+        ("embed", ["dataset.name='a=b'"], ["dataset.name=a=b"]),
+        ("embed", ["dataset.path=/a=b"], ["quotes"]),
+        ("embed", ["clustering.num_clusters=1"], ["at least 2"]),
+        ("train", ["conditioning=none", "training.label_dropout=3"], ["0 to 1"]),
+        ("train", ["conditioning=none", "sampler.steps=0"], ["sampler.steps=0"]),
+        ("train", ["conditioning=none", "trainer.precision=bf17"], ["trainer.precision=bf16-mixed"]),
+        ("train", ["conditioning=none", "evaluation.num_images=1"], ["evaluation.num_images=1"]),
+        ("train", ["conditioning=none", "run_dir=/dev/null/x"], ["run_dir="]),
+        ("train", ["conditioning=none", "training.max_batch_per_device=0"], ["max_batch_per_device=0"]),
+        ("train", ["assignments=same.npy"], ["all 1797 images are in one cluster"]),
+        ("train", ["assignments=huge.npy"], ["1800000000000"]),
+        ("cluster", ["clustering.objective=tem"], ["clustering.objective=temi"]),
+        ("generate", ["ckpt=gone", "steps=-2"], ["steps=-2"]),
         ("generate", [], ["ckpt"]),
         ("generate", ["ckpt=gone"], ["gone"]),
     ],
@@ -52,13 +69,15 @@ def image_folder(folder: Path, count: int) -> Path:
 def test_a_mistake_ends_in_one_message(
     cedm: Cedm, workplace: Path, command: str, overrides: list[str], expected: list[str]
 ) -> None:
+    np.save("same.npy", np.full(1797, 3))
+    np.save("huge.npy", np.full(1797, 1_800_000_000_000))
     result = cedm(command, *overrides)
-    assert result.code == 2
+    assert result.code == 2, result.err
     assert result.err.startswith("error: ")
     assert "Traceback" not in result.err
     for words in expected:
         assert words in result.err
-    assert not list(workplace.glob("runs/**/denoiser.safetensors"))
+    assert not (workplace / "runs").exists()
     assert not list(workplace.glob("**/*.tmp*"))
 
 

@@ -48,7 +48,7 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
 def test_torchrun_trains_the_same_model(cedm: Cedm, workplace: Path) -> None:
     settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
     assert cedm("train", *settings, "run_dir=one").code == 0
-    run([*TORCHRUN, "-m", "pipeline.train", *settings, *TWO], workplace)
+    run([*TORCHRUN, "-m", "pipeline.train", *settings, "trainer.accelerator=cpu"], workplace)  # devices: torchrun's
     (two,) = workplace.glob("runs/digits/train-none/*")  # chosen by rank 0, the same on both ranks
     assert_same_model(workplace / "one", two)
 
