@@ -265,7 +265,7 @@ def test_a_stopped_run_is_no_finished_one(workplace: Path, signal_number: int, c
     endless = ["training.duration_kimg=100000", "evaluation.backbone=null", "evaluation.grid_every_kimg=100000"]
     process = subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
-    while not list(workplace.glob("run/snapshots/*.ckpt")) and time.monotonic() < deadline:
+    while not list(workplace.glob("run/snapshots/step-*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
