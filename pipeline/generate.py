@@ -37,6 +37,11 @@ def generate(cfg: DictConfig) -> None:
     sampler = Sampler(**plain(cfg.sampler))
     if sampler.guidance != 1 and not denoiser.label_dim:
         raise UserError(f"guidance={sampler.guidance}: {ckpt} was trained without clusters. Type guidance=1.")
+    if sampler.guidance != 1 and denoiser.meta.get("label_dropout") == 0:
+        raise UserError(
+            f"guidance={sampler.guidance}: {ckpt} never saw an image without its label. "
+            "Type guidance=1, or train with training.label_dropout=0.1."
+        )
     if cfg.format not in ("png", "zip"):
         raise UserError(f"format={cfg.format}: type format=png or format=zip.")
     inputs = {"denoiser": file_digest(ckpt)}

@@ -143,7 +143,14 @@ def accumulation(batch_size: int, world_size: int, max_batch_per_device: int | N
     largest = min(share, max_batch_per_device or share)
     if largest < 1:
         raise UserError(f"training.max_batch_per_device={max_batch_per_device}: at least one image is needed.")
-    return next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
+    passes = next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
+    if 4 * (share // passes) < largest:
+        nearest = -(-share // largest) * largest * world_size
+        raise UserError(
+            f"training.batch_size={batch_size}: {share} images on each device are no multiple of a number near "
+            f"training.max_batch_per_device={largest}. Type training.batch_size={nearest}."
+        )
+    return passes
 
 
 def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) -> EDMModule:
@@ -167,6 +174,7 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
         "dataset": source.name,
         "conditioning": groups_name(cfg, labels),
         "num_clusters": labels.num_clusters if labels is not None else 0,
+        "label_dropout": cfg.training.label_dropout,
     }
     hparams = {key: value for key, value in plain(cfg.training).items() if key not in NOT_OF_THE_MODULE}
     module = EDMModule(denoiser, seed=cfg.seed, **hparams)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from datamodules.artifacts import UserError
 from datamodules.image_datamodule import ImageBatch
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
@@ -64,3 +65,10 @@ def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
 )
 def test_the_fewest_passes_that_fit(batch: int, world: int, largest: int | None, passes: int) -> None:
     assert accumulation(batch, world, largest) == passes
+
+
+def test_a_batch_that_falls_into_tiny_passes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"training.batch_size=1021: .* Type training.batch_size=1024"):
+        accumulation(1021, 1, 128)
+    with pytest.raises(UserError, match=r"cannot be shared by 3 devices"):
+        accumulation(64, 3, None)

@@ -101,6 +101,14 @@ def model(workplace: Path) -> Path:
     return workplace / "denoiser.safetensors"
 
 
+def test_guidance_needs_a_model_that_saw_images_without_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
+    denoiser = Denoiser.from_pretrained(model)
+    for dropout, code in ((0.0, 2), (0.1, 0)):
+        denoiser.save_pretrained(workplace / "guided.safetensors", label_dropout=dropout)
+        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", "guidance=2", "run_dir=guided")
+        assert result.code == code, result.err
+
+
 def pixels(folder: Path, seed: int) -> np.ndarray:
     return np.array(Image.open(folder / f"images/00000/img{seed:08d}.png")).astype(int)
 
