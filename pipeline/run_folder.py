@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -168,6 +169,7 @@ def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs
         path,
         {
             "command": command,
+            "arguments": sys.argv[1:],
             **results,
             "inputs": dict(inputs),
             "versions": {name: version(name) for name in LIBRARIES},
