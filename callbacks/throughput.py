@@ -25,7 +25,7 @@ def peak_memory_gb(device: torch.device) -> float:
 class Throughput(Callback):
     """Logs `throughput/kimg_per_s`, `sec_per_kimg`, `peak_memory_gb` and `eta_hours` every `every_kimg`.
 
-    Rates are of training alone: time spent in other callbacks between two batches does not count.
+    Rates are of training alone: neither evaluation between two batches counts nor waiting for the next batch.
     """
 
     def __init__(self, every_kimg: float) -> None:

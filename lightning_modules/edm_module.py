@@ -59,6 +59,7 @@ class EDMModule(LightningModule):
         self.denoiser = denoiser
         self.ema = EMA(denoiser, halflife_kimg=ema_halflife_kimg, rampup_ratio=ema_rampup_ratio)
         self.register_buffer("recent_loss", torch.tensor(torch.nan))  # of rank 0, averaged over about 100 passes
+        self._passes: list[Tensor] = []  # losses of the current step's passes
         self.loss = EDMLoss(P_mean=P_mean, P_std=P_std, sigma_data=denoiser.sigma_data)
 
     @property
@@ -77,7 +78,10 @@ class EDMModule(LightningModule):
         self._stop_if_not_finite(losses, batch.positions)
         loss = losses.mean()
         self.recent_loss = torch.where(self.recent_loss.isnan(), loss, 0.99 * self.recent_loss + 0.01 * loss).detach()
-        self.log("train/loss", loss, sync_dist=True, prog_bar=True)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._passes = []
+        self._passes.append(loss.detach())
+        self.log("train/loss", torch.stack(self._passes).mean(), sync_dist=True, prog_bar=True)  # of the whole step
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/ema_halflife_kimg", self.ema.halflife_nimg(self.nimg) / 1000)
         self.log("step", self.nimg / 1000)  # the x axis of every curve: thousands of images seen

@@ -178,3 +178,9 @@ def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:
     for a, b in zip(straight.denoiser.parameters(), resumed.denoiser.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
     assert newest_snapshot(tmp_path / "broken") == tmp_path / "broken/step-00000006.ckpt"
+
+
+def test_the_logged_loss_is_that_of_the_whole_step(tmp_path: Path) -> None:
+    expected = make_module().loss_of(batch_at(0, BATCH)).mean()
+    trained = train(make_module(), steps=1, folder=tmp_path, accumulate=4)
+    torch.testing.assert_close(trained.trainer.callback_metrics["train/loss"], expected.detach(), rtol=1e-5, atol=0)
