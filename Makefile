@@ -35,7 +35,7 @@ OVERRIDES = dataset=$(DATASET) \
 
 help:  ## This list
 	@echo 'Targets:'
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo 'Variables, with their defaults:'
 	@echo '  DATASET=digits    digits, cifar10, cifar100, folder or zip; brings its published settings along'
@@ -46,7 +46,7 @@ help:  ## This list
 	@echo '  CONDITIONING=     clusters or none'
 	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'
 	@echo '  ACCELERATOR=auto  gpu, cpu, …'
-	@echo '  CKPT=             for make generate: denoiser.safetensors or the folder of a run'
+	@echo '  CKPT=             for make generate: denoiser.safetensors or the folder of a run; default: the newest'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
 
@@ -77,9 +77,11 @@ cluster: $(READY)  ## Only: embeddings → pseudo-labels
 diffusion: $(READY)  ## Only: images and pseudo-labels → diffusion model
 	@$(PY) -m pipeline.train $(OVERRIDES)
 
-generate: $(READY)  ## Images from a trained model: CKPT=runs/…
-	@test -n "$(CKPT)" || { echo 'error: CKPT is empty. Type make generate CKPT=runs/DATASET/WHAT/TIME'; exit 2; }
-	@$(PY) -m pipeline.generate 'ckpt="$(CKPT)"' $(ARGS)
+# The newest model of the data set, where none is named.
+generate: CKPT ?= $(shell ls -t runs/$(DATASET)/train-*/*/denoiser.safetensors 2>/dev/null | head -n 1)
+generate: $(READY)  ## Images from a trained model, the newest or CKPT=runs/…
+	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make generate CKPT=FOLDER'; exit 2; }
+	@$(PY) -m pipeline.generate 'ckpt="$(CKPT)"' $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) $(ARGS)
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
 	@$(PY) -m tensorboard.main --logdir runs --host localhost

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
+from datamodules.artifacts import UserError, fingerprint
 from lightning_modules.diffusion.sampler import draw_labels
 from lightning_modules.edm_module import EDMModule
 from metrics import frechet
@@ -51,6 +52,19 @@ class FrechetDistance(Callback):
         self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
         self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
         self.history: list[tuple[float, float]] = []  # (kimg, distance)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where the ranks hold different extractors, as when one could not read the weights: sums would hang.
+
+        Raises:
+            UserError: on the ranks that differ from rank 0, which ends the others too.
+        """
+        own = fingerprint(self.extractor.identity)
+        if trainer.strategy.broadcast(own) != own:
+            raise UserError(
+                f"rank {trainer.global_rank} measures {self.name}, but rank 0 has another feature extractor. "
+                "Place the extractor's weights where every rank can read them, or type evaluation.backbone=pixels."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

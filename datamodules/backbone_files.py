@@ -1,6 +1,7 @@
 """Where the files of pretrained backbones are: given, in a cache of this machine, or downloaded."""
 
 import json
+import logging
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ def _model_file(settings: Mapping[str, Any], file_name: str) -> Path:
 def _find_model_file(settings: Mapping[str, Any], file_name: str) -> Path | None:
     from transformers.utils import cached_file
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries without a network; our message follows
     model, revision = str(settings["path"] or settings["model"]), settings["revision"]
     for local_files_only in (True, False):
         try:

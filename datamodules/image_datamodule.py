@@ -99,11 +99,6 @@ class ImageDataModule(L.LightningDataModule):
         """The cluster that each class stands for: int64 [num_classes]; None without pseudo-labels."""
         return None if self.pseudo_labels is None else self.pseudo_labels.used_clusters
 
-    @property
-    def images_per_device(self) -> int:
-        """Images in one forward pass of one device. Raises `UserError` where the batch does not divide evenly."""
-        return split_batch(self.batch_size, self._place()[0], self.accumulate)
-
     def setup(self, stage: str | None = None) -> None:
         """Decodes the images into memory where they fit; once per process."""
         split_batch(self.batch_size, self._place()[0], self.accumulate)  # tell before the long work, not after

@@ -6,6 +6,7 @@ made of its kind, ids, labels and the bytes of its files, so that a moved data s
 
 import difflib
 import hashlib
+import shutil
 import urllib.error
 from functools import cached_property
 from pathlib import Path
@@ -182,11 +183,14 @@ def _load_cifar(kind: str, root: Path) -> tuple[np.ndarray, Tensor, list[str]]:
     try:
         dataset = dataset_class(root, train=True)
     except RuntimeError:  # not there, or not whole: torchvision compares MD5 sums
+        was_there = root.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f".{kind}.lock"):
                 dataset = dataset_class(root, train=True, download=True)
         except (RuntimeError, urllib.error.URLError, OSError) as error:
+            if not was_there:
+                shutil.rmtree(root, ignore_errors=True)
             raise UserError(
                 f"{kind}: not found whole in {root}, and it cannot be downloaded ({error}). "
                 f"Download {dataset_class.url}, unpack it, and give the folder that then holds "

@@ -21,7 +21,6 @@ POSITIVE = (
     "training.lr",
     "sampler.sigma_min",
     "evaluation.every_kimg",
-    "evaluation.num_images",
     "evaluation.batch_size",
     "evaluation.grid_every_kimg",
     "evaluation.snapshot_every_kimg",
@@ -48,7 +47,7 @@ NUMBERS = {
 CHOICES = {
     "conditioning": ("clusters", "none"),
     "clustering.objective": ("temi", "wmi", "pmi", "scan"),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "sampler.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1,2]"}

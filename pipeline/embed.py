@@ -10,7 +10,13 @@ from datamodules.neighbours import make_neighbours, neighbours_path
 from datamodules.sources import ImageSource
 from pipeline.command import command, typed_command
 from pipeline.inputs import check_clustering, identity_of, not_needed, plain, source_of
-from pipeline.run_folder import write_optional_summary
+from pipeline.run_folder import (
+    choose_run_folder,
+    opened_run_folder,
+    run_settings,
+    write_optional_summary,
+    write_summary,
+)
 
 
 @command
@@ -44,7 +50,14 @@ def embed(cfg: DictConfig) -> None:
         "embeddings": str(path),
         "backbone": identity,
     }
-    write_optional_summary(cfg, "embed", results, {"dataset": source.fingerprint})
+    inputs = {"dataset": source.fingerprint}
+    if done_before:
+        write_optional_summary(cfg, "embed", results, inputs)
+    else:
+        settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
+        folder = choose_run_folder(cfg, f"embed-{cfg.backbone.name}", settings)
+        with opened_run_folder(folder, settings, cfg.overwrite):
+            print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from callbacks.frechet import FrechetDistance
+from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
 from metrics.frechet import FeatureStatistics, frechet_distance
@@ -20,6 +21,13 @@ class Pixels:
 
     def to(self, device: torch.device) -> "Pixels":
         return self
+
+
+class OtherRank:
+    """The strategy of a process whose rank 0 has an extractor of its own."""
+
+    def broadcast(self, value: str) -> str:
+        return "another"
 
 
 class FakeTrainer:
@@ -83,3 +91,13 @@ def test_history_survives_a_resume(module: EDMModule) -> None:
     second.load_state_dict(first.state_dict())
     assert second.history == first.history
     assert len(second.history) == 1
+
+
+def test_ranks_with_different_extractors_stop_instead_of_hanging(module: EDMModule) -> None:
+    reference = FeatureStatistics(16)
+    reference.update(torch.randn(50, 16))
+    callback = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 40)
+    trainer = FakeTrainer()
+    trainer.strategy = OtherRank()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="another feature extractor"):
+        callback.on_fit_start(trainer, module)  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
         result = cedm(command, *TINY_TEMI, *TINY_EDM)
         assert result.code == 0, result.err
         assert "Nothing to do" not in result.out
+    assert summary(only(workplace, "runs/digits/embed-pixels/*"))["num_features"] == 64
     clustered = only(workplace, "runs/digits/cluster-temi-5/*")
     trained = only(workplace, "runs/digits/train-temi-5/*")
 
@@ -295,3 +296,42 @@ def test_a_run_folder_is_one_commands(cedm: Cedm, workplace: Path) -> None:
     refused = cedm("train", "clustering=random", *TINY_EDM, "run_dir=run")
     assert refused.code == 2
     assert "run_dir" in refused.err
+
+
+def test_a_folder_of_images_with_a_transformers_backbone(cedm: Cedm, workplace: Path) -> None:
+    """The published settings' own path, through the real loader, with a tiny network in place of DINO's weights."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained("weights")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("weights")
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        path = workplace / "my images" / f"{index % 3}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)).save(path)
+    settings = [
+        "dataset=folder",
+        'dataset.path="my images/"',
+        "dataset.resolution=16",
+        "backbone.path=weights",
+        *TINY_TEMI,
+        "clustering.num_neighbours=4",
+        "clustering.batch_size=8",
+        "evaluation.backbone=null",
+        "network.channel_mult=[1]",
+        "network.attn_resolutions=[]",
+        *TINY_EDM,
+        "training.batch_size=8",
+        "trainer.precision=32-true",
+    ]
+    for command in ("embed", "cluster", "train"):
+        result = cedm(command, *settings)
+        assert result.code == 0, result.err
+    embedded = summary(only(workplace, "runs/folder/embed-dino_vitb16/*"))
+    assert embedded["num_features"] == 16
+    assert embedded["backbone"]["output"] == "cls_token"
+    trained = only(workplace, "runs/folder/train-temi-5/*")
+    assert Denoiser.from_pretrained(trained / "denoiser.safetensors").img_channels == 3
