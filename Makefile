@@ -9,6 +9,7 @@ CONDITIONING ?=
 DEVICES      ?=
 ACCELERATOR  ?=
 ARGS         ?=
+ONLY         ?=
 
 VENV := .venv
 ifdef PYTHON
@@ -98,8 +99,8 @@ test: lint  ## Lint and the fast tests
 test-all: lint  ## Lint and all tests
 	@$(PY) -m pytest -n 2 --dist loadfile
 
-bench: $(READY)  ## Measure speed; prints a table
-	@$(PY) tests/bench.py
+bench: $(READY)  ## Measure speed, all parts or ONLY=temi; prints a table
+	@$(PY) tests/bench $(ONLY)
 
 clean:  ## Remove the environment; runs/ and cache/ stay
 	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,32 @@
+"""`make bench`: how fast the parts are, against the usual way of writing them. Ratios are taken in one run.
+
+`make bench ONLY=temi` runs one part.
+"""
+
+# isort: skip_file
+import platform
+import sys
+
+import pipeline  # noqa: F401  # before PyTorch: how OpenMP threads wait
+import torch
+
+from bench_edm import bench_edm
+from bench_neighbours import bench_neighbours
+from bench_temi import bench_temi
+
+PARTS = {"neighbours": bench_neighbours, "temi": bench_temi, "edm": bench_edm}
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    chosen = sys.argv[1:] or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        sys.exit(f"error: no such part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
+    print(f"PyTorch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    print(f"{'':<58} {'usual':>9} {'ours':>9}")
+    for part in chosen:
+        PARTS[part]()
+
+
+if __name__ == "__main__":
+    main()
