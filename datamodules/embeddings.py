@@ -1,17 +1,18 @@
 """Embeddings: one feature vector per image, in data-set order, with the statistics that standardise them."""
 
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.artifacts import Artifact, UserError, file_stem, fingerprint, make_once, read_artifact
-from datamodules.backbones import Backbone
-from datamodules.images import decode
+from datamodules.artifacts import Artifact, file_stem, fingerprint, make_once, read_artifact
+from datamodules.backbone_base import Backbone
+from datamodules.embedding_shards import embed_shards, join_shards, missing_shards
 from datamodules.sources import ImageSource
 
 KIND = "embeddings"
@@ -25,7 +26,7 @@ class Embeddings:
     Attributes:
         values: float32 [N, D], as the backbone gives them, in data-set order.
         mean, std: float32 [D], over the data set (`std` is that of the population: divided by N).
-        meta: `source` (name, kind, fingerprint, number of images) and `backbone` (its identity).
+        meta: `source` (name, kind, fingerprint, number of images), `backbone` (its identity) and `settings`.
     """
 
     values: Tensor
@@ -61,66 +62,66 @@ def make_embeddings(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
     num_workers: int = 0,
+    precision: str = "32-true",
     progress: bool = True,
 ) -> Embeddings:
-    """Embeddings of every image, from the cache or computed now and kept there.
+    """Embeddings of every image, from the cache or computed now in this process and kept there: see `embed_shards`.
 
-    The backbone sees each image whole and at its own size, which its own processing then brings to the size it was
-    trained with; only `pixels` takes the images of diffusion training. Raises `UserError` naming the image where one
-    cannot be decoded or the backbone returns NaN or infinity for it.
+    Computed again after an interruption, they go on from the last whole shard.
     """
 
+    def fill(folder: Path) -> None:
+        missing = missing_shards(folder, len(source))
+        with embedding_bar(source, missing, progress) as bar:
+            embed_shards(
+                source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
+            )
+
+    return collect_embeddings(source, backbone.identity, cache_dir, fill, {"precision": precision})
+
+
+def collect_embeddings(
+    source: ImageSource,
+    identity: dict[str, Any],
+    cache_dir: str | Path,
+    fill: Callable[[Path], None],
+    settings: dict[str, Any],
+) -> Embeddings:
+    """Embeddings from the cache; where there are none, `fill(folder)` writes the shards that `folder` lacks.
+
+    Until they are joined, memory does not grow with the data set; what is returned is [N, D] in memory.
+    `settings`, `precision` among them, are noted in the artifact.
+    """
+    path = embeddings_path(cache_dir, source, identity)
+    folder = path.with_suffix(f".{settings['precision']}.shards")
+
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        values = _embed(source, backbone.to(device), batch_size, num_workers, progress)
-        in_double = values.double()  # sums over millions of images outgrow float32
-        mean, std = in_double.mean(dim=0).float(), in_double.std(dim=0, correction=0).float()
+        folder.mkdir(parents=True, exist_ok=True)
+        fill(folder)
         description = {
             "name": source.name,
             "kind": source.kind,
             "fingerprint": source.fingerprint,
             "num_images": len(source),
         }
-        return {"values": values, "mean": mean, "std": std}, {"source": description, "backbone": backbone.identity}
+        return join_shards(folder, len(source)), {"source": description, "backbone": identity, "settings": settings}
 
-    path = embeddings_path(cache_dir, source, backbone.identity)
-    return _from_artifact(make_once(path, KIND, f"cedm embed dataset={source.name} backbone={backbone.name}", make))
-
-
-class _DecodedImages(Dataset):
-    """The images of a source as the backbone wants them: uint8 [C, H, W]."""
-
-    def __init__(self, source: ImageSource, resolution: int | None, channels: int) -> None:
-        self.source = source
-        self.resolution = resolution
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return decode(self.source, index, self.resolution, self.channels)
+    embeddings = _from_artifact(make_once(path, KIND, f"cedm embed dataset={source.name}", make))
+    shutil.rmtree(folder, ignore_errors=True)
+    return embeddings
 
 
-def _embed(
-    source: ImageSource, backbone: Backbone, batch_size: int, num_workers: int, progress: bool
-) -> Tensor:  # [N, dim]
-    images = _DecodedImages(source, backbone.resolution, backbone.channels)
-    loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    values = torch.empty(len(source), backbone.dim)  # [N, dim]
-    start = 0
-    with tqdm(total=len(source), desc=f"embedding {source.name}", unit=" images", disable=not progress) as bar:
-        for batch in loader:
-            features = backbone.extract_list(batch).cpu()  # [B, dim]
-            finite = features.isfinite().all(dim=1)  # [B]
-            if not finite.all():
-                image_id = source.ids[start + int(finite.logical_not().nonzero()[0])]
-                raise UserError(
-                    f"{source.name}: backbone {backbone.name} returns NaN or infinity for image {image_id!r}"
-                )
-            values[start : start + len(batch)] = features
-            start += len(batch)
-            bar.update(len(batch))
-    return values
+def embedding_bar(source: ImageSource, missing: Sequence[range], progress: bool = True) -> tqdm:
+    """A progress bar in images, with their rate, that begins where an earlier run stopped."""
+    done = len(source) - sum(map(len, missing))
+    return tqdm(
+        total=len(source),
+        initial=done,
+        desc=f"embedding {source.name}",
+        unit=" images",
+        dynamic_ncols=True,
+        disable=not progress,
+    )
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:

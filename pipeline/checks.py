@@ -47,6 +47,7 @@ NUMBERS = {
 CHOICES = {
     "conditioning": ("clusters", "none"),
     "clustering.objective": ("temi", "wmi", "pmi", "scan"),
+    "embedding.precision": ("auto", "32-true", "bf16-mixed"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "sampler.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }

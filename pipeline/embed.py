@@ -1,15 +1,14 @@
 """`cedm embed`: images → embeddings and nearest neighbours, in the cache."""
 
-import torch
 from omegaconf import DictConfig
 
-from datamodules.artifacts import DamagedArtifactError, MissingArtifactError, UserError
-from datamodules.backbones import build_backbone
-from datamodules.embeddings import Embeddings, embeddings_path, load_embeddings, make_embeddings
+from datamodules.artifacts import UserError
+from datamodules.embeddings import embeddings_path
 from datamodules.neighbours import make_neighbours, neighbours_path
 from datamodules.sources import ImageSource
 from pipeline.command import command, typed_command
-from pipeline.inputs import check_clustering, identity_of, not_needed, plain, source_of
+from pipeline.embedding import cached_or_new, devices_of, embed_share
+from pipeline.inputs import check_clustering, identity_of, not_needed, source_of
 from pipeline.run_folder import (
     choose_run_folder,
     opened_run_folder,
@@ -26,9 +25,11 @@ def embed(cfg: DictConfig) -> None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
     source = source_of(cfg)
+    if embed_share(cfg, source):
+        return
     print(f"{source.name}: {len(source):,} images")
     check_clustering(cfg, source, before_embedding=True)
-    device_of(cfg.trainer.accelerator)
+    devices_of(cfg)
     num_neighbours = cfg.clustering.num_neighbours if cfg.clustering.method == "temi" else None
     if num_neighbours is not None:
         check_neighbours(source, num_neighbours)
@@ -61,16 +62,6 @@ def embed(cfg: DictConfig) -> None:
     print(f"Next: {typed_command('cluster')}")
 
 
-def cached_or_new(cfg: DictConfig, source: ImageSource, identity: dict) -> Embeddings:
-    """The embeddings from the cache; computed first where they are not there."""
-    try:
-        return load_embeddings(source, identity, cfg.cache_dir, remake=typed_command("embed"))
-    except (MissingArtifactError, DamagedArtifactError):
-        backbone = build_backbone(plain(cfg.backbone), cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
-        device = device_of(cfg.trainer.accelerator)
-        return make_embeddings(source, backbone, cfg.cache_dir, device=device, batch_size=cfg.backbone.batch_size)
-
-
 def check_neighbours(source: ImageSource, num_neighbours: int) -> None:
     """Refuse before the embedding, not after it.
 
@@ -82,17 +73,6 @@ def check_neighbours(source: ImageSource, num_neighbours: int) -> None:
             f"clustering.num_neighbours={num_neighbours}, but {source.name!r} has {len(source)} images, so each has "
             f"{len(source) - 1} neighbours. Type clustering.num_neighbours={max(1, (len(source) - 1) // 4)}."
         )
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The device that `trainer.accelerator` names; auto takes a GPU where there is one."""
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: this machine has no GPU that PyTorch can use. Type cpu.")
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    if accelerator == "mps":
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from datamodules.artifacts import UserError, atomic_path, file_digest, write_jso
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.sampler import draw_labels
 from pipeline.command import command
-from pipeline.embed import device_of
+from pipeline.embedding import device_of
 from pipeline.inputs import plain
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.sampling import Sampler

@@ -147,7 +147,6 @@ def test_the_identity_is_that_of_the_bytes(vit_folder: Path, tmp_path: Path, mon
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
     hub = {**transformers_settings(vit_folder), "path": None, "model": "lab/model"}
     assert backbone_identity(hub, resolution=8, channels=3) == original
     assert build_backbone(hub, resolution=8, channels=3).dim == 16

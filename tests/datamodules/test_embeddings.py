@@ -11,12 +11,17 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from datamodules.artifacts import MissingArtifactError, UserError
-from datamodules.backbones import Backbone, build_backbone
+from datamodules.backbone_base import Backbone, Preparation
+from datamodules.backbones import build_backbone
 from datamodules.embeddings import embeddings_path, load_embeddings, make_embeddings
 from datamodules.neighbours import find_neighbours, load_neighbours, make_neighbours, neighbours_path
 from datamodules.sources import open_source
 
 PIXELS = {"name": "pixels", "kind": "pixels"}
+
+
+def mean_of_channels(images: Tensor) -> Tensor:
+    return images.float().mean(dim=(2, 3))
 
 
 class MeanColour(Backbone):
@@ -25,8 +30,9 @@ class MeanColour(Backbone):
     def __init__(self) -> None:
         super().__init__("mean_colour", dim=3, identity={"kind": "mean_colour"})
 
-    def _preprocess(self, images: Tensor) -> Tensor:
-        return images.float().mean(dim=(2, 3))
+    @property
+    def preparation(self) -> Preparation:
+        return mean_of_channels
 
     def _features(self, inputs: Tensor) -> Tensor:
         return torch.where(inputs.sum(dim=1, keepdim=True) == 0, torch.nan, inputs)

@@ -1,0 +1,87 @@
+"""What every backbone is: a frozen network that turns images into feature vectors."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# uint8 images [B, C, H, W] to the inputs of a network, on the same device
+Preparation = Callable[[Tensor], Tensor]
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen network that turns images into feature vectors.
+
+    Attributes:
+        name: its name in file names and tables.
+        dim: length of a feature vector.
+        identity: what its features depend on, as JSON-able data.
+        resolution: the size of the images it wants, or None where it takes any size.
+        channels: 1 or 3, what the images of a data set are decoded to for it.
+        takes_bf16: whether bfloat16 does for it where speed is wanted.
+    """
+
+    takes_bf16 = True
+
+    def __init__(
+        self, name: str, dim: int, identity: dict[str, Any], resolution: int | None = None, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.dim = dim
+        self.identity = identity
+        self.resolution = resolution
+        self.channels = channels
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)  # knows the device, weights or none
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lies, and the images are taken."""
+        return self.get_buffer("_anchor").device
+
+    @property
+    @abstractmethod
+    def preparation(self) -> Preparation:
+        """Resizing and normalisation, apart from the network: light enough to be sent to processes that load images."""
+
+    @abstractmethod
+    def _features(self, inputs: Tensor) -> Tensor:
+        """Prepared images to float32 [B, dim]."""
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features of uint8 images [B, C, H, W], grey or RGB: float32 [B, dim], on the backbone's device."""
+        return self.features_of([self.preparation(images.to(self.device))])
+
+    def extract_list(self, images: Sequence[Tensor]) -> Tensor:
+        """Features of uint8 images [C, H, W] of any sizes: float32 [B, dim], on the backbone's device."""
+        return self.features_of(prepare(self.preparation, [image.to(self.device) for image in images]))
+
+    @torch.no_grad()
+    def features_of(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Features of what `prepare` returned, wherever it lies: float32 [B, dim], on the backbone's device."""
+        return torch.cat([self._features(part.to(self.device, non_blocking=True)) for part in inputs])
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stays in evaluation mode: a backbone is frozen, whatever module it is put into."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False).eval()
+
+
+def prepare(preparation: Preparation, images: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs of a network from uint8 images [C, H, W] of any sizes, in order.
+
+    One batch where the preparation brings all images to one size; else a batch per run of images of the same size.
+    """
+    runs = itertools.groupby(images, key=lambda image: image.shape)
+    parts = [preparation(torch.stack(list(run))) for _, run in runs]
+    return [torch.cat(parts)] if len({part.shape[1:] for part in parts}) == 1 else parts
+
+
+def grey_as_rgb(images: Tensor) -> Tensor:
+    """[B, 1, H, W] or [B, 3, H, W] to [B, 3, H, W]."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
