@@ -77,7 +77,7 @@ def _model_file(settings: Mapping[str, Any], repository: str, name: str) -> Path
 def _local_file(settings: Mapping[str, Any], repository: str, name: str) -> Path | None:
     """One file of the folder or of the hub's cache on this machine; None where there is none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if settings["path"] is not None:
         path = Path(settings["path"]) / name
@@ -86,13 +86,14 @@ def _local_file(settings: Mapping[str, Any], repository: str, name: str) -> Path
         return Path(hf_hub_download(repository, name, revision=settings["revision"], local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise _unknown(settings, repository) from error
 
 
 def _download_model_file(settings: Mapping[str, Any], repository: str, name: str) -> Path | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -113,11 +114,8 @@ def _download_model_file(settings: Mapping[str, Any], repository: str, name: str
             "https://huggingface.co/settings/tokens, type `hf auth login`, and then the same command again. "
             "Where the files lie in a folder already, type backbone.path=FOLDER"
         ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"backbone={settings['name']}: the Hugging Face hub knows no {repository} with revision {revision} "
-            "(or it is private). Check backbone.model and backbone.revision"
-        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _unknown(settings, repository) from error
     except Exception as error:  # no network, a proxy, a server's failure, offline mode: each client has its own kinds
         raise UserError(
             f"backbone={settings['name']}: {name} of {repository} (revision {revision}) is neither in the Hugging "
@@ -125,6 +123,13 @@ def _download_model_file(settings: Mapping[str, Any], repository: str, name: str
             f"model elsewhere with `hf download {repository} --revision {revision} --local-dir FOLDER`, copy the "
             "folder here and type backbone.path=FOLDER"
         ) from error
+
+
+def _unknown(settings: Mapping[str, Any], repository: str) -> UserError:
+    return UserError(
+        f"backbone={settings['name']}: the Hugging Face hub knows no {repository} with revision {settings['revision']} "
+        "(or it is private). Check backbone.model and backbone.revision"
+    )
 
 
 def checkpoint_file(settings: Mapping[str, Any]) -> Path:

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import Resize
-from torchvision.transforms.v2.functional import resize
 
 from datamodules.artifacts import UserError
 from datamodules.backbone_base import Backbone, Preparation, grey_as_rgb
@@ -46,6 +44,8 @@ class _EvaluationTransform:
 
     def __call__(self, images: Tensor) -> Tensor:
         from timm.data.transforms import MaybeToTensor
+        from torchvision.transforms import Resize
+        from torchvision.transforms.v2.functional import resize
 
         prepared = grey_as_rgb(images)
         for step in self.steps:

@@ -11,10 +11,11 @@ import pipeline  # noqa: F401  # before PyTorch: how OpenMP threads wait
 import torch
 
 from bench_edm import bench_edm
+from bench_embed import bench_embed
 from bench_neighbours import bench_neighbours
 from bench_temi import bench_temi
 
-PARTS = {"neighbours": bench_neighbours, "temi": bench_temi, "edm": bench_edm}
+PARTS = {"embed": bench_embed, "neighbours": bench_neighbours, "temi": bench_temi, "edm": bench_edm}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Every YAML of configs/backbone through the real loader: tiny random weights, saved as the real ones are published."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ def test_every_option_loads_and_gives_what_its_library_gives(
             expected = oracle(folder, backbone.preparation(images))
         torch.testing.assert_close(backbone.extract(images), expected, rtol=1e-4, atol=1e-5)
         assert backbone.dim == expected.shape[1]
+        assert len(pickle.dumps(backbone.preparation)) < 20_000  # processes that load images get no network
         check_company(backbone, images)
         check_cache(settings, backbone, tmp_path)
 
@@ -262,3 +264,14 @@ def test_timm_names_the_nearest_models() -> None:
         build_backbone(settings, resolution=8, channels=3)
     with pytest.raises(UserError, match=r"Did you mean .*vit_small_patch16_224\.dino"):
         build_backbone({**settings, "model": "vit_small_patch16_224.dinno"}, resolution=8, channels=3)
+
+
+def test_the_table_of_backbones_is_whole() -> None:
+    """Each YAML has its row, with the command that chooses it, its model's name and the length of its features."""
+    table = (CONFIGS.parents[1] / "docs/backbones.md").read_text()
+    rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `backbone=")}
+    assert {f"backbone={option}" for option in OPTIONS} == {command.split()[0] for command in rows}
+    for command, row in rows.items():
+        settings = settings_of(command.split()[0].removeprefix("backbone="))
+        assert settings.get("model") is None or settings["model"] in row
+        assert settings.get("revision", "main") in ("main", *row.split("`"))
