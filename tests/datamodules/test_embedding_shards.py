@@ -216,3 +216,36 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     growth, size = map(float, done.stdout.split())
     assert size > 200  # MB of embeddings
     assert growth < 60
+
+
+class Weighted(FirstPixels):
+    """A network that autocast can run in bfloat16."""
+
+    def __init__(self, takes_bf16: bool) -> None:
+        super().__init__()
+        self.takes_bf16 = takes_bf16
+        self.layer = torch.nn.Linear(4, 4)
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).float()
+
+
+def test_bfloat16_is_for_the_backbones_that_bear_it(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    source = coloured_folder(tmp_path / "images", 6)
+    torch.manual_seed(0)
+    quick, exact = Weighted(takes_bf16=True), Weighted(takes_bf16=False)
+    exact.layer.load_state_dict(quick.layer.state_dict())
+    whole, half, kept = (
+        make_embeddings(source, backbone, tmp_path / name, precision=precision, progress=False)
+        for name, backbone, precision in (
+            ("whole", quick, "32-true"),
+            ("half", quick, "bf16-mixed"),
+            ("kept", exact, "bf16-mixed"),
+        )
+    )
+    assert half.values.dtype == torch.float32
+    assert not torch.equal(half.values, whole.values)
+    torch.testing.assert_close(half.values, whole.values, rtol=0.02, atol=0.02)
+    assert torch.equal(kept.values, whole.values)
+    assert half.meta["settings"] == {"precision": "bf16-mixed"}
