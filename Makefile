@@ -41,7 +41,7 @@ help:  ## This list
 	@echo 'Variables, with their defaults:'
 	@echo '  DATASET=digits    digits, cifar10, cifar100, folder or zip; brings its published settings along'
 	@echo '  DATA=             folder or ZIP of the images (for folder and zip; for cifar: where the files lie)'
-	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitl14, clip_vitl14, …: see docs/backbones.md'
+	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, dinov2_vitl14'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels or random'
 	@echo '  CLUSTERS=         number of clusters'
 	@echo '  CONDITIONING=     clusters or none'
