@@ -1,4 +1,4 @@
-"""Base of the metrics that need every feature, not only their sums."""
+"""The features themselves, and the base of the metrics that need every one of them, not only their sums."""
 
 from typing import Any
 
@@ -34,6 +34,10 @@ class CollectedFeatures(Metric):
     def collected(self) -> Tensor:
         """All rows so far, [N, D]."""
         return dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, self.num_features)
+
+    def compute(self) -> Any:
+        """All rows of all processes, [N, D]: those of rank 0, then those of rank 1, …"""
+        return self.collected()
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As torchmetrics', but a process without rows takes part with none of the right width."""

@@ -59,7 +59,7 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOC
     num_precise, num_balls = 0, 0
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=features.device)
     covered = torch.zeros_like(recalled)
-    for start, distances in _distance_blocks(features, reference, block_size):  # [b, M]
+    for start, distances in distance_blocks(features, reference, block_size):  # [b, M]
         in_real_ball = distances <= real_radii
         in_generated_ball = distances <= generated_radii[start : start + len(distances), None]
         num_precise += int(in_real_ball.any(dim=1).sum())
@@ -77,14 +77,14 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOC
 def kth_neighbour_distances(features: Tensor, k: int, block_size: int = BLOCK_SIZE) -> Tensor:
     """Distance of each row of [N, D] to its k-th nearest other row, [N]."""
     radii = []
-    for start, distances in _distance_blocks(features, features, block_size):  # [b, N]
+    for start, distances in distance_blocks(features, features, block_size):  # [b, N]
         rows = torch.arange(len(distances), device=features.device)
         distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
         radii.append(distances.kthvalue(k, dim=1).values)
     return torch.cat(radii)
 
 
-def _distance_blocks(a: Tensor, b: Tensor, block_size: int) -> Iterator[tuple[int, Tensor]]:
+def distance_blocks(a: Tensor, b: Tensor, block_size: int) -> Iterator[tuple[int, Tensor]]:
     """Euclidean distances of a block of rows of a [N, D] to all rows of b [M, D], with the block's first row."""
     for start in range(0, len(a), block_size):
         yield start, torch.cdist(a[start : start + block_size], b)
