@@ -87,6 +87,9 @@ class ImageStore:
         self.description = f"{len(source):,} images of {resolution}x{resolution}x{channels} ({size_gb:.2f} GB) {where}"
         self._images = self._decode_all() if self.in_memory else None  # [N, C, R, R]
 
+    def __len__(self) -> int:
+        return len(self.source)
+
     def gather(self, indices: Tensor) -> Tensor:
         """Images `indices` [B] as uint8 [B, C, R, R]."""
         if self._images is not None:

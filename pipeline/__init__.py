@@ -1,4 +1,4 @@
-"""The commands, in the order in which the data moves: embed, cluster, bound, train, generate; and their helpers."""
+"""The commands, in the order of the data: embed, cluster, bound, train, generate, evaluate; and their helpers."""
 
 import os
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "bound": "embeddings → how many clusters are worth having",
     "train": "images and pseudo-labels → an EDM diffusion model",
     "generate": "a trained model → images",
+    "evaluate": "generated images and a data set → FID, FDD, KID, … and copies of training images",
     "import-edm": "a published EDM snapshot (.pkl) → a denoiser file",
 }
 

@@ -36,6 +36,14 @@ WHOLE_NUMBERS = {
     "training.num_workers": (0, None),
     "training.max_batch_per_device": (1, None),
     "evaluation.num_images": (2, None),
+    "sets": (1, None),
+    "first_seed": (0, None),
+    "kid.num_subsets": (1, None),
+    "kid.subset_size": (2, None),
+    "prdc.k_precision_recall": (1, None),
+    "prdc.k_density_coverage": (1, None),
+    "prdc.num_images": (2, None),
+    "inception_score.num_splits": (1, None),
 }
 NUMBERS = {
     "network.dropout": (0, 1),

@@ -35,13 +35,7 @@ def generate(cfg: DictConfig) -> None:
     seeds = seeds_of(cfg)
     labels = labels_of(cfg, denoiser, seeds)
     sampler = Sampler(**plain(cfg.sampler))
-    if sampler.guidance != 1 and not denoiser.label_dim:
-        raise UserError(f"guidance={sampler.guidance}: {ckpt} was trained without clusters. Type guidance=1.")
-    if sampler.guidance != 1 and denoiser.meta.get("label_dropout") == 0:
-        raise UserError(
-            f"guidance={sampler.guidance}: {ckpt} never saw an image without its label. "
-            "Type guidance=1, or train with training.label_dropout=0.1."
-        )
+    check_guidance(sampler, denoiser, ckpt)
     if cfg.format not in ("png", "zip"):
         raise UserError(f"format={cfg.format}: type format=png or format=zip.")
     inputs = {"denoiser": file_digest(ckpt)}
@@ -101,6 +95,17 @@ def seeds_of(cfg: DictConfig) -> Tensor:
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={cfg.seeds}: type a list of different whole numbers, such as seeds=[3,17].")
     return torch.tensor(seeds)
+
+
+def check_guidance(sampler: Sampler, denoiser: Denoiser, ckpt: Path) -> None:
+    """Refuse guidance for a model that cannot do without labels, or that has none."""
+    if sampler.guidance != 1 and not denoiser.label_dim:
+        raise UserError(f"guidance={sampler.guidance}: {ckpt} was trained without clusters. Type guidance=1.")
+    if sampler.guidance != 1 and denoiser.meta.get("label_dropout") == 0:
+        raise UserError(
+            f"guidance={sampler.guidance}: {ckpt} never saw an image without its label. "
+            "Type guidance=1, or train with training.label_dropout=0.1."
+        )
 
 
 def labels_of(cfg: DictConfig, denoiser: Denoiser, seeds: Tensor) -> Tensor | None:

@@ -32,6 +32,8 @@ NOT_PART_OF_A_RUN = (
     "training.max_batch_per_device",
     "evaluation.keep_snapshots",
     "evaluation.batch_size",
+    "evaluation.weights",
+    "evaluation.num_final",
 )
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
@@ -128,8 +130,13 @@ def unused(folder: Path) -> Path:
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings that a run folder was opened with; None where there is no run."""
+    return read_json(folder / SETTINGS_FILE)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None where there is none, or no whole one."""
     try:
-        return json.loads((folder / SETTINGS_FILE).read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
@@ -190,8 +197,5 @@ def write_optional_summary(
 
 def read_summary(folder: Path, command: str) -> dict[str, Any] | None:
     """The summary of a finished run of this command; None where there is none."""
-    try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    return summary if summary.get("command") == command else None
+    summary = read_json(folder / SUMMARY_FILE)
+    return summary if summary is not None and summary.get("command") == command else None

@@ -65,7 +65,8 @@ def train(cfg: DictConfig) -> None:
         memory_gb=training.memory_gb,
     )
     module = build_module(cfg, data, source)
-    extractor_settings(cfg)  # tell of a mistake now, not after the run folder is made
+    if cfg.evaluation.backbone is not None:
+        extractor_settings(cfg, cfg.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
     with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"run folder  {folder}")

@@ -27,7 +27,7 @@ def compose(*overrides: str, command: str = "train") -> DictConfig:
         return hydra.compose(command, list(overrides))
 
 
-@pytest.mark.parametrize("command", ["embed", "cluster", "train", "generate"])
+@pytest.mark.parametrize("command", ["embed", "cluster", "train", "generate", "evaluate"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_with_every_command(option: str, command: str) -> None:
     """All stages of a pipeline understand the same settings, so that ARGS can be handed to each."""

@@ -1,0 +1,313 @@
+"""`cedm evaluate` on digits: numbers against independent ones, one pass, going on, and what users get wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from datamodules.backbones import Backbone
+from lightning_modules.diffusion.denoiser import build_denoiser
+
+from .conftest import Cedm
+
+NETWORK = {
+    "architecture": "ddpmpp",
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+SCORES = ("fd_pixels", "precision", "recall", "density", "coverage")
+PLAIN_FD = ["metrics=[fd]", "memorisation=false"]
+
+
+def summary(folder: Path | str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def digits() -> np.ndarray:
+    return np.rint(load_digits().images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+
+
+def write_pngs(folder: Path, images: np.ndarray) -> Path:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:05d}.png")
+    return folder
+
+
+@pytest.fixture
+def drawn(workplace: Path) -> Path:
+    """300 "generated" digits: noise on real ones."""
+    noise = np.random.default_rng(0).normal(0, 30, (300, 8, 8))
+    return write_pngs(workplace / "drawn", np.clip(digits()[::5][:300] + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def model(workplace: Path) -> Path:
+    """An untrained denoiser of three clusters, whose images nevertheless differ."""
+    torch.manual_seed(0)
+    denoiser = build_denoiser(NETWORK, 8, 1, label_dim=3, augment_dim=9)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    denoiser.cluster_frequencies, denoiser.cluster_ids = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([2, 5, 7])
+    denoiser.save_pretrained(workplace / "model.safetensors", dataset="digits")
+    return workplace / "model.safetensors"
+
+
+def test_the_numbers_are_those_of_torch_fidelity(cedm: Cedm, drawn: Path, workplace: Path) -> None:
+    """On the same features; and a finished evaluation says so."""
+    result = cedm("evaluate", f"generated={drawn}", "run_dir=run", "prdc.k_density_coverage=3")
+    assert result.code == 0, result.err
+    found = summary("run")
+    images = np.stack([np.array(Image.open(path)) for path in sorted(drawn.glob("*.png"))])
+    ours, theirs = (torch.from_numpy(side.reshape(len(side), -1) / 127.5 - 1).float() for side in (images, digits()))
+    fid = fid_statistics_to_metric(*(fid_features_to_statistics(f.double()) for f in (ours, theirs)), verbose=False)
+    assert found["fd_pixels"] == pytest.approx(fid["frechet_inception_distance"], rel=1e-5)
+    prc = prc_features_to_metric(
+        ours, theirs, prc_neighborhood=3, prc_batch_size=5000, save_cpu_ram=True, verbose=False
+    )
+    assert found["precision"] == pytest.approx(prc["precision"], abs=1e-6)
+    assert found["recall"] == pytest.approx(prc["recall"], abs=1e-6)
+
+    protocol = found["scores"]["fd_pixels"]["protocol"]
+    assert protocol["extractor"] == {"name": "pixels", "kind": "pixels", "resolution": 8, "channels": 1}
+    assert protocol["generated"][0]["num_images"] == 300
+    assert protocol["reference"]["num_images"] == 1797
+    assert protocol["reference"]["fingerprint"] == found["inputs"]["reference"]
+    assert found["scores"]["precision"]["protocol"]["k"] == 3
+    memory = found["memorisation"][0]
+    assert memory["num_copies"] == 0
+    assert memory["authenticity"] < 1
+    assert Image.open(memory["picture"]).width > 300
+    events = EventAccumulator(str(workplace / "run/tensorboard")).Reload()
+    assert events.Scalars("evaluate/fd_pixels")[0].value == pytest.approx(found["fd_pixels"], rel=1e-5)
+    assert events.Tags()["images"] == ["evaluate/nearest_training_images"]
+
+    again = cedm("evaluate", f"generated={drawn}", "run_dir=run", "prdc.k_density_coverage=3")
+    assert "Nothing to do" in again.out
+    assert "fd_pixels ↓" in again.out
+
+
+def test_a_model_its_images_and_their_zip_have_the_same_distances(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """Whatever the batch; and the protocol of the files still says how they were made."""
+    generate = ["num=60", "steps=3", f"ckpt={model}"]
+    assert cedm("generate", *generate, "run_dir=pngs").code == 0
+    assert cedm("generate", *generate, "run_dir=zipped", "format=zip").code == 0
+    made = [f"generated={model}", "num=60", "steps=3"]
+    runs = [[*made, "batch_size=7"], [*made, "batch_size=64"], ["generated=pngs"], ["generated=zipped"]]
+    found = []
+    for number, overrides in enumerate(runs):
+        result = cedm("evaluate", *overrides, f"run_dir=run{number}")
+        assert result.code == 0, result.err
+        found.append(summary(f"run{number}"))
+    for other in found[1:]:
+        assert [other[name] for name in SCORES] == pytest.approx([found[0][name] for name in SCORES], rel=1e-6)
+    of_model, of_files = (run["scores"]["recall"]["protocol"]["generated"][0] for run in (found[0], found[2]))
+    assert (of_model["seeds"], of_model["steps"]) == ("0 to 59", 3)
+    assert of_files["made_by"]["steps"] == 3
+    assert of_files["made_by"]["model_sha256"] == of_model["sha256"]
+
+
+def test_each_image_is_seen_once(
+    cedm: Cedm, drawn: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, dinov2: Path
+) -> None:
+    """By each extractor, whatever the number of metrics; those of the data set never again."""
+    seen: dict[str, int] = {}
+    extract = Backbone.extract
+
+    def counted(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        seen[self.name] = seen.get(self.name, 0) + len(images)
+        return extract(self, images)
+
+    run = ["evaluate", f"generated={drawn}", "dataset.max_images=200", f"evaluation.weights.dinov2_vitl14={dinov2}"]
+    everything = ["metrics=[fd,fdd,prdc]", "prdc.num_images=100"]
+    with monkeypatch.context() as counting:
+        counting.setattr(Backbone, "extract", counted)
+        assert cedm(*run, *everything).code == 0
+        assert seen.pop("dinov2_vitl14") - 1 == 300 + 200  # and the one that tells how long a feature vector is
+        assert seen.pop("pixels") == 300 + 200
+        assert cedm(*run, *everything, "prdc.k_density_coverage=4").code == 0
+        assert seen == {"dinov2_vitl14": 300 + 1, "pixels": 300}
+    first, second = (summary(folder) for folder in sorted((workplace / "runs/digits/evaluate").iterdir()))
+    assert first["fdd"] == second["fdd"] > 0
+    assert first["fd_pixels"] == second["fd_pixels"]
+    protocol = first["scores"]["precision"]["protocol"]
+    assert protocol["extractor"]["name"] == "dinov2_vitl14"  # what prdc takes where fdd is asked for
+    assert len(protocol["extractor"]["files"]["model.safetensors"]) == 64  # the weights' checksum
+
+
+@pytest.fixture
+def dinov2(workplace: Path) -> Path:
+    """A tiny network in the format of DINOv2's weights."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=16, patch_size=8
+    )
+    Dinov2Model(config).save_pretrained(workplace / "dinov2")
+    processor = BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
+    processor.save_pretrained(workplace / "dinov2")
+    return workplace / "dinov2"
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> None:
+    settings = [f"generated={model}", "num=61", "steps=3", "sets=2", "metrics=[fd,prdc]"]
+    assert cedm("evaluate", *settings, "run_dir=one").code == 0
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.evaluate", *settings, *two],
+        cwd=workplace,
+        env={key: value for key, value in os.environ.items() if key != "CEDM_RUN_FOLDER"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("fd_pixels ↓") == 1
+    one, both = summary("one"), summary("two")
+    for name in SCORES:
+        assert both["scores"][name]["sets"] == pytest.approx(one["scores"][name]["sets"], rel=1e-6)
+    for ours, theirs in zip(one["memorisation"], both["memorisation"], strict=True):
+        assert ours["authenticity"] == theirs["authenticity"]
+        assert [x["generated"] for x in ours["most_suspicious"]] == [x["generated"] for x in theirs["most_suspicious"]]
+
+
+def test_three_sets_are_all_reported_and_a_stopped_run_goes_on(
+    cedm: Cedm, model: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.generated import GeneratedByModel
+
+    settings = [f"generated={model}", "num=40", "steps=2", "sets=3", *PLAIN_FD, "run_dir=run"]
+    gather, first_seeds = GeneratedByModel.gather, []
+
+    def until_the_third(self: GeneratedByModel, indices: torch.Tensor) -> torch.Tensor:
+        first_seeds.append(int(self.seeds[0]))
+        if len(first_seeds) == 3:
+            raise OSError("the power is gone")
+        return gather(self, indices)
+
+    monkeypatch.setattr(GeneratedByModel, "gather", until_the_third)
+    with pytest.raises(OSError, match="power"):
+        cedm("evaluate", *settings)
+    assert not Path("run/summary.json").exists()
+    assert cedm("evaluate", *settings).code == 0
+    assert first_seeds == [0, 40, 80, 80]
+    score = summary("run")["scores"]["fd_pixels"]
+    assert len(set(score["sets"])) == 3
+    assert score["best"] == min(score["sets"])
+    assert score["mean"] == summary("run")["fd_pixels"] == pytest.approx(np.mean(score["sets"]))
+    assert [g["seeds"] for g in score["protocol"]["generated"]] == ["0 to 39", "40 to 79", "80 to 119"]
+
+    assert cedm("evaluate", f"generated={model}", "num=40", "steps=2", "first_seed=80", *PLAIN_FD).code == 0
+    (alone,) = workplace.glob("runs/digits/evaluate/*")
+    assert summary(alone)["fd_pixels"] == pytest.approx(score["sets"][2], rel=1e-6)
+
+
+def test_several_folders_are_several_sets(cedm: Cedm, drawn: Path, workplace: Path) -> None:
+    other = write_pngs(workplace / "other", digits()[:50])
+    assert cedm("evaluate", f"generated=[{drawn},{other}]", *PLAIN_FD, "run_dir=run").code == 0
+    assert [g["num_images"] for g in summary("run")["scores"]["fd_pixels"]["protocol"]["generated"]] == [300, 50]
+
+
+def test_reference_files_of_edm_serve_and_are_written(cedm: Cedm, drawn: Path) -> None:
+    written = cedm("evaluate", f"generated={drawn}", *PLAIN_FD, "save_reference=digits.npz", "run_dir=a")
+    assert written.code == 0, written.err
+    with np.load("digits.npz") as arrays:
+        np.testing.assert_allclose(arrays["mu"], (digits().reshape(1797, -1) / 127.5 - 1).mean(0), atol=1e-6)
+        assert arrays["sigma"].shape == (64, 64)
+    read = cedm("evaluate", f"generated={drawn}", "metrics=[fd]", "reference=digits.npz", "run_dir=b")
+    assert read.code == 0, read.err
+    assert summary("b")["fd_pixels"] == pytest.approx(summary("a")["fd_pixels"], rel=1e-9)
+    assert "does not say which images" in read.out
+    assert summary("b")["memorisation"] == []
+    Path("digits.npz").unlink()  # a finished run writes it again
+    assert cedm("evaluate", f"generated={drawn}", *PLAIN_FD, "save_reference=digits.npz", "run_dir=a").code == 0
+    assert Path("digits.npz").exists()
+
+
+def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None:
+    write_pngs(workplace / "copies", digits())
+    result = cedm("evaluate", "generated=copies", "run_dir=run")
+    assert result.code == 0, result.err
+    assert summary("run")["memorisation"][0]["num_copies"] == 1797
+    assert "is this the data set itself?" in result.out
+    assert "fd_pixels is 0" in result.out
+    some = digits()[:40].copy()
+    some[10:] = 255 - some[10:]
+    write_pngs(workplace / "some", some)
+    assert "10 of 40 images are training images" in cedm("evaluate", "generated=some", "run_dir=other").out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ["generated", "generated=VALUE"]),
+        (["generated=gone"], ["generated=gone", "cedm generate"]),
+        (["generated=empty"], ["no images"]),
+        (["generated=few", "metrics=[fdi]"], ["'fdi'", "Did you mean fd", "fid, fdd"]),
+        (["generated=few", "metrics=[]"], ["at least one"]),
+        (["generated=few"], ["prdc.k_density_coverage=5", "has 5 images"]),
+        (["generated=few", "metrics=[kid]", "memorisation=false"], ["kid.subset_size=1000", "kid.subset_size=5"]),
+        (["generated=few", "metrics=[is]", "memorisation=false"], ["inception_score.num_splits=10"]),
+        (["generated=large"], ["16×16", "8×8", "never resized"]),
+        (["generated=colour"], ["3 channels", "dataset.channels"]),
+        (["generated=text.zip"], ["not a readable ZIP", "generated"]),
+        (["generated=damaged.zip"], ["0.png"]),
+        (["generated=few", "sets=3"], ["sets=3"]),
+        (["generated=[few,model.safetensors]"], ["a list is of images"]),
+        (["generated=model.safetensors", "num=1"], ["num=1"]),
+        (["generated=model.safetensors", "dataset=cifar10"], ["8×8", "32×32"]),
+        (["generated=model.safetensors", "clusters=[4]"], ["clusters=[4]"]),
+        (["generated=few", "metrics=[fd]", "evaluation.backbone=null"], ["evaluation.backbone=null"]),
+        (["generated=few", "neighbour_backbone=pixel"], ["neighbour_backbone=pixel"]),
+        (["generated=few", "metrics=[fd,fid]", "save_reference=a.npz"], ["one of fid"]),
+        (["generated=few", "metrics=[fd]", "reference=a.pkl"], [".npz"]),
+        (["generated=few", "metrics=[fd]", "reference=gone.npz"], ["gone.npz"]),
+        (["generated=few", "metrics=[fd]", "reference=other.npz"], ["3 features", "64"]),
+        (["generated=few", "metrics=[fd,prdc]", "reference=other.npz"], ["prdc", "metrics=[fd]"]),
+        (["generated=few", "metrics=[fid]", "evaluation.weights.inception=no.pth"], ["evaluation.weights.inception"]),
+        (["generated=few", "metrics=[fid]", "evaluation.weights.inception=bad.pth"], ["bad.pth: refused"]),
+        (
+            ["generated=few", "metrics=[fdd]", "evaluation.weights.dinov2_vitl14=no"],
+            ["evaluation.weights.dinov2_vitl14"],
+        ),
+        (["generated=few", "prdc.k_density_coverage=0"], ["prdc.k_density_coverage=0"]),
+        (["generated=few", "sets=0"], ["sets=0"]),
+    ],
+)
+def test_a_mistake_ends_in_one_message(
+    cedm: Cedm, model: Path, workplace: Path, overrides: list[str], expected: list[str]
+) -> None:
+    write_pngs(workplace / "few", digits()[:5])
+    write_pngs(workplace / "large", np.zeros((9, 16, 16), np.uint8))
+    write_pngs(workplace / "colour", np.zeros((9, 8, 8, 3), np.uint8))
+    write_pngs(workplace / "empty", digits()[:0])
+    (workplace / "text.zip").write_text("no archive")
+    with zipfile.ZipFile(workplace / "damaged.zip", "w") as archive:
+        archive.writestr("0.png", b"no image")
+    np.savez(workplace / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
+    torch.save({"weights": np.random.default_rng(0)}, workplace / "bad.pth")  # loading it would run code
+    result = cedm("evaluate", *overrides)
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    for words in expected:
+        assert words in result.err
+    assert not (workplace / "runs").exists()
