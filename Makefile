@@ -32,7 +32,7 @@ OVERRIDES = dataset=$(DATASET) \
     $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster diffusion generate tensorboard test test-all lint bench clean
+.PHONY: help setup train embed cluster diffusion generate evaluate tensorboard test test-all lint bench clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -47,7 +47,7 @@ help:  ## This list
 	@echo '  CONDITIONING=     clusters or none'
 	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'
 	@echo '  ACCELERATOR=auto  gpu, cpu, …'
-	@echo '  CKPT=             for make generate: denoiser.safetensors or the folder of a run; default: the newest'
+	@echo '  CKPT=             for generate, evaluate: denoiser.safetensors or the folder of a run; default: the newest'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
 
@@ -79,10 +79,14 @@ diffusion: $(READY)  ## Only: images and pseudo-labels → diffusion model
 	@$(PY) -m pipeline.train $(OVERRIDES)
 
 # The newest model of the data set, where none is named.
-generate: CKPT ?= $(shell ls -t runs/$(DATASET)/train-*/*/denoiser.safetensors 2>/dev/null | head -n 1)
+generate evaluate: CKPT ?= $(shell ls -t runs/$(DATASET)/train-*/*/denoiser.safetensors 2>/dev/null | head -n 1)
 generate: $(READY)  ## Images from a trained model, the newest or CKPT=runs/…
 	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make generate CKPT=FOLDER'; exit 2; }
 	@$(PY) -m pipeline.generate 'ckpt="$(CKPT)"' $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) $(ARGS)
+
+evaluate: $(READY)  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
+	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make evaluate CKPT=FOLDER'; exit 2; }
+	@$(PY) -m pipeline.evaluate 'generated="$(CKPT)"' $(OVERRIDES)
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
 	@$(PY) -m tensorboard.main --logdir runs --host localhost

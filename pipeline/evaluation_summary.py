@@ -18,7 +18,7 @@ PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 EXTRACTORS = {
     "inception": "torch-fidelity's Inception-v3 (its 2048 pooled features; not NVIDIA's pickle); it resizes to 299×299 "
     "as TensorFlow 1 did (bilinear, not antialiased)",
-    "transformers": "a model of the transformers library, which resizes as its processor says",
+    "transformers": "a model of the transformers library; its processor resizes the whole image, without a crop",
     "pixels": "the pixels themselves, scaled to −1…1",
 }
 
@@ -47,7 +47,9 @@ def summarise(
             "mean": fmean(values),
             "protocol": {
                 "extractor": {"name": backbone, **identities[backbone]},
-                "extractor_is": EXTRACTORS[identities[backbone]["kind"]],
+                "extractor_is": EXTRACTORS.get(
+                    identities[backbone]["kind"], "a frozen network with its own processing"
+                ),
                 "generated": generated,
                 "reference": None if name == "inception_score" else dict(reference),
                 "features": "of uint8 pixels, in float32; sums in float64",

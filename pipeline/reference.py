@@ -19,7 +19,7 @@ from datamodules.artifacts import (
     read_artifact,
     write_artifact,
 )
-from datamodules.backbones import Backbone, backbone_identity, build_backbone, frechet_name
+from datamodules.backbones import Backbone, TransformersBackbone, backbone_identity, build_backbone, frechet_name
 from datamodules.images import ImageStore
 from datamodules.sources import ImageSource
 from metrics.frechet import KIND, FeatureStatistics, Statistics
@@ -28,6 +28,7 @@ from pipeline.features import Features, extract
 from pipeline.inputs import plain
 
 ROWS_KIND = "features"
+WHOLE_IMAGE = {"crop": "none"}  # in the identity of an extractor: its embeddings may be those of cropped images
 
 
 def extractor_settings(cfg: DictConfig, name: str, setting: str = "evaluation.backbone") -> dict[str, Any]:
@@ -64,19 +65,30 @@ def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str,
 
 
 def build_extractor(cfg: DictConfig, settings: dict[str, Any]) -> Backbone:
-    """The backbone of these settings, on the CPU.
+    """The backbone of these settings as a distance is taken on it, on the CPU: it sees whole images.
+
+    The processors of some models (DINOv2's is one) cut off an eighth of the image all around after resizing, which is
+    meant for photographs with their object in the middle. A distance has to see the borders too, and FDD is defined on
+    images that are resized whole (arXiv 2306.04675).
 
     Raises:
         UserError: its weights cannot be had; the message says where to get them and what to type.
     """
     with weights_setting(cfg, settings):
-        return build_backbone(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+        backbone = build_backbone(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    if isinstance(backbone, TransformersBackbone):
+        processor = backbone.processor
+        if getattr(processor, "do_center_crop", False):
+            processor.do_center_crop, processor.size = False, processor.crop_size
+        backbone.identity = {**backbone.identity, **WHOLE_IMAGE}
+    return backbone
 
 
 def extractor_identity(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """What its features depend on, checksums of the weights among it, without building it; raises as above."""
     with weights_setting(cfg, settings):
-        return backbone_identity(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+        identity = backbone_identity(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
 
 
 @contextmanager

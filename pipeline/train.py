@@ -268,6 +268,7 @@ def next_steps(folder: Path) -> str:
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}\n"
         f"      make generate CKPT={shlex.quote(str(folder))}\n"
+        f"      make evaluate CKPT={shlex.quote(str(folder))}\n"
         "      make tensorboard"
     )
 
