@@ -149,6 +149,8 @@ class Evaluation:
             if self.fabric.is_global_zero:
                 scores = distances(self.cfg, self.plan, self.extractors, features, real, self.device)
                 memorised = self.memorised(generated, features, real, self.folder / f"nearest-{number}.png")
+                if memorised is not None:
+                    scores |= {name: memorised[name] for name in ("authenticity", "copies")}
                 result = {"scores": scores, "memorisation": memorised, "generated": generated.description}
                 write_json(files[number - 1], result)
         return [read_json(file) or {} for file in files] if self.fabric.is_global_zero else []

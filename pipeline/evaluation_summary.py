@@ -11,10 +11,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from PIL import Image
 
+from datamodules.backbones import frechet_name
 from pipeline.inputs import plain
-from pipeline.measures import HIGHER_IS_BETTER, Plan, best
+from pipeline.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER, Plan, best
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
+AUTHENTIC = (
+    "share of generated images whose distance to the nearest training image is at least that image's distance to its "
+    "nearest other training image (arXiv 2102.08921)"
+)
+NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
 EXTRACTORS = {
     "inception": "torch-fidelity's Inception-v3 (its 2048 pooled features; not NVIDIA's pickle); it resizes to 299×299 "
     "as TensorFlow 1 did (bilinear, not antialiased)",
@@ -53,7 +59,7 @@ def summarise(
                 "generated": generated,
                 "reference": None if name == "inception_score" else dict(reference),
                 "features": "of uint8 pixels, in float32; sums in float64",
-                **settings_of(cfg, name),
+                **settings_of(cfg, name, results[0]["memorisation"]),
             },
         }
         if f"{name}_std" in results[0]["scores"]:
@@ -67,8 +73,8 @@ def summarise(
     }
 
 
-def settings_of(cfg: DictConfig, score: str) -> dict[str, Any]:
-    """The settings that a score depends on beside its features."""
+def settings_of(cfg: DictConfig, score: str, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a score depends on beside its features; `memory`: what is known of the training images."""
     if score == "kid":
         return {**plain(cfg.kid), "kernel": "(⟨x, y⟩ / D + 1)³", "seed": 2020}
     if score == "inception_score":
@@ -77,6 +83,10 @@ def settings_of(cfg: DictConfig, score: str) -> dict[str, Any]:
         return {"k": cfg.prdc.k_precision_recall, "images_of_each_side": cfg.prdc.num_images or "all"}
     if score in ("density", "coverage"):
         return {"k": cfg.prdc.k_density_coverage, "images_of_each_side": cfg.prdc.num_images or "all"}
+    if score == "authenticity":
+        return {"criterion": AUTHENTIC, "of_training_images": memory["authenticity_of_training_images"]}
+    if score == "copies":
+        return {"criterion": "equal to the nearest training image, pixel by pixel"}
     return {}
 
 
@@ -100,9 +110,10 @@ def notes(
             f"{reference['file']} does not say which images and which extractor made it. EDM's files are made with "
             "NVIDIA's Inception pickle: distances from them by another port of Inception differ slightly."
         )
+    frechet_names = [frechet_name(backbone) for backbone in plan.frechet_backbones]
     for name in scores:
-        if scores[name]["best"] < 1e-6 and (name.startswith("fd") or name == "fid"):
-            said.append(f"{name} is 0: to this extractor, the generated images are the data set itself.")
+        if name in frechet_names and scores[name]["best"] < NO_DISTANCE:
+            said.append(f"{name} is 0 but for rounding: to this extractor, the images are the data set itself.")
     for number, result in enumerate(results, start=1):
         said += [f"Set {number}: {note}" for note in notes_on_set(cfg, result)]
     return said
@@ -117,10 +128,10 @@ def notes_on_set(cfg: DictConfig, result: Mapping[str, Any]) -> list[str]:
     if memory is None:
         return said
     count, real = generated["num_images"], memory["authenticity_of_training_images"]
-    if memory["num_copies"] == count:
+    if memory["copies"] == count:
         said.append("every image is a training image, pixel by pixel: is this the data set itself?")
-    elif memory["num_copies"]:
-        said.append(f"{memory['num_copies']:,} of {count:,} images are training images, pixel by pixel.")
+    elif memory["copies"]:
+        said.append(f"{memory['copies']:,} of {count:,} images are training images, pixel by pixel.")
     elif memory["authenticity"] < real - 3 * sqrt(real * (1 - real) / count):
         said.append(
             f"only {memory['authenticity']:.1%} of the images are authentic, fewer than the {real:.1%} of real images "
@@ -141,24 +152,23 @@ def table(summary: Mapping[str, Any], folder: Path) -> str:
     lines = [" " * 18 + "".join(f"{head:>10}" for head in heads)]
     for name, score in summary["scores"].items():
         values = score["sets"] + ([score["best"], score["mean"]] if num_sets > 1 else [])
-        arrow = "↑" if name in HIGHER_IS_BETTER else "↓"
-        lines.append(f"{name + ' ' + arrow:<18}" + "".join(f"{number(v):>10}" for v in values) + "   " + how(score))
-    for memory in summary["memorisation"]:
-        lines.append(
-            f"memorisation      {memory['num_copies']:,} copies pixel by pixel; {memory['authenticity']:.1%} authentic "
-            f"(real unseen images {memory['authenticity_of_training_images']:.1%}), on {memory['backbone']}\n"
-            f"                  picture {memory['picture']}"
-        )
+        arrow = "" if name in NEITHER_IS_BETTER else " ↑" if name in HIGHER_IS_BETTER else " ↓"
+        lines.append(f"{name + arrow:<18}" + "".join(f"{number(v):>10}" for v in values) + "   " + how(score))
     first = next(iter(summary["scores"].values()))["protocol"]
     generated, reference = first["generated"], first["reference"]
     made = "".join(f"\ngenerated         {g['num_images']:,} images, {origin(g)}" for g in generated)
     against = "" if reference is None else f"\nreference         {described(reference)}"
-    said = "".join(f"\nNote: {note}" for note in summary["notes"])
+    said = "".join(f"\npicture           {memory['picture']}" for memory in summary["memorisation"])
+    said += "".join(f"\nNote: {note}" for note in summary["notes"])
     return "\n".join(lines) + made + against + said + f"\nsummary           {folder / 'summary.json'}"
 
 
-def number(value: float) -> str:
-    """Five digits, as tables of papers print them, or fewer."""
+def number(value: float | None) -> str:
+    """Four digits at least, as tables of papers print them; whole numbers as such; nothing for None."""
+    if value is None:
+        return ""
+    if value == round(value):
+        return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) < 1 else f"{value:,.3f}"
 
 
@@ -170,6 +180,8 @@ def how(score: Mapping[str, Any]) -> str:
         words.append(f"k = {protocol['k']}, {protocol['images_of_each_side']} images")
     if "subset_size" in protocol:
         words.append(f"{protocol['num_subsets']} subsets of {protocol['subset_size']:,}")
+    if "of_training_images" in protocol:
+        words.append(f"of real unseen images {protocol['of_training_images']:.4g}")
     if "std_within_set" in score:
         words.append(f"± {fmean(score['std_within_set']):.2g}")
     return ", ".join(words)

@@ -56,13 +56,15 @@ def extract(
     sums_device = torch.device("cpu") if device.type == "mps" else device  # the one device without float64
     statistics = {e.name: FeatureStatistics(e.dim).to(sums_device) for e in extractors}
     kept = {e.name: CollectedFeatures(e.dim).to(device) for e in extractors if e.name in keep}
+    for extractor in extractors:
+        extractor.to(device)
     own = torch.arange(len(images)).tensor_split(fabric.world_size)[fabric.global_rank]
     bar = tqdm(total=len(own), desc=name, unit="img", disable=not fabric.is_global_zero, dynamic_ncols=True)
     with bar:
         for part in own.split(batch_size) if len(own) else ():
             pixels = images.gather(part).to(device)  # [B, C, R, R]
             for extractor in extractors:
-                features = extractor.to(device).extract(pixels)  # [B, D]
+                features = extractor.extract(pixels)  # [B, D]
                 statistics[extractor.name].update(features.to(sums_device))
                 if extractor.name in kept:
                     kept[extractor.name].update(features)

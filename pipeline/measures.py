@@ -20,10 +20,11 @@ METRICS = ("fid", "fdd", "fd", "kid", "is", "prdc")
 BACKBONES = {"fid": "inception", "fdd": "dinov2_vitl14", "kid": "inception", "is": "inception"}
 METRIC_OF_SCORE = {
     "inception_score": "is",
-    "authenticity": "memorisation",
+    **dict.fromkeys(("authenticity", "copies"), "memorisation"),
     **dict.fromkeys(("precision", "recall", "density", "coverage"), "prdc"),
 }
-HIGHER_IS_BETTER = ("inception_score", "precision", "recall", "density", "coverage", "authenticity")
+HIGHER_IS_BETTER = ("inception_score", "precision", "recall", "density", "coverage")
+NEITHER_IS_BETTER = ("authenticity", "copies")
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ def evenly_spaced(features: Tensor, count: int | None) -> Tensor:
     return features[torch.arange(count) * len(features) // count]
 
 
-def best(score: str, values: Sequence[float]) -> float:
-    """The highest or the lowest, whichever is better."""
+def best(score: str, values: Sequence[float]) -> float | None:
+    """The highest or the lowest, whichever is better; None where neither is."""
+    if score in NEITHER_IS_BETTER:
+        return None
     return max(values) if score in HIGHER_IS_BETTER else min(values)

@@ -37,7 +37,7 @@ def memorisation_report(
     return {
         "authenticity": found.authenticity,
         "authenticity_of_training_images": neighbours.authenticity,
-        "num_copies": count_copies(generated, store, found, neighbours),
+        "copies": count_copies(generated, store, found, neighbours),
         "median_distance": float(found.distances.median()),
         "median_distance_between_training_images": float(neighbours.distances.median()),
         "picture": str(picture),
