@@ -1,6 +1,6 @@
 """A grid of images, one named row per group, as a picture for TensorBoard and for disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,21 @@ CELL_PIXELS = 48  # smaller images are enlarged to about this size
 SMOOTH_BELOW_PIXELS = 24  # a person reads an 8×8 digit with smooth edges, and not as 64 squares
 GAP = 2
 MARGIN = 8
+TEXT_PIXELS = 16
+LINE = 26  # height of a line of text above the images
+INK = "#444444"
 
 
-def image_grid(images: Tensor, row_names: Sequence[str] | None = None) -> Image.Image:
+def image_grid(
+    images: Tensor,
+    row_names: Sequence[str] | None = None,
+    title: str = "",
+    column_groups: Mapping[str, int] | None = None,
+) -> Image.Image:
     """Draw uint8 images [rows, columns, C, H, W]; C is 1 or 3, other channel counts show their first channel.
 
-    `row_names` stand to the left of the rows.
+    `row_names` stand to the left of the rows, and `title` above all. `column_groups` (name → number of columns) stand
+    above their columns, with a gap between two groups.
     """
     rows, columns, channels, height, width = images.shape
     if channels != 3:
@@ -27,18 +36,29 @@ def image_grid(images: Tensor, row_names: Sequence[str] | None = None) -> Image.
     scale = max(1, round(CELL_PIXELS / max(height, width)))
     cells = enlarge(images, scale)
     cell_height, cell_width = height * scale + GAP, width * scale + GAP
-    font = ImageFont.load_default(size=min(16, max(9, cell_height // 3)))
-    names = list(row_names or [])
-    left = MARGIN + (max(int(font.getlength(name)) for name in names) + MARGIN if names else 0)
-    picture = Image.new("RGB", (left + columns * cell_width + MARGIN, rows * cell_height + 2 * MARGIN), "white")
+    names, groups = list(row_names or []), column_groups or {"": columns}
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    font = ImageFont.load_default(size=min(TEXT_PIXELS, max(9, int(cell_height / (1.4 * lines)))))
+    name_width = max((font.getlength(line) for name in names for line in name.split("\n")), default=0)
+    left = MARGIN + (int(name_width) + MARGIN if names else 0)
+    gaps = [2 * MARGIN * group for group, count in enumerate(groups.values()) for _ in range(count)]
+    lefts = [left + gap + column * cell_width for column, gap in enumerate(gaps)]  # of each column
+    top = MARGIN + LINE * (bool(title) + any(groups))
+    picture = Image.new("RGB", (lefts[-1] + cell_width + MARGIN, top + rows * cell_height + MARGIN), "white")
     draw = ImageDraw.Draw(picture)
+    heading = ImageFont.load_default(size=TEXT_PIXELS)
+    draw.text((MARGIN, MARGIN), title, fill="black", font=heading)
+    first = 0
+    for name, count in groups.items():
+        draw.text((lefts[first], top - LINE), name, fill=INK, font=heading)
+        first += count
     for row in range(rows):
-        top = MARGIN + row * cell_height
+        row_top = top + row * cell_height
         if names:
-            draw.text((MARGIN, top + cell_height / 2), names[row], fill="#444444", font=font, anchor="lm")
+            draw.text((MARGIN, row_top + cell_height / 2), names[row], fill=INK, font=font, anchor="lm")
         for column in range(columns):
             cell = cells[row, column].permute(1, 2, 0).cpu().numpy()
-            picture.paste(Image.fromarray(np.ascontiguousarray(cell)), (left + column * cell_width, top))
+            picture.paste(Image.fromarray(np.ascontiguousarray(cell)), (lefts[column], row_top))
     return picture
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 from torch import Tensor
 
-from callbacks.image_grid import image_grid, show_in_tensorboard
+from callbacks.gallery import gallery
+from callbacks.image_grid import show_in_tensorboard
 from callbacks.schedule import EveryEpochs
 from lightning_modules.temi_module import TEMIModule
 from metrics.utilization import ClusterUtilization
@@ -19,7 +19,7 @@ class UtilizationRatio(Callback):
     """Assigns the whole data set with the best teacher head every `every_epochs` and at the end.
 
     Logs `temi/num_used`, `temi/utilization_ratio`, `temi/entropy` and `temi/kl_from_uniform`, the sizes of the
-    clusters as a histogram, and the most confident images of some clusters, out of rank 0's share, as a picture.
+    clusters as a histogram, and a gallery of some clusters, out of rank 0's share.
     Each rank assigns its share; counts meet in one all-reduce, which every rank joins.
 
     Args:
@@ -32,10 +32,9 @@ class UtilizationRatio(Callback):
         batches: Callable[[int, int], Iterable[tuple[Tensor, Tensor]]],
         images: Callable[[Tensor], Tensor],
         every_epochs: int,
-        gallery_clusters: int = 20,
     ) -> None:
         self.batches, self.images = batches, images
-        self.every, self.gallery_clusters = EveryEpochs(every_epochs), gallery_clusters
+        self.every = EveryEpochs(every_epochs)
         self.history: list[tuple[float, float]] = []  # (epoch, utilization ratio)
 
     def on_train_batch_end(
@@ -65,38 +64,11 @@ class UtilizationRatio(Callback):
             logger.log_metrics({f"temi/{name}": float(value) for name, value in result.items()}, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram("temi/cluster_sizes", counts.float(), trainer.global_step)
-        picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences), self.gallery_clusters)
-        show_in_tensorboard(trainer, "temi/most_confident", picture, trainer.global_step)
+        picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences))
+        show_in_tensorboard(trainer, "temi/gallery", picture, trainer.global_step)
 
     def state_dict(self) -> dict[str, list[tuple[float, float]]]:
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, list[tuple[float, float]]]) -> None:
         self.history = [(float(epoch), float(ratio)) for epoch, ratio in state_dict["history"]]
-
-
-def gallery(
-    images: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    cluster_ids: Tensor,
-    confidence: Tensor,
-    max_clusters: int,
-    columns: int = 10,
-) -> Image.Image:
-    """Picture of the most confident images of some clusters, a row per cluster, from the largest to the smallest.
-
-    Args:
-        images: row indices [B] → uint8 images [B, C, H, W].
-        rows, cluster_ids, confidence: of the assigned images, [N] each.
-    """
-    used, counts = cluster_ids.unique(return_counts=True)
-    order = used[torch.argsort(counts, descending=True, stable=True)]
-    picked = order[torch.linspace(0, len(order) - 1, min(max_clusters, len(order))).round().long()]
-    grid = []
-    for cluster in picked:
-        members = torch.nonzero(cluster_ids == cluster).flatten()
-        best = members[torch.argsort(confidence[members], descending=True, stable=True)[:columns]]
-        shown = images(rows[best])
-        blank = shown.new_full((columns - len(shown), *shown.shape[1:]), 255)
-        grid.append(torch.cat([shown, blank]))
-    return image_grid(torch.stack(grid), [f"cluster {int(cluster)}" for cluster in picked])

@@ -39,6 +39,17 @@ def label_key(path: Path) -> str | None:
     return next((key for key in _keys(path) if key.startswith(LABELS_PREFIX)), None)
 
 
+def read_embeddings(path: Path, key: str) -> Tensor:
+    """Feature vectors from a `.pt`, `.npy` or `.safetensors` file: float32 [N, D].
+
+    An empty `key` takes the only tensor there is. Raises `UserError` where the content is not what it should be.
+    """
+    values, _ = _read_values(path, key)
+    if isinstance(values, dict) or values.ndim != 2 or not values.isfinite().all():
+        raise UserError(f"{path}: expected embeddings, finite numbers [images, features]")
+    return values.float()
+
+
 def _keys(path: Path) -> list[str]:
     """The keys of a `.safetensors` or `.pt` file with several tensors, in a natural order (clusters20, clusters100)."""
     try:

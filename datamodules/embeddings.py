@@ -50,6 +50,11 @@ def embeddings_path(cache_dir: str | Path, source: ImageSource, identity: dict[s
     return Path(cache_dir) / "embeddings" / f"{stem}.safetensors"
 
 
+def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
+    """Whether the cache holds embeddings of a data set of this name, by whatever backbone: a look at file names."""
+    return any((Path(cache_dir) / "embeddings").glob(f"{file_stem(source.name)}-*.safetensors"))
+
+
 def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path, remake: str) -> Embeddings:
     """Reads embeddings that were made before; `remake` is the command that makes them."""
     return _from_artifact(read_artifact(embeddings_path(cache_dir, source, identity), KIND, remake))

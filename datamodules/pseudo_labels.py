@@ -36,7 +36,8 @@ class PseudoLabels:
     Attributes:
         cluster_ids: int64 [N], in 0…C−1.
         num_clusters: C, the clusters that were asked for; some may hold no image.
-        confidence: float32 [N], the maximum softmax probability of each image (ones where there is no such thing).
+        confidence: float32 [N], how sure each image's cluster is: for TEMI and CLIP the maximum softmax probability,
+            for k-means the simplified silhouette; ones where there is no such thing.
         ids: the N images' ids.
         meta: what made them.
 
@@ -93,6 +94,11 @@ class PseudoLabels:
     def utilization_ratio(self) -> float:
         """num_used / C, r_C of the paper."""
         return self.num_used / self.num_clusters
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the confidences tell one image from another."""
+        return bool((self.confidence != 1).any())
 
     @property
     def frequencies(self) -> Tensor:

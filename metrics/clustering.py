@@ -74,6 +74,23 @@ class ClusteringScores(Metric):
         }
 
 
+def cluster_purity(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """The class that most images of each cluster have, and how many of them do.
+
+    Args:
+        cluster_ids: [N], integers in 0…C−1.
+        labels: [N], integers in 0…K−1.
+
+    Returns:
+        Purities, the share of that class, float64 [C], NaN for clusters without images; and the classes, int64 [C].
+    """
+    num_classes = int(labels.max()) + 1
+    cells = cluster_ids.long() * num_classes + labels.long()
+    table = cells.bincount(minlength=num_clusters * num_classes).view(num_clusters, num_classes)
+    most, majority = table.max(dim=1)
+    return most.double() / table.sum(dim=1), majority
+
+
 def matched_accuracy(contingency: np.ndarray) -> float:
     """Share of images whose cluster stands for their class.
 

@@ -6,8 +6,8 @@ import sys
 
 COMMANDS = {
     "embed": "images → embeddings and nearest neighbours, in the cache",
-    "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups)",
-    "score": "cluster ids → use of the clusters, agreement with labels",
+    "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups, CLIP)",
+    "score": "cluster ids → use of the clusters, agreement with labels, pictures",
     "assign": "a trained clustering head and new images → pseudo-labels",
     "bound": "embeddings → how many clusters are worth having",
     "train": "images and pseudo-labels → an EDM diffusion model",

@@ -5,10 +5,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError, file_digest
-from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
-from pipeline.cluster import summary_of, write_gallery
+from pipeline.cluster import summary_of
+from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
 from pipeline.command import command, typed_command
 from pipeline.inputs import embeddings_of, identity_of, source_of
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
@@ -35,12 +35,11 @@ def assign(cfg: DictConfig) -> None:
         path = folder / "pseudo_labels.safetensors"
         labels.save(path)
         labels.save_csv(folder / "pseudo_labels.csv")
-        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)  # a gallery shows few
-        write_gallery(labels, store.gather, folder / "gallery.png")
+        title = f"{source.name}, assigned by {head_path.name}, C = {head.num_clusters:,}"
+        pictures = write_pictures(folder, labels, thumbnails(cfg, source), map_of(cfg, embeddings), title)
         write_summary(folder, "assign", summary_of(labels, source, path), inputs)
-    print(
-        f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}\ngallery        {folder / 'gallery.png'}"
-    )
+    print(f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}")
+    print(f"pictures       {', '.join(map(str, pictures))}")
     print(f"Next: {typed_command('train')}".replace(f"head={cfg.head}", f"assignments={path}"))
 
 

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from datamodules.artifacts import atomic_path
+from callbacks.figure import png_figure
 from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Bound, Measurement, mean_ratios
 
 COLOURS = {UPPER_BETA: "tab:blue", COARSE_BETA: "tab:orange"}
@@ -14,31 +11,28 @@ COLOURS = {UPPER_BETA: "tab:blue", COARSE_BETA: "tab:orange"}
 
 def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, threshold: float, name: str) -> None:
     """Write a PNG file: every measurement as a dot, the mean over seeds as a line, the range worth trying shaded."""
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for beta in sorted({m.beta for m in measurements}):
-        colour = COLOURS.get(beta, "tab:grey")
-        dots = [(m.num_clusters, m.ratio) for m in measurements if m.beta == beta]
-        axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=4, alpha=0.6)
-        means = [(C, ratio) for C, (ratio, _) in mean_ratios(measurements, beta).items()]
-        axes.plot(*zip(*means, strict=True), color=colour, label=f"β = {beta:g}")
-    axes.axhline(threshold, color="tab:red", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
-    if result.upper_bound is not None:
-        axes.axvspan(result.coarse_end or min(m.num_clusters for m in measurements), result.upper_bound, alpha=0.1)
-        axes.annotate(
-            f"upper bound {result.upper_bound}",
-            (result.upper_bound, 0.45),
-            xytext=(4, 0),
-            textcoords="offset points",
-            rotation=90,
-            va="bottom",
-        )
-    axes.set_xscale("log")
-    axes.set(xlabel="number of clusters C", ylabel="utilization ratio (clusters used / C)", ylim=(0, 1.04))
-    axes.set_title(f"{name}: how many clusters are worth having")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with png_figure(path, 8, 4.5) as figure:
+        axes = figure.add_subplot()
+        for beta in sorted({m.beta for m in measurements}):
+            colour = COLOURS.get(beta, "tab:grey")
+            dots = [(m.num_clusters, m.ratio) for m in measurements if m.beta == beta]
+            axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=4, alpha=0.6)
+            means = [(C, ratio) for C, (ratio, _) in mean_ratios(measurements, beta).items()]
+            axes.plot(*zip(*means, strict=True), color=colour, label=f"β = {beta:g}")
+        axes.axhline(threshold, color="tab:red", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
+        if result.upper_bound is not None:
+            axes.axvspan(result.coarse_end or min(m.num_clusters for m in measurements), result.upper_bound, alpha=0.1)
+            axes.annotate(
+                f"upper bound {result.upper_bound}",
+                (result.upper_bound, 0.45),
+                xytext=(4, 0),
+                textcoords="offset points",
+                rotation=90,
+                va="bottom",
+            )
+        axes.set_xscale("log")
+        axes.set(xlabel="number of clusters C", ylabel="utilization ratio (clusters used / C)", ylim=(0, 1.04))
+        axes.set_title(f"{name}: how many clusters are worth having")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower left")

@@ -31,6 +31,7 @@ POSITIVE = (
 WHOLE_NUMBERS = {
     "seed": (0, 2**63 - 1),
     "num_clusters": (1, 10**7),
+    "map_images": (0, None),
     "dataset.max_images": (1, None),
     "sampler.steps": (1, None),
     "training.num_workers": (0, None),

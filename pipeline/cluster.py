@@ -1,7 +1,6 @@
 """`cedm cluster`: embeddings → pseudo-labels, and for TEMI the head that can label new images."""
 
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,23 @@ from callbacks.curve import draw_curves
 from callbacks.schedule import EveryEpochs
 from callbacks.snapshots import Snapshots
 from callbacks.throughput import ImageProgressBar
-from callbacks.utilization import UtilizationRatio, gallery
-from datamodules.artifacts import UserError, atomic_path
+from callbacks.utilization import UtilizationRatio
+from datamodules.artifacts import UserError
+from datamodules.clip_text import embed_class_names
 from datamodules.embedding_datamodule import EmbeddingDataModule
-from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
 from datamodules.stream import split_batch
 from lightning_modules.clustering.kmeans import kmeans, random_groups
+from lightning_modules.clustering.zero_shot import zero_shot
 from lightning_modules.temi_module import TEMIModule
+from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
 from pipeline.command import command, typed_command
 from pipeline.fit import fit, join
 from pipeline.inputs import (
     check_clustering,
+    class_names_of,
+    embeddings_if_there,
     embeddings_of,
     neighbours_of,
     not_needed,
@@ -45,6 +48,8 @@ from pipeline.run_folder import (
 from pipeline.score import scores
 
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
+METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random groups", "clip": "CLIP"}
+NAMED_GROUPS = ("labels", "clip")  # as many clusters as there are names
 NOT_OF_THE_MODULE = ("method", "num_neighbours")
 
 
@@ -64,10 +69,9 @@ def cluster(cfg: DictConfig) -> None:
         write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
         print(f"Next: {typed_command('train')}")
         return
-    images = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)  # a gallery shows few
     settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
     what = f"cluster-{cfg.clustering.method}"
-    if cfg.clustering.method != "labels":
+    if cfg.clustering.num_clusters is not None and cfg.clustering.method not in NAMED_GROUPS:
         what += f"-{cfg.clustering.num_clusters}"
     machine, folder = join(cfg, lambda: choose_run_folder(cfg, what, settings))
     temi = cfg.clustering.method == "temi"
@@ -75,26 +79,22 @@ def cluster(cfg: DictConfig) -> None:
     with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"{source.name}: {len(source):,} images; {cfg.clustering.method} on {machine}; run folder {folder}")
-        labels = group(cfg, source) if data is None else train_temi(cfg, source, data, images.gather, folder, path)
+        labels = group(cfg, source) if data is None else train_temi(cfg, source, data, folder, path)
         if machine.rank == 0:
-            write_results(labels, source, images, path, folder, inputs)
+            pictures = write_results(cfg, labels, source, path, folder)
+            print(f"{describe(labels, path)}\npictures       {', '.join(map(str, pictures))}")
+            print(f"Next: {typed_command('train')}")
 
 
-def write_results(
-    labels: PseudoLabels,
-    source: ImageSource,
-    images: ImageStore,
-    path: Path,
-    folder: Path,
-    inputs: Mapping[str, str],
-) -> None:
-    """The pseudo-labels into the cache; a copy, the gallery and the summary into the run folder."""
+def write_results(cfg: DictConfig, labels: PseudoLabels, source: ImageSource, path: Path, folder: Path) -> list[Path]:
+    """The pseudo-labels into the cache; a copy, the summary and the pictures, whose paths it returns, into `folder`."""
     labels.save(path)
-    write_gallery(labels, images.gather, folder / "gallery.png")
     shutil.copyfile(path, folder / "pseudo_labels.safetensors")
     labels.save_csv(folder / "pseudo_labels.csv")
-    write_summary(folder, "cluster", summary_of(labels, source, path), inputs)
-    print(f"{describe(labels, path)}\ngallery        {folder / 'gallery.png'}\nNext: {typed_command('train')}")
+    shown_map = map_of(cfg, embeddings_if_there(cfg, source))
+    pictures = write_pictures(folder, labels, thumbnails(cfg, source), shown_map, title_of(cfg, source))
+    write_summary(folder, "cluster", summary_of(labels, source, path), {"dataset": source.fingerprint})
+    return pictures
 
 
 def temi_data(cfg: DictConfig, source: ImageSource, world_size: int) -> EmbeddingDataModule:
@@ -119,7 +119,6 @@ def train_temi(
     cfg: DictConfig,
     source: ImageSource,
     data: EmbeddingDataModule,
-    images: Callable[[Tensor], Tensor],
     folder: Path,
     path: Path,
 ) -> PseudoLabels:
@@ -132,7 +131,7 @@ def train_temi(
         **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
     )
     every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
-    utilization = UtilizationRatio(data.evaluation_batches, images, every_epochs)
+    utilization = UtilizationRatio(data.evaluation_batches, thumbnails(cfg, source).gather, every_epochs)
     callbacks: list[Callback] = [
         utilization,
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
@@ -154,38 +153,52 @@ def train_temi(
     if module.global_rank == 0:
         head.save(head_file(path), {"dataset": source.name})
         shutil.copyfile(head_file(path), folder / "head.safetensors")
-        title = f"{source.name}: TEMI with C = {clustering.num_clusters}, β = {clustering.beta}"
         draw_curves(
             folder / "utilization.png",
             {"": utilization.history},
             "epochs",
             "utilization ratio (clusters used / C)",
-            title,
+            title_of(cfg, source),
         )
     return pseudo_labels(cfg, source, cluster_ids, clustering.num_clusters, confidence)
 
 
 def group(cfg: DictConfig, source: ImageSource) -> PseudoLabels:
-    """Groups that need no training: k-means, the given labels, or random ones."""
+    """Groups that need no training: k-means, the given labels, random ones, or CLIP's zero-shot classes."""
     method, num_clusters = cfg.clustering.method, cfg.clustering.num_clusters
+    confidence, names = torch.ones(len(source)), None
     if method == "kmeans":
-        cluster_ids = kmeans(embeddings_of(cfg, source).values, num_clusters, cfg.seed)
+        cluster_ids, confidence = kmeans(embeddings_of(cfg, source).values, num_clusters, cfg.seed)
     elif method == "random":
         cluster_ids = random_groups(len(source), num_clusters, cfg.seed)
     elif method == "labels":
         assert source.labels is not None
         cluster_ids = source.labels
-        num_clusters = len(source.class_names) if source.class_names else int(source.labels.max()) + 1
+        names = source.class_names
+        num_clusters = len(names) if names else int(source.labels.max()) + 1
+    elif method == "clip":
+        names = class_names_of(cfg, source)
+        num_clusters = len(names)
+        images = embeddings_of(cfg, source).values
+        texts = embed_class_names(plain(cfg.backbone), names, cfg.clustering.prompt)
+        cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
     else:
-        raise UserError(f"clustering.method={method}: type clustering=temi, kmeans, labels or random.")
-    return pseudo_labels(cfg, source, cluster_ids, num_clusters, torch.ones(len(source)))
+        raise UserError(f"clustering.method={method}: type clustering=temi, kmeans, labels, random or clip.")
+    return pseudo_labels(cfg, source, cluster_ids, num_clusters, confidence, names)
 
 
 def pseudo_labels(
-    cfg: DictConfig, source: ImageSource, cluster_ids: Tensor, num_clusters: int, confidence: Tensor
+    cfg: DictConfig,
+    source: ImageSource,
+    cluster_ids: Tensor,
+    num_clusters: int,
+    confidence: Tensor,
+    cluster_names: list[str] | None = None,
 ) -> PseudoLabels:
     """The artifact's content, with the description of what made it."""
     meta = {"made_from": pseudo_label_description(cfg, source), "method": cfg.clustering.method}
+    if cluster_names:
+        meta["cluster_names"] = cluster_names
     return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)
 
 
@@ -194,11 +207,15 @@ def head_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}-head.safetensors")
 
 
-def write_gallery(labels: PseudoLabels, images: Callable[[Tensor], Tensor], path: Path) -> None:
-    """Picture of the most confident images of up to 40 clusters, a row per cluster."""
-    picture = gallery(images, torch.arange(len(labels.ids)), labels.cluster_ids, labels.confidence, max_clusters=40)
-    with atomic_path(path) as temporary:
-        picture.save(temporary)
+def title_of(cfg: DictConfig, source: ImageSource) -> str:
+    """What stands above the pictures of a clustering."""
+    clustering = cfg.clustering
+    title = f"{source.name}, {METHODS[clustering.method]}"
+    if clustering.method in NAMED_GROUPS:
+        return title
+    if clustering.method == "temi":
+        title = f"{source.name}, {clustering.objective.upper()} with β = {clustering.beta}"
+    return f"{title}, C = {clustering.num_clusters:,}"
 
 
 def summary_of(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[str, Any]:

@@ -53,10 +53,36 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     Raises:
         UserError: the accelerator or the number of devices is not to be had on this machine.
     """
-    settings = cfg.trainer
     adopt_torchrun(cfg)
+    scout = scout_devices(cfg)
+    machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
+    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"-m (--multirun) with trainer.devices={cfg.trainer.devices}: each process would start the whole sweep. "
+            "Type the runs one by one, or sweep with trainer.devices=1."
+        )
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
+    environment = getattr(scout.strategy, "cluster_environment", None)
+    if inherited and "LOCAL_RANK" in os.environ:
+        return machine, Path(inherited)
+    if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
+        scout.strategy.setup_environment()
+        choice = scout.strategy.broadcast(str(choose_folder()) if machine.rank == 0 else "")
+        return machine, Path(choice)
+    folder = choose_folder()
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    return machine, folder
+
+
+def scout_devices(cfg: DictConfig) -> Trainer:
+    """A Trainer that trains nothing and knows which devices `trainer.accelerator` and `trainer.devices` mean here.
+
+    Raises:
+        UserError: they are not to be had on this machine.
+    """
+    settings = cfg.trainer
     try:
-        scout = Trainer(
+        return Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
@@ -71,23 +97,6 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
             f"This machine has {torch.cuda.device_count()} GPUs. "
             "Type trainer.accelerator=cpu or another trainer.devices."
         ) from error
-    machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
-    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"-m (--multirun) with trainer.devices={settings.devices}: each process would start the whole sweep. "
-            "Type the runs one by one, or sweep with trainer.devices=1."
-        )
-    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
-    environment = getattr(scout.strategy, "cluster_environment", None)
-    if inherited and "LOCAL_RANK" in os.environ:
-        return machine, Path(inherited)
-    if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
-        scout.strategy.setup_environment()
-        choice = scout.strategy.broadcast(str(choose_folder()) if machine.rank == 0 else "")
-        return machine, Path(choice)
-    folder = choose_folder()
-    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
-    return machine, folder
 
 
 def adopt_torchrun(cfg: DictConfig) -> None:

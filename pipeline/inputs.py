@@ -8,7 +8,8 @@ from torch import Tensor
 
 from datamodules.artifacts import UserError, fingerprint
 from datamodules.backbones import backbone_identity
-from datamodules.embeddings import Embeddings, load_embeddings
+from datamodules.clip_text import read_class_names
+from datamodules.embeddings import Embeddings, has_embeddings, load_embeddings
 from datamodules.neighbours import load_neighbours
 from datamodules.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
 from datamodules.sources import ImageSource, open_source
@@ -40,6 +41,16 @@ def embeddings_of(cfg: DictConfig, source: ImageSource) -> Embeddings:
     return load_embeddings(source, identity_of(cfg), cfg.cache_dir, remake=typed_command("embed"))
 
 
+def embeddings_if_there(cfg: DictConfig, source: ImageSource) -> Embeddings | None:
+    """The cached embeddings of `source` for a picture that can do without; None where they are not there."""
+    if not has_embeddings(cfg.cache_dir, source):  # then don't ask for the backbone's weights, a download maybe
+        return None
+    try:
+        return embeddings_of(cfg, source)
+    except UserError:
+        return None
+
+
 def neighbours_of(cfg: DictConfig, embeddings: Embeddings) -> Tensor:
     """The cached nearest neighbours, int64 [N, k], that TEMI draws its pairs from."""
     k = cfg.clustering.num_neighbours
@@ -60,6 +71,9 @@ def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: boo
                 "Choose clustering=temi, or a ZIP with labels in its dataset.json."
             )
         return
+    if clustering.method == "clip":
+        check_clip(cfg, source)
+        return
     num_clusters = clustering.num_clusters
     if not isinstance(num_clusters, int) or num_clusters < 2:
         raise UserError(
@@ -71,6 +85,26 @@ def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: boo
             f"clustering.num_clusters={num_clusters}, but {source.name!r} has {len(source)} images. "
             f"Type clustering.num_clusters={max(2, len(source) // 20)} or less."
         )
+
+
+def check_clip(cfg: DictConfig, source: ImageSource) -> None:
+    """Refuse a backbone that shares no space with text, class names that are none, and a prompt without a place."""
+    if cfg.backbone.get("output") != "projected":
+        raise UserError(
+            f"clustering=clip: backbone={cfg.backbone.name} shares no space with text. "
+            "Type backbone=clip_vitl14 clustering=clip, for embed and cluster alike."
+        )
+    class_names_of(cfg, source)
+    if cfg.clustering.prompt.count("{}") != 1 or cfg.clustering.prompt.count("{") != 1:
+        raise UserError(
+            f"clustering.prompt={cfg.clustering.prompt}: one {{}} is expected in the place of the class name, "
+            "such as 'clustering.prompt=\"a photo of a {}.\"'."
+        )
+
+
+def class_names_of(cfg: DictConfig, source: ImageSource) -> list[str]:
+    """The class names that CLIP chooses from."""
+    return read_class_names(plain(cfg.clustering)["class_names"], source.class_names)
 
 
 def not_needed(cfg: DictConfig, stage: str) -> str | None:
@@ -90,6 +124,9 @@ def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, 
     if method == "temi":
         return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed}
     description: dict[str, Any] = {"method": method}
+    if method == "clip":
+        names = class_names_of(cfg, source)
+        return description | {"backbone": identity_of(cfg), "class_names": names, "prompt": clustering["prompt"]}
     if method != "labels":  # what a data set's YAML sets for TEMI is nothing to the other methods
         description |= {"num_clusters": clustering["num_clusters"], "seed": cfg.seed}
     if method == "kmeans":

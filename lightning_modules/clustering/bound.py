@@ -36,13 +36,18 @@ class Bound:
         upper_bound: the largest C worth trying; None where no C of the grid reaches the threshold.
         coarse_end: median number of clusters used at β = 1, the smallest C worth trying; None without any.
         worth_training: a few C of the grid between the two.
-        agreement: share of the seeds that give the same upper bound by themselves, from 0 to 1.
+        by_seed: the upper bound that each seed gives by itself.
     """
 
     upper_bound: int | None
     coarse_end: float | None
     worth_training: list[int]
-    agreement: float
+    by_seed: dict[int, int | None]
+
+    @property
+    def agreement(self) -> float:
+        """How sure the upper bound is: the share of the seeds that give the same one by themselves, from 0 to 1."""
+        return list(self.by_seed.values()).count(self.upper_bound) / len(self.by_seed) if self.by_seed else 0.0
 
 
 def mean_ratios(measurements: Sequence[Measurement], beta: float = UPPER_BETA) -> dict[int, tuple[float, float]]:
@@ -75,13 +80,12 @@ def coarse_end(measurements: Sequence[Measurement]) -> float | None:
 
 
 def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rule: Rule = "largest") -> Bound:
-    """The upper bound under a rule, the coarse end, what lies between them, and how far the seeds agree."""
+    """The upper bound under a rule, the coarse end, what lies between them, and what each seed says."""
     bound, coarse = upper_bound(measurements, threshold, rule), coarse_end(measurements)
     seeds = sorted({m.seed for m in measurements if m.beta == UPPER_BETA})
-    alone = [upper_bound([m for m in measurements if m.seed == seed], threshold, rule) for seed in seeds]
-    agreement = alone.count(bound) / len(alone) if alone else 0.0
+    by_seed = {seed: upper_bound([m for m in measurements if m.seed == seed], threshold, rule) for seed in seeds}
     grid = list(mean_ratios(measurements))
-    return Bound(bound, coarse, worth_training(grid, coarse, bound), agreement)
+    return Bound(bound, coarse, worth_training(grid, coarse, bound), by_seed)
 
 
 def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None, most: int = 3) -> list[int]:

@@ -6,9 +6,10 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
 MINIBATCH_ABOVE = 200_000  # images; beyond this a full pass per iteration takes minutes
+BLOCK_ENTRIES = 2**26  # distances held at once: 256 MB
 
 
-def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> Tensor:
+def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Tensor]:
     """Spherical k-means' usual stand-in: Euclidean k-means (k-means++) on L2-normalised raw embeddings.
 
     On the unit sphere |a − b|² = 2 − 2 cos(a, b), so this groups by the cosine similarity that the neighbours are found
@@ -20,7 +21,7 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> Tensor:
         seed: of the initial centres (and the mini-batches).
 
     Returns:
-        Cluster ids in 0…C−1, int64 [N].
+        Cluster ids in 0…C−1, int64 [N], and confidences, float32 [N]; see `simplified_silhouette`.
 
     Raises:
         ValueError: there are fewer images than clusters.
@@ -31,7 +32,29 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> Tensor:
         model = MiniBatchKMeans(num_clusters, batch_size=max(8192, 4 * num_clusters), n_init=1, random_state=seed)
     else:
         model = KMeans(num_clusters, n_init=1, random_state=seed)
-    return torch.from_numpy(model.fit_predict(points)).long()
+    model.fit(points)
+    cluster_ids = torch.from_numpy(model.labels_).long()
+    return cluster_ids, simplified_silhouette(torch.from_numpy(points), torch.from_numpy(model.cluster_centers_))
+
+
+def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
+    """How clearly each point belongs to its nearest centre: 1 − d₁ / d₂, float32 [N], from 0 to 1.
+
+    d₁ and d₂ are the distances to the nearest and the second nearest centre: 0 on the border between two clusters, 1 at
+    a centre. It is the silhouette with distances to centres in place of mean distances to members (Hruschka, de Castro
+    and Campello, "Evolutionary algorithms for clustering gene-expression data", 2004). All ones for a single centre.
+
+    Args:
+        points: [N, D].
+        centres: [C, D].
+    """
+    if len(centres) == 1:
+        return torch.ones(len(points))
+    margins = []
+    for block in points.split(max(1, BLOCK_ENTRIES // len(centres))):
+        nearest, second = torch.cdist(block, centres.to(block)).topk(2, largest=False).values.unbind(dim=1)
+        margins.append(1 - nearest / second.clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.cat(margins)
 
 
 def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.clustering import kmeans as kmeans_file
-from lightning_modules.clustering.kmeans import kmeans, random_groups
+from lightning_modules.clustering.kmeans import kmeans, random_groups, simplified_silhouette
 
 
 @pytest.mark.parametrize("minibatch", [False, True])
@@ -15,12 +15,13 @@ def test_kmeans_groups_by_direction_not_length(minibatch: bool, monkeypatch: pyt
     direction = torch.arange(400) % 4
     lengths = torch.empty(400, 1).uniform_(0.1, 50)
     embeddings = lengths * (torch.eye(4)[direction] + 0.02 * torch.randn(400, 4))
-    cluster_ids = kmeans(embeddings, num_clusters=4, seed=0)
+    cluster_ids, confidence = kmeans(embeddings, num_clusters=4, seed=0)
     assert cluster_ids.dtype == torch.int64
     for group in range(4):
         assert len(cluster_ids[direction == group].unique()) == 1
     assert len(cluster_ids.unique()) == 4
-    assert torch.equal(cluster_ids, kmeans(embeddings, num_clusters=4, seed=0))
+    assert torch.equal(cluster_ids, kmeans(embeddings, num_clusters=4, seed=0)[0])
+    assert confidence.min() > 0.8
 
 
 def test_random_groups_are_even_seeded_and_unordered() -> None:
@@ -38,3 +39,10 @@ def test_more_clusters_than_images_is_an_error() -> None:
         kmeans(torch.randn(10, 3), num_clusters=11, seed=0)
     with pytest.raises(ValueError, match="from 1 to 10"):
         random_groups(10, 0, seed=0)
+
+
+def test_confidence_falls_from_the_centre_to_the_border() -> None:
+    centres = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
+    torch.testing.assert_close(simplified_silhouette(points, centres), torch.tensor([1.0, 2 / 3, 0.0, 1.0]))
+    assert torch.equal(simplified_silhouette(points, centres[:1]), torch.ones(4))

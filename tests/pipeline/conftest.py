@@ -27,6 +27,7 @@ TINY_TEMI = [
     "clustering.max_epochs=2",
     "clustering.warmup_epochs=1",
     "clustering.num_heads=2",
+    "map_images=50",
 ]
 TINY_EDM = [
     "network.model_channels=8",

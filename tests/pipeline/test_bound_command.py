@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from .conftest import Cedm
 
-SHORT = ["clustering.max_epochs=2", "clustering.warmup_epochs=1", "clustering.num_heads=1"]
+SHORT = ["clustering.max_epochs=2", "clustering.warmup_epochs=1", "clustering.num_heads=1", "map_images=50"]
 
 
 def summary(folder: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     assert cedm("embed").code == 0
     settings = [*SHORT, "bound.grid=[2,5]", "bound.num_seeds=2"]
 
-    import pipeline.bound
+    import pipeline.bound_grid
     from pipeline.cluster import train_temi
 
     trained = []
@@ -61,7 +61,7 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
             raise OSError("power cut")
         return train_temi(*arguments)
 
-    monkeypatch.setattr(pipeline.bound, "train_temi", count_and_stop)
+    monkeypatch.setattr(pipeline.bound_grid, "train_temi", count_and_stop)
     with pytest.raises(OSError, match="power cut"):
         cedm("bound", *settings)
     result = cedm("bound", *settings, "run_dir=run")

@@ -1,0 +1,100 @@
+"""What a person sees of a clustering, by whatever method and command."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metrics.clustering import cluster_purity
+
+from .conftest import Cedm
+
+PICTURES = ("gallery.png", "clusters.png", "map.png")
+
+
+def tensorboard_images(folder: Path) -> set[str]:
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return set(accumulator.Tags()["images"])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "labels", "random"])
+def test_every_method_shows_its_clusters(cedm: Cedm, workplace: Path, method: str) -> None:
+    assert cedm("embed", "clustering=kmeans").code == 0
+    result = cedm("cluster", f"clustering={method}", "clustering.num_clusters=15", "map_images=60", "run_dir=run")
+    assert result.code == 0, result.err
+    for name in PICTURES:
+        assert min(Image.open(workplace / "run" / name).size) > 300
+    assert tensorboard_images(workplace / "run") == {"clusters/gallery", "clusters/clusters", "clusters/map"}
+    rows = list(csv.DictReader((workplace / "run/clusters.csv").open()))
+    assert len(rows) == (10 if method == "labels" else 15)
+    assert sum(int(row["images"]) for row in rows) == 1797
+    assert ("mean_confidence" in rows[0]) == (method == "kmeans")
+    overall = sum(float(row["purity"]) * int(row["images"]) for row in rows) / 1797
+    low, high = {"kmeans": (0.6, 0.95), "labels": (1, 1), "random": (0.1, 0.3)}[method]
+    assert low <= overall <= high
+
+
+def test_without_embeddings_there_is_no_map(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("cluster", "clustering=random", "clustering.num_clusters=15", "run_dir=run").code == 0
+    assert (workplace / "run/gallery.png").is_file()
+    assert not (workplace / "run/map.png").exists()
+
+
+def test_an_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> None:
+    """Every clustering of it, with a map from embeddings of a file."""
+    digits = load_digits()
+    ids = torch.from_numpy(digits.target)
+    save_file({"a.clusters10": ids, "b.clusters30": 3 * ids}, workplace / "ids.safetensors")
+    np.save("features.npy", digits.data)
+    arguments = ["assignments=ids.safetensors", "embeddings=features.npy", "map_images=60", "run_dir=run"]
+    result = cedm("score", *arguments)
+    assert result.code == 0, result.err
+    for part in ("a.clusters10", "b.clusters30"):
+        assert all((workplace / "run" / part / name).is_file() for name in PICTURES)
+    other = cedm("score", "assignments=ids.safetensors", "dataset.max_images=100", "run_dir=part")
+    assert other.code == 0
+    assert (workplace / "part/a.clusters10/gallery.png").is_file()
+    np.save("others.npy", np.arange(50))
+    assert "no pictures" in cedm("score", "assignments=others.npy", "run_dir=others").out
+    refused = cedm("score", "assignments=ids.safetensors", "embeddings=others.npy", "run_dir=refused")
+    assert (refused.code, "others.npy" in refused.err) == (2, True)
+
+
+def test_cluster_ids_by_image_id_are_scored_in_any_order(cedm: Cedm, workplace: Path) -> None:
+    order = np.random.default_rng(0).permutation(1797)
+    lines = [f"train/{row:05d},{load_digits().target[row]}" for row in order]
+    (workplace / "ids.csv").write_text("\n".join(["id,cluster", *lines]))
+    assert cedm("score", "assignments=ids.csv", "num_clusters=10", "run_dir=run").code == 0
+    assert json.loads((workplace / "run/summary.json").read_text())["nmi"] == pytest.approx(100)
+
+
+def test_purity() -> None:
+    purity, majority = cluster_purity(torch.tensor([0, 0, 0, 2, 2]), torch.tensor([1, 1, 0, 2, 2]), num_clusters=3)
+    torch.testing.assert_close(purity, torch.tensor([2 / 3, torch.nan, 1]).double(), equal_nan=True)
+    assert majority[[0, 2]].tolist() == [1, 2]
+
+
+@pytest.mark.slow
+def test_the_published_clusters_of_cifar10(cedm: Cedm, workplace: Path, real_data: Path) -> None:
+    assignments = real_data / "cifar10-published-assignments.safetensors::temi-dino_vitb16.beta0.6.clusters100"
+    result = cedm(
+        "score",
+        f"assignments={assignments}",
+        "dataset=zip",
+        f"dataset.path={real_data / 'cifar10-train.zip'}",
+        f"embeddings={real_data / 'cifar10-resnet56-embeddings.safetensors'}",
+        "map_images=200",
+        "run_dir=run",
+    )
+    assert result.code == 0, result.err
+    assert all((workplace / "run" / name).is_file() for name in PICTURES)
+    rows = list(csv.DictReader((workplace / "run/clusters.csv").open()))
+    assert sum(float(row["purity"]) * int(row["images"]) for row in rows) / 50_000 == pytest.approx(0.9448, abs=0.001)
