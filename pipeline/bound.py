@@ -137,7 +137,7 @@ def ratio_table(measurements: list[Measurement], threshold: float) -> Iterator[s
 def how_sure(result: Bound) -> str:
     """The agreement of the seeds in words."""
     if len(result.by_seed) <= 1:
-        return "one seed only, so nobody knows; type bound.num_seeds=3"
+        return "unknown: one seed only (cedm bound dataset=… bound.num_seeds=3 would tell)"
     agreeing = list(result.by_seed.values()).count(result.upper_bound)
     said = ", ".join("none" if alone is None else str(alone) for alone in result.by_seed.values())
     return f"{agreeing} of {len(result.by_seed)} seeds give the same bound by themselves ({said})"

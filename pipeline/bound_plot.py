@@ -21,15 +21,12 @@ def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, t
             axes.plot(*zip(*means, strict=True), color=colour, label=f"β = {beta:g}")
         axes.axhline(threshold, color="tab:red", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
         if result.upper_bound is not None:
-            axes.axvspan(result.coarse_end or min(m.num_clusters for m in measurements), result.upper_bound, alpha=0.1)
-            axes.annotate(
-                f"upper bound {result.upper_bound}",
-                (result.upper_bound, 0.45),
-                xytext=(4, 0),
-                textcoords="offset points",
-                rotation=90,
-                va="bottom",
-            )
+            low = result.coarse_end or min(m.num_clusters for m in measurements)
+            axes.axvspan(low, result.upper_bound, alpha=0.1)
+            beside = {"textcoords": "offset points", "rotation": 90, "va": "bottom"}
+            axes.annotate(f"upper bound {result.upper_bound}", (result.upper_bound, 0.45), xytext=(4, 0), **beside)
+            if result.coarse_end is not None:
+                axes.annotate(f"coarse end {low:g}", (low, 0.45), xytext=(-4, 0), ha="right", **beside)
         axes.set_xscale("log")
         axes.set(xlabel="number of clusters C", ylabel="utilization ratio (clusters used / C)", ylim=(0, 1.04))
         axes.set_title(f"{name}: how many clusters are worth having")

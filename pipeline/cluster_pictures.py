@@ -75,8 +75,9 @@ def write_pictures(
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """A class as a person calls it."""
-    return names[label] if names else f"class {label}"
+    """A class as a person calls it; a name that is a mere number is called a class."""
+    name = names[label] if names else str(label)
+    return f"class {name}" if name.isdigit() else name
 
 
 def gallery_notes(

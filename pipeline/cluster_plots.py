@@ -32,6 +32,7 @@ def draw_clusters(path: Path, counts: Tensor, purity: Tensor | None, title: str)
         mean = float(counts.sum()) / len(counts)
         _bars(panels[0], ranks, counts[order].numpy(), COLOURS[0])
         panels[0].axhline(mean, color="black", linewidth=1, linestyle="--", label=f"N / C = {mean:,.4g}")
+        panels[0].set_ylim(bottom=0)
         panels[0].set(ylabel="images", title=f"{title}\n{len(order):,} of {len(counts):,} clusters used")
         if purity is not None:
             _bars(panels[1], ranks, 100 * purity[order].numpy(), COLOURS[6])
@@ -39,18 +40,18 @@ def draw_clusters(path: Path, counts: Tensor, purity: Tensor | None, title: str)
             label = f"of all images {overall:.1f} %"
             panels[1].axhline(overall, color="black", linewidth=1, linestyle="--", label=label)
             panels[1].set(ylabel="purity (largest class, %)", ylim=(0, 102))
-        for axes in panels:
+        for axes, corner in zip(panels, ("upper right", "lower left"), strict=False):  # where the bars leave room
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(loc="lower left", framealpha=0.9, edgecolor="none")
+            axes.legend(loc=corner, framealpha=0.9, edgecolor="none")
         panels[-1].set(xlabel="used clusters, the largest first", xlim=(0.4, len(order) + 0.6))
 
 
 def _bars(axes: Axes, ranks: np.ndarray, heights: np.ndarray, colour: str) -> None:
-    """A bar per cluster; a filled outline where bars would be thinner than a pixel."""
+    """A bar per cluster; a dot where bars would be thinner than a pixel."""
     if len(ranks) <= 400:
         axes.bar(ranks, heights, width=0.8 if len(ranks) <= 100 else 1, color=colour)
     else:
-        axes.fill_between(ranks, heights, step="mid", color=colour, linewidth=0)
+        axes.plot(ranks, heights, ".", markersize=3, alpha=0.5, color=colour)
 
 
 def draw_map(path: Path, shown: EmbeddingMap, cluster_ids: Tensor, named: Sequence[int], title: str) -> None:

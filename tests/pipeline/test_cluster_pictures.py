@@ -70,7 +70,8 @@ def test_an_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> None:
 
 def test_cluster_ids_by_image_id_are_scored_in_any_order(cedm: Cedm, workplace: Path) -> None:
     order = np.random.default_rng(0).permutation(1797)
-    lines = [f"train/{row:05d},{load_digits().target[row]}" for row in order]
+    digits = load_digits().target
+    lines = [f"train/{row:05d},{digits[row]}" for row in order]
     (workplace / "ids.csv").write_text("\n".join(["id,cluster", *lines]))
     assert cedm("score", "assignments=ids.csv", "num_clusters=10", "run_dir=run").code == 0
     assert json.loads((workplace / "run/summary.json").read_text())["nmi"] == pytest.approx(100)

@@ -42,7 +42,9 @@ def test_published_settings_of_cifar(dataset: str) -> None:
     cfg = compose(f"dataset={dataset}")
     assert cfg.backbone.name == "dino_vitb16"
     assert cfg.clustering.num_clusters == {"cifar10": 100, "cifar100": 200}[dataset]
-    assert cfg.clustering.beta == 0.6
+    clustering: dict[str, Any] = plain(cfg.clustering)
+    assert clustering | {"beta": 0.6, "num_neighbours": 50, "batch_size": 512, "max_epochs": 200} == clustering
+    assert clustering | {"num_heads": 50, "lr": 1e-4, "warmup_epochs": 20, "teacher_momentum": 0.996} == clustering
     training: dict[str, Any] = plain(cfg.training)
     assert training | {"batch_size": 1024, "duration_kimg": 200_000, "lr": 1e-3, "lr_rampup_kimg": 10_000} == training
     assert training | {"augment_probability": 0.12, "ema_halflife_kimg": 500, "ema_rampup_ratio": 0.05} == training
@@ -53,11 +55,21 @@ def test_published_settings_of_cifar(dataset: str) -> None:
 
 def test_published_settings_of_64_pixels() -> None:
     cfg = compose("dataset=folder", "dataset.path=somewhere")
+    assert (cfg.clustering.num_clusters, cfg.clustering.num_neighbours) == (400, 50)
     training: dict[str, Any] = plain(cfg.training)
     assert training | {"batch_size": 512, "lr": 2e-4, "augment_probability": 0.15} == training
     denoiser = build_denoiser(plain(cfg.network), cfg.dataset.resolution, cfg.dataset.channels, 0, augment_dim=9)
     assert round(sum(p.numel() for p in denoiser.parameters()) / 1e6, 1) == 61.8
     assert cfg.network.dropout == 0.05
+
+
+def test_clustering_settings_of_imagenet() -> None:
+    cfg = compose("dataset=folder", "dataset.path=somewhere", "clustering=temi_imagenet")
+    clustering: dict[str, Any] = plain(cfg.clustering)
+    assert (
+        clustering | {"num_neighbours": 25, "num_clusters": 1000, "batch_size": 1024, "max_epochs": 100} == clustering
+    )
+    assert (clustering["method"], clustering["beta"], clustering["num_heads"]) == ("temi", 0.6, 50)
 
 
 def test_the_command_line_wins_over_a_data_set() -> None:
