@@ -42,7 +42,7 @@ help:  ## This list
 	@echo '  DATASET=digits    digits, cifar10, cifar100, folder or zip; brings its published settings along'
 	@echo '  DATA=             folder or ZIP of the images (for folder and zip; for cifar: where the files lie)'
 	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, dinov2_vitl14'
-	@echo '  CLUSTERING=temi   temi, kmeans, labels or random'
+	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'
 	@echo '  CONDITIONING=     clusters or none'
 	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'

@@ -41,6 +41,7 @@ class TEMIModule(LightningModule):
         student_temperature: divides the student's logits.
         teacher_temperature: divides the teacher's logits, in training and for assignments.
         probs_momentum: of the running cluster probabilities q̃_t.
+        entropy_weight: of SCAN's negative entropy; the other objectives have none.
         teacher_momentum: share of the teacher that each step keeps.
         lr: learning rate per 256 pairs; `lr * batch_size / 256` is used.
         warmup_epochs: epochs in which the learning rate rises linearly; it is constant after.
@@ -67,6 +68,7 @@ class TEMIModule(LightningModule):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.1,
         probs_momentum: float = 0.9,
+        entropy_weight: float = 5.0,
         teacher_momentum: float = 0.996,
         lr: float = 1e-4,
         warmup_epochs: int = 20,
@@ -87,6 +89,7 @@ class TEMIModule(LightningModule):
             student_temperature=student_temperature,
             teacher_temperature=teacher_temperature,
             momentum=probs_momentum,
+            entropy_weight=entropy_weight,
         )
         self.register_buffer("epoch_losses", torch.zeros(num_heads))
         self.register_buffer("epoch_steps", torch.zeros((), dtype=torch.int64))

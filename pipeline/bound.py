@@ -123,15 +123,15 @@ def ratio_table(measurements: list[Measurement], threshold: float) -> Iterator[s
     """Lines with the utilization ratio for every C, β and seed: mean, spread over seeds, and each by itself."""
     seeds = sorted({m.seed for m in measurements})
     several = len(seeds) > 1
-    by_seed = "".join(f"  seed {seed:<3d}" for seed in seeds) if several else ""
     for beta in sorted({m.beta for m in measurements}):
-        yield f"     C   utilization ratio at β = {beta:g}{by_seed}"
         single = {(m.num_clusters, m.seed): f"{m.ratio:.3f}" for m in measurements if m.beta == beta}
+        heads = [f"{f'seed {seed}':<8}" for seed in seeds if several]
+        yield f"     C   {f'utilization ratio at β = {beta:g}':<30}{''.join(heads)}".rstrip()
         for C, (ratio, spread) in mean_ratios(measurements, beta).items():
-            mark = "✓" if beta == UPPER_BETA and ratio >= threshold else " "
-            deviation = f" ± {spread:.3f}" if several else ""
-            values = "".join(f"  {single.get((C, seed), '-'):<8}" for seed in seeds) if several else ""
-            yield f"{C:6d}   {ratio:.3f}{deviation} {mark}{' ' * 14 * several}{values}".rstrip()
+            mark = " ✓" if beta == UPPER_BETA and ratio >= threshold else ""
+            mean = f"{ratio:.3f}{f' ± {spread:.3f}' if several else ''}{mark}"
+            values = [f"{single.get((C, seed), '-'):<8}" for seed in seeds if several]
+            yield f"{C:6d}   {mean:<30}{''.join(values)}".rstrip()
 
 
 def how_sure(result: Bound) -> str:

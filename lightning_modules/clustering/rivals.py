@@ -61,16 +61,18 @@ def build_objective(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.1,
     momentum: float = 0.9,
+    entropy_weight: float = 5.0,
 ) -> nn.Module:
     """The objective `temi`, `wmi`, `pmi` or `scan`.
 
-    `beta` is TEMI's: WMI and PMI are defined with β = 1, and SCAN has none. SCAN has no `momentum` either.
+    `beta` is TEMI's: WMI and PMI are defined with β = 1, and SCAN has none. SCAN has no `momentum` either, and
+    `entropy_weight` is SCAN's alone.
 
     Raises:
         ValueError: no objective has this name.
     """
     if name == "scan":
-        return SCANLoss(student_temperature, teacher_temperature)
+        return SCANLoss(student_temperature, teacher_temperature, entropy_weight)
     if name not in OBJECTIVES:
         nearest = difflib.get_close_matches(name, OBJECTIVES, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -10,7 +10,11 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 from datamodules.artifacts import UserError
 from datamodules.clip_text import embed_class_names, read_class_names
+from datamodules.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.zero_shot import zero_shot
+from pipeline.command import CONFIGS
+
+from .conftest import Cedm
 
 NAMES = ["cat", "old dog", "ship"]
 
@@ -87,3 +91,24 @@ def test_class_names(tmp_path: Path) -> None:
     for given in (["cat"], ["cat", "cat"], str(tmp_path / "gone.txt"), None):
         with pytest.raises(UserError, match=r"class_names"):
             read_class_names(given, None)
+
+
+@pytest.mark.skipif(not (CONFIGS / "backbone/clip_vitl14.yaml").exists(), reason="needs the backbone clip_vitl14")
+def test_the_command(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) -> None:
+    settings = ["clustering=clip", "backbone=clip_vitl14", f"backbone.path={tiny[0]}", "dataset.max_images=40"]
+    names = "clustering.class_names=[a round one,a line]"
+    assert cedm("embed", *settings).code == 0
+    result = cedm("cluster", *settings, names, "map_images=30", "run_dir=run")
+    assert result.code == 0, result.err
+    labels = PseudoLabels.load("run/pseudo_labels.safetensors", remake="")
+    assert (labels.num_clusters, labels.meta["cluster_names"]) == (2, ["a round one", "a line"])
+    assert 0.5 <= labels.confidence.min() <= labels.confidence.max() <= 1
+    assert all(Path("run", name).is_file() for name in ("gallery.png", "clusters.png", "map.png"))
+    assert "Nothing to do" in cedm("cluster", *settings, names).out
+    other = cedm("cluster", *settings, names, "clustering.prompt=a photo", "run_dir=other")
+    assert (other.code, "clustering.prompt" in other.err) == (2, True)
+
+
+def test_a_backbone_without_text_is_refused(cedm: Cedm, workplace: Path) -> None:
+    result = cedm("cluster", "clustering=clip")
+    assert (result.code, "backbone=clip_vitl14" in result.err) == (2, True), result.err
