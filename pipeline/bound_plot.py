@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from callbacks.figure import png_figure
 from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Bound, Measurement, mean_ratios
@@ -23,10 +24,10 @@ def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, t
         if result.upper_bound is not None:
             low = result.coarse_end or min(m.num_clusters for m in measurements)
             axes.axvspan(low, result.upper_bound, alpha=0.1)
-            beside = {"textcoords": "offset points", "rotation": 90, "va": "bottom"}
-            axes.annotate(f"upper bound {result.upper_bound}", (result.upper_bound, 0.45), xytext=(4, 0), **beside)
+            beside: dict[str, Any] = {"textcoords": "offset points", "rotation": 90, "va": "bottom"}
+            axes.annotate(f"upper bound {result.upper_bound}", (result.upper_bound, 0.3), xytext=(4, 0), **beside)
             if result.coarse_end is not None:
-                axes.annotate(f"coarse end {low:g}", (low, 0.45), xytext=(-4, 0), ha="right", **beside)
+                axes.annotate(f"coarse end {low:g}", (low, 0.3), xytext=(-4, 0), ha="right", **beside)
         axes.set_xscale("log")
         axes.set(xlabel="number of clusters C", ylabel="utilization ratio (clusters used / C)", ylim=(0, 1.04))
         axes.set_title(f"{name}: how many clusters are worth having")
