@@ -27,7 +27,13 @@ def save_tiny_clip(folder: Path) -> CLIPModel:
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=40)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {
+        "projection_dim": 12,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
     config = CLIPConfig(
         text_config={**tower, **ends, "vocab_size": len(words), "max_position_embeddings": 40},
