@@ -3,10 +3,9 @@
 import difflib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.clustering.temi_loss import TEMILoss, mean_over_processes, pair_agreement, swap_pairs
+from lightning_modules.clustering.temi_loss import TEMILoss, log_probs, mean_over_processes, swap_pairs
 
 OBJECTIVES = ("temi", "wmi", "pmi", "scan")
 
@@ -14,15 +13,15 @@ OBJECTIVES = ("temi", "wmi", "pmi", "scan")
 class WMILoss(TEMILoss):
     """Weighted mutual information (arXiv 2303.17896): TEMI in which each head weights pairs by its own judgement."""
 
-    def pair_weights(self, q_t: Tensor) -> Tensor:
-        return pair_agreement(q_t)  # [H, P]
+    def pair_weights(self, agreement: Tensor) -> Tensor:
+        return agreement  # [H, P]
 
 
 class PMILoss(TEMILoss):
     """Pointwise mutual information (arXiv 2303.17896): TEMI in which every pair counts the same."""
 
-    def pair_weights(self, q_t: Tensor) -> Tensor:
-        return q_t.new_ones(1, q_t.shape[1] // 2)
+    def pair_weights(self, agreement: Tensor) -> Tensor:
+        return torch.ones_like(agreement)
 
 
 class SCANLoss(nn.Module):
@@ -45,8 +44,8 @@ class SCANLoss(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Loss of each head, [H], from logits [H, 2P, C]; see `TEMILoss.forward`."""
-        log_q_s = F.log_softmax(student_logits.float() / self.student_temperature, dim=-1)  # [H, 2P, C]
-        log_q_t = F.log_softmax(teacher_logits.detach().float() / self.teacher_temperature, dim=-1)
+        log_q_s = log_probs(student_logits, self.student_temperature)  # [H, 2P, C]
+        log_q_t = log_probs(teacher_logits.detach(), self.teacher_temperature)
         consistency = -torch.logsumexp(log_q_s + swap_pairs(log_q_t), dim=-1).mean(dim=-1)  # [H]
         mean_probs = mean_over_processes(log_q_s.exp().mean(dim=1))  # [H, C]
         entropy = torch.special.entr(mean_probs.clamp_min(torch.finfo(torch.float32).tiny)).sum(dim=-1)  # [H]

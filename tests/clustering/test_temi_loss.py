@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_modules.clustering import temi_loss
 from lightning_modules.clustering.rivals import build_objective
 from lightning_modules.clustering.temi_loss import TEMILoss
 
@@ -101,6 +102,23 @@ def test_bfloat16_logits_are_computed_in_float32() -> None:
     in_half = TEMILoss(HEADS, CLUSTERS)(student, teacher)
     assert in_half.dtype == torch.float32
     torch.testing.assert_close(in_half, TEMILoss(HEADS, CLUSTERS)(student.float(), teacher.float()))
+
+
+@pytest.mark.parametrize("name", ["temi", "wmi", "pmi"])
+def test_gradient_in_closed_form_is_that_of_the_loss(name: str) -> None:
+    student, teacher = (logits[:, ::4].double() for logits in random_logits(seed=3))
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: build_objective(name, HEADS, CLUSTERS)(logits, teacher), student)
+
+
+def test_heads_one_by_one_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, student, teacher = TEMILoss(HEADS, CLUSTERS), *random_logits(seed=4)
+    one_by_one = TEMILoss(HEADS, CLUSTERS)
+    expected = at_once(student, teacher)
+    monkeypatch.setattr(temi_loss, "FEW_HEADS_BYTES", {True: 1, False: 1})
+    assert len(temi_loss.few_heads(student)) == HEADS
+    torch.testing.assert_close(one_by_one(student, teacher), expected)
+    torch.testing.assert_close(one_by_one.cluster_probs, at_once.cluster_probs)
 
 
 def test_unknown_objective_names_its_neighbour() -> None:
