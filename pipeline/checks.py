@@ -57,6 +57,7 @@ CHOICES = {
     "conditioning": ("clusters", "none"),
     "clustering.objective": ("temi", "wmi", "pmi", "scan"),
     "embedding.precision": ("auto", "32-true", "bf16-mixed"),
+    "clustering.neighbour_search": ("exact", "approximate"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "sampler.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }

@@ -50,7 +50,7 @@ from pipeline.score import scores
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random groups", "clip": "CLIP"}
 NAMED_GROUPS = ("labels", "clip")  # as many clusters as there are names
-NOT_OF_THE_MODULE = ("method", "num_neighbours")
+NOT_OF_THE_MODULE = ("method", "num_neighbours", "neighbour_search")
 
 
 @command

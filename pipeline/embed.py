@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError
 from datamodules.embeddings import embeddings_path
-from datamodules.neighbours import make_neighbours, neighbours_path
+from datamodules.neighbours import import_faiss, make_neighbours, neighbours_path
 from datamodules.sources import ImageSource
 from pipeline.command import command, typed_command
 from pipeline.embedding import cached_or_new, devices_of, embed_share
@@ -29,19 +29,23 @@ def embed(cfg: DictConfig) -> None:
         return
     print(f"{source.name}: {len(source):,} images")
     check_clustering(cfg, source, before_embedding=True)
-    devices_of(cfg)
+    device = devices_of(cfg)[0]  # of the neighbour search
+    search = cfg.clustering.get("neighbour_search")
     num_neighbours = cfg.clustering.num_neighbours if cfg.clustering.method == "temi" else None
     if num_neighbours is not None:
         check_neighbours(source, num_neighbours)
+        if search == "approximate":
+            import_faiss()  # before the embedding, not after it
     identity = identity_of(cfg)
     path = embeddings_path(cfg.cache_dir, source, identity)
     done_before = path.exists()
     embeddings = cached_or_new(cfg, source, identity)
     if num_neighbours is not None:
-        neighbours = neighbours_path(cfg.cache_dir, embeddings, num_neighbours)
+        neighbours = neighbours_path(cfg.cache_dir, embeddings, num_neighbours, search)
         done_before = done_before and neighbours.exists()
-        make_neighbours(embeddings, num_neighbours, cfg.cache_dir)
-        print(f"neighbours  {neighbours}")
+        found = make_neighbours(embeddings, num_neighbours, cfg.cache_dir, device=device, search=search)
+        recall = "" if search == "exact" else f"  ({search}, recall {found.recall:.3f})"
+        print(f"neighbours  {neighbours}{recall}")
     print(f"embeddings  {path}  [{len(source):,} × {embeddings.values.shape[1]}]")
     if done_before:
         print("Nothing to do: they were there already.")

@@ -53,8 +53,8 @@ def embeddings_if_there(cfg: DictConfig, source: ImageSource) -> Embeddings | No
 
 def neighbours_of(cfg: DictConfig, embeddings: Embeddings) -> Tensor:
     """The cached nearest neighbours, int64 [N, k], that TEMI draws its pairs from."""
-    k = cfg.clustering.num_neighbours
-    return load_neighbours(embeddings, k, cfg.cache_dir, remake=typed_command("embed")).indices
+    k, search = cfg.clustering.num_neighbours, cfg.clustering.neighbour_search
+    return load_neighbours(embeddings, k, cfg.cache_dir, typed_command("embed"), search).indices
 
 
 def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: bool = False) -> None:

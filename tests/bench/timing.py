@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
+def seconds(work: Callable[[], object], repeats: int = 3, warm_up: bool = True) -> float:
     """The shortest of some timings, after one run to warm up."""
-    work()
+    if warm_up:
+        work()
     timings = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Embeddings and neighbours: right values, made once, and the bad image named."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from datamodules.artifacts import MissingArtifactError, UserError
 from datamodules.backbone_base import Backbone, Preparation
 from datamodules.backbones import build_backbone
 from datamodules.embeddings import embeddings_path, load_embeddings, make_embeddings
-from datamodules.neighbours import find_neighbours, load_neighbours, make_neighbours, neighbours_path
+from datamodules.neighbours import (
+    find_approximate_neighbours,
+    find_neighbours,
+    load_neighbours,
+    make_neighbours,
+    neighbours_path,
+)
 from datamodules.sources import open_source
 
 PIXELS = {"name": "pixels", "kind": "pixels"}
@@ -95,7 +102,7 @@ def test_an_image_without_finite_features_is_named(tmp_path: Path):
 @pytest.mark.parametrize("block_size", [1, 7, None])
 def test_neighbours_are_those_of_scikit_learn(block_size: int | None):
     values = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    indices, similarities = find_neighbours(values, k=9, block_size=block_size)
+    indices, similarities, _ = find_neighbours(values, k=9, block_size=block_size)
     distances, expected = NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute").fit(values).kneighbors()
     np.testing.assert_array_equal(indices, expected)  # kneighbors() without an argument leaves out the point itself
     np.testing.assert_allclose(similarities, 1 - distances, atol=1e-5)
@@ -103,11 +110,41 @@ def test_neighbours_are_those_of_scikit_learn(block_size: int | None):
 
 def test_twins_are_neighbours_and_nobody_is_his_own():
     values = torch.eye(4).repeat(3, 1)  # each point three times: similarities of exactly 1 and 0
-    indices, similarities = find_neighbours(values, k=2)
+    indices, similarities, _ = find_neighbours(values, k=2)
     assert indices.tolist() == [sorted({row % 4, row % 4 + 4, row % 4 + 8} - {row}) for row in range(12)]
     assert (similarities == 1).all()
-    indices, _ = find_neighbours(torch.ones(6, 3), k=5)
+    indices, *_ = find_neighbours(torch.ones(6, 3), k=5)
     assert indices.tolist() == [[other for other in range(6) if other != row] for row in range(6)]
+
+
+def test_approximate_neighbours_know_their_recall():
+    pytest.importorskip("faiss")
+    values = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    exact, everywhere = find_neighbours(values, k=9), find_approximate_neighbours(values, k=9, probes=10**6)
+    assert torch.equal(everywhere.indices, exact.indices)
+    assert everywhere.recall == 1
+    torch.testing.assert_close(everywhere.similarities, exact.similarities)
+
+    near = find_approximate_neighbours(values, k=9, probes=8)
+    shared = [len(set(a) & set(b)) for a, b in zip(near.indices.tolist(), exact.indices.tolist(), strict=True)]
+    assert 0.3 < sum(shared) / (9 * 3000) < 0.99
+    assert abs(near.recall - sum(shared) / (9 * 3000)) < 0.03  # the sample is a third of the rows
+    assert (near.indices != torch.arange(3000)[:, None]).all()
+
+
+def test_rows_that_their_cells_leave_short_are_searched_exactly():
+    pytest.importorskip("faiss")
+    values = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    short = find_approximate_neighbours(values, k=200, probes=1)  # a cell holds about 40
+    assert torch.equal(short.indices, find_neighbours(values, k=200).indices)
+    twins = find_approximate_neighbours(torch.ones(300, 3), k=5)
+    assert (twins.indices != torch.arange(300)[:, None]).all()
+
+
+def test_without_faiss_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"pip install faiss-cpu.*neighbour_search=exact"):
+        find_approximate_neighbours(torch.randn(20, 4), k=3)
 
 
 def test_neighbours_are_kept_and_too_many_refused(tmp_path: Path):
@@ -118,6 +155,7 @@ def test_neighbours_are_kept_and_too_many_refused(tmp_path: Path):
     assert torch.equal(made.indices, loaded.indices)
     assert torch.equal(made.similarities, loaded.similarities)
     assert neighbours_path(tmp_path, embeddings, 5).exists()
+    assert neighbours_path(tmp_path, embeddings, 5, "approximate") != neighbours_path(tmp_path, embeddings, 5)
     with pytest.raises(UserError, match="40 neighbours of 40 images: expected between 1 and 39"):
         make_neighbours(embeddings, 40, tmp_path, progress=False)
 
@@ -127,5 +165,5 @@ def test_real_neighbours_share_their_class(real_data: Path):
 
     values = load_file(real_data / "cifar10-resnet56-embeddings.safetensors")["embeddings"][:5000].float()
     labels: Any = load_file(real_data / "cifar10-published-assignments.safetensors")["labels.cifar10"][:5000]
-    indices, _ = find_neighbours(values, k=10)
+    indices, *_ = find_neighbours(values, k=10)
     assert (labels[indices] == labels[:, None]).float().mean() > 0.8
