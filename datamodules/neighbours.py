@@ -42,10 +42,11 @@ def find_neighbours(
     directions = F.normalize(values.to(device, torch.float32))  # [N, D]
     indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
     block_size = block_size or _block_size(directions)
+    memory = directions.new_empty(min(block_size, len(values)), len(values))
     with tqdm(total=len(values), desc="nearest neighbours", unit=" images", disable=not progress) as bar:
         for rows in torch.arange(len(values), device=device).split(block_size):
             block = slice(start := int(rows[0]), start + len(rows))
-            top_similarities, top_indices = _nearest_of(rows, directions, k)  # [b, k]
+            top_similarities, top_indices = _nearest_of(rows, directions, k, memory)  # [b, k]
             similarities[block], indices[block] = top_similarities.cpu(), top_indices.cpu()
             bar.update(len(rows))
     return Neighbours(indices, similarities)
@@ -115,9 +116,12 @@ def _block_size(directions: Tensor) -> int:
     return max(1, BLOCK_BYTES[directions.device.type == "cpu"] // (4 * len(directions)))
 
 
-def _nearest_of(rows: Tensor, directions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Similarities and indices, [b, k], of the k nearest of `rows` [b] among all `directions` [N, D]."""
-    block = directions[rows] @ directions.T  # [b, N]
+def _nearest_of(rows: Tensor, directions: Tensor, k: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Similarities and indices, [b, k], of the k nearest of `rows` [b] among all `directions` [N, D].
+
+    `memory` [b or more, N] is overwritten, so that one block serves a whole search.
+    """
+    block = torch.mm(directions[rows], directions.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
     block[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
     return _in_order(*block.topk(k, dim=1))
 
