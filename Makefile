@@ -39,8 +39,8 @@ help:  ## This list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo 'Variables, with their defaults:'
-	@echo '  DATASET=digits    digits, cifar10, cifar100, folder or zip; brings its published settings along'
-	@echo '  DATA=             folder or ZIP of the images (for folder and zip; for cifar: where the files lie)'
+	@echo '  DATASET=digits    digits, cifar10, cifar100, ffhq64, afhqv2, folder, zip, npy or hf; brings its published settings along'
+	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id (for cifar: where the files lie)'
 	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, dinov2_vitl14'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'

@@ -25,6 +25,7 @@ from datamodules.assignment_files import is_artifact, read_cluster_ids
 from datamodules.sources import ImageSource
 
 KIND = "pseudo-labels"
+MADE_FOR = "images"  # key of `meta`: the images that the pseudo-labels were made for
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,9 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
     if not path.is_file():
         raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key")
     if path.suffix == ".safetensors" and is_artifact(path):
-        return PseudoLabels.load(path, remake="cedm cluster").select(source.ids)
+        labels = PseudoLabels.load(path, remake="cedm cluster").select(source.ids)
+        _check_made_for(path, labels.meta.get(MADE_FOR), source)
+        return labels
     found, key = read_cluster_ids(path, key, source.ids)
     cluster_ids = _rows_of_source(path, found, source)
     num_clusters = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, found)
@@ -191,6 +194,28 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
         )
     meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
     return PseudoLabels(cluster_ids, num_clusters, torch.ones(len(cluster_ids)), source.ids, meta)
+
+
+def made_for(source: ImageSource) -> dict[str, Any]:
+    """What pseudo-labels remember of their images, to be kept in their `meta`."""
+    description = {"name": source.name, "num_images": len(source), "fingerprint": source.images_fingerprint}
+    return {MADE_FOR: description}
+
+
+def _check_made_for(path: Path, images: dict[str, Any] | None, source: ImageSource) -> None:
+    """Raise a `UserError` where the images have the same names as those of the pseudo-labels and are others."""
+    if images is None:
+        return
+    if images["num_images"] not in (len(source), source.total):  # of a part, or of more: the ids alone must do
+        log.warning("%s: made for %s images, taken for %s by name.", path, images["num_images"], len(source))
+        return
+    counterpart = source if images["num_images"] == len(source) else source.whole
+    if counterpart.images_fingerprint != images["fingerprint"]:
+        raise UserError(
+            f"{path}: made for other images, of {images['name']} ({images['num_images']:,}), that have the same names "
+            f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give a "
+            "CSV file with the columns id and cluster (pseudo_labels.csv beside it), which is matched by name alone."
+        )
 
 
 def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Tensor:

@@ -5,36 +5,52 @@ made of its kind, ids, labels and the bytes of its files, so that a moved data s
 """
 
 import difflib
-import hashlib
-import shutil
-import urllib.error
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from datamodules.arrays import ArrayReader, open_array
 from datamodules.artifacts import UserError, fingerprint
-from datamodules.image_files import DECODING_ERRORS, FolderReader, ZipReader
+from datamodules.bad_files import damaged_images, refuse_bad_files
+from datamodules.built_in import load_cifar, load_digits
+from datamodules.decoding import UnusableImageError
+from datamodules.hugging_face import open_hugging_face
+from datamodules.image_files import FolderReader, ZipReader
+from datamodules.label_files import FOLDERS, Labels, labels_of_files, read_label_file
 
-KINDS = ("digits", "cifar10", "cifar100", "folder", "zip")
+KINDS = ("digits", "cifar10", "cifar100", "folder", "zip", "files", "array", "hf")
+NEEDED_PATH = {"folder": "FOLDER", "zip": "FILE.zip", "files": "FOLDER or FILE.zip", "array": "FILE.npy", "hf": "NAME"}
 
 
 class Reader(Protocol):
-    """Reads the images of a whole data set by their row in it."""
+    """Reads the images of a whole data set by their row in it.
+
+    Attributes:
+        ids: one name per image, in data-set order.
+    """
+
+    ids: list[str]
 
     def read(self, row: int) -> Image.Image | np.ndarray:
-        """The image in this row: a Pillow image, or uint8 [H, W, C]."""
+        """The image in this row: a Pillow image, or uint8 [H, W, C]. Raises `UnusableImageError`."""
 
     def read_header(self, row: int) -> Image.Image | np.ndarray:
-        """Opens the image in this row without decoding its pixels."""
+        """Opens the image in this row without decoding its pixels. Raises `UnusableImageError`."""
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         """Digests that change when the bytes of any image in `rows` change."""
+
+    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
+        """A digest per row: equal for images that are stored as the same bytes, and for no others."""
+
+    def state(self) -> str:
+        """Changes when a file may have changed, told from sizes and times without reading it."""
 
 
 class ImageSource:
@@ -46,8 +62,10 @@ class ImageSource:
         ids: one name per image: its POSIX path below the root, its name in the ZIP, or `train/00042`.
         labels: int64 [N], or None where there are none.
         class_names: one per class, or None.
-        positions: int64 [N], the row of each image in the whole data set.
+        positions: int64 [N], the place of each image in the whole data set.
         total: number of images of the whole data set.
+        skipped: names of the files that `on_bad_file=skip` left out, each with the reason.
+        left_out: how many files of which kind are no images.
     """
 
     def __init__(
@@ -55,19 +73,22 @@ class ImageSource:
         kind: str,
         name: str,
         reader: Reader,
-        ids: list[str],
-        labels: Tensor | None = None,
-        class_names: list[str] | None = None,
+        labels: Labels | None = None,
         max_images: int | None = None,
         cache_dir: str | Path | None = None,
+        skipped: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.name = name
-        self.class_names = class_names
-        self.total = len(ids)
-        self.positions = _evenly_spaced(self.total, max_images)  # [N]
-        self.ids = [ids[row] for row in self.positions.tolist()]
-        self.labels = None if labels is None else labels[self.positions]  # [N]
+        self.class_names = None if labels is None else labels.class_names
+        self.skipped = dict(skipped or {})
+        self.left_out: dict[str, int] = dict(getattr(reader, "left_out", {}))
+        usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
+        self.total = len(usable)
+        self.positions = evenly_spaced(self.total, max_images)  # [N]
+        self.rows = usable[self.positions]  # [N], of the reader
+        self.ids = [reader.ids[row] for row in self.rows.tolist()]
+        self.labels = None if labels is None else labels.values[self.rows]  # [N]
         self._reader = reader
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
 
@@ -77,35 +98,46 @@ class ImageSource:
     def image(self, index: int) -> Image.Image | np.ndarray:
         """Image number `index`, decoded: a Pillow image as stored, or uint8 [H, W, C]."""
         try:
-            return self._reader.read(int(self.positions[index]))
-        except DECODING_ERRORS as error:
+            return self._reader.read(int(self.rows[index]))
+        except UnusableImageError as error:
             raise UserError(
-                f"{self.name}: {self.ids[index]!r} cannot be decoded as an image ({error}). "
-                f"{self._count_unopenable()} of the {len(self)} files cannot even be opened as one. "
-                "Remove or replace them."
+                f"{self.name}: {self.ids[index]!r} cannot be used: {error}. Mend or remove it, or type "
+                "dataset.on_bad_file=skip to leave out all such files."
             ) from error
+
+    def header(self, index: int) -> Image.Image | np.ndarray:
+        """Image number `index` with its size and mode, its pixels not decoded. Raises `UnusableImageError`."""
+        return self._reader.read_header(int(self.rows[index]))
 
     @cached_property
     def fingerprint(self) -> str:
         """Known by kind, ids, labels and contents; 16 hex digits. Paths and times do not enter."""
-        return fingerprint(
-            {
-                "kind": self.kind,
-                "ids": self.ids,
-                "labels": None if self.labels is None else self.labels.tolist(),
-                "contents": self._reader.contents(self.positions.tolist(), self._cache_dir),
-            }
-        )
+        return self._fingerprint(None if self.labels is None else self.labels.tolist())
 
-    def _count_unopenable(self) -> int:
-        """Files whose very header is no image's. Reads headers alone: data sets are large, and the user waits."""
-        unopenable = 0
-        for row in self.positions.tolist():
-            try:
-                self._reader.read_header(row)
-            except DECODING_ERRORS:
-                unopenable += 1
-        return unopenable
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """The fingerprint without the labels."""
+        return self.fingerprint if self.labels is None else self._fingerprint(None)
+
+    @cached_property
+    def whole(self) -> "ImageSource":
+        """The data set that this is a part of; itself where it is no part."""
+        if len(self) == self.total:
+            return self
+        return ImageSource(self.kind, self.name, self._reader, cache_dir=self._cache_dir, skipped=self.skipped)
+
+    @cached_property
+    def state(self) -> str:
+        """Changes when a file may have changed or another part is taken; reads no file."""
+        return fingerprint([self._reader.state(), self.positions.tolist(), self.skipped])
+
+    def image_digests(self) -> list[str]:
+        """A digest per image: equal for images that are stored as the same bytes, and for no others."""
+        return self._reader.image_digests(self.rows.tolist(), self._cache_dir)
+
+    def _fingerprint(self, labels: list[int] | None) -> str:
+        contents = self._reader.contents(self.rows.tolist(), self._cache_dir)
+        return fingerprint({"kind": self.kind, "ids": self.ids, "labels": labels, "contents": contents})
 
 
 def open_source(
@@ -114,96 +146,76 @@ def open_source(
     path: str | Path | None = None,
     max_images: int | None = None,
     cache_dir: str | Path | None = None,
+    *,
+    labels: str | None = None,
+    on_bad_file: str = "stop",
+    value_range: Sequence[float] | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
 ) -> ImageSource:
     """Opens a data set.
 
     Args:
         kind: `digits` (scikit-learn's 8x8 digits), `cifar10` or `cifar100` (their training images), `folder` (any tree
-            of images) or `zip` (EDM's format). The last two may hold a `dataset.json` with labels:
+            of images), `zip` (EDM's format), `files` (either of them), `array` (`.npy`, `.npz`) or `hf` (a data set of
+            the Hugging Face library). A folder or ZIP may hold a `dataset.json` with labels:
             `{"labels": [["a/b.png", 3], ...]}`.
         name: what to call it in file names and messages.
-        path: the folder or ZIP. For CIFAR the folder to find it in or download it to, `data` where none is given.
+        path: the folder or file. For CIFAR the folder to find it in or download it to, `data` where none is given.
         max_images: take this many images, evenly spaced over the data set.
         cache_dir: where digests of files are remembered.
+        labels: `folders`, or a file with the labels; None: what the data set brings.
+        on_bad_file: `stop`: a file that cannot be used is an error; `skip`: all files are tried first, and such ones
+            left out.
+        value_range: of arrays: the values that become black and white.
+        image_key, label_key: arrays of an `.npz` file, or columns of a Hugging Face data set.
+        split, config_name, revision: of a Hugging Face data set.
     """
     if kind not in KINDS:
         nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0)[0]
         raise UserError(
             f"dataset.kind={kind}: no such kind of data set. Did you mean {nearest}? Known: {', '.join(KINDS)}"
         )
-    labels: Tensor | None
-    class_names: list[str] | None = None
+    if path is None and kind in NEEDED_PATH:
+        raise UserError(f"dataset={name}: say where the images are with dataset.path={NEEDED_PATH[kind]}")
+    if kind == "files":
+        kind = "zip" if Path(str(path)).suffix.lower() == ".zip" else "folder"
     reader: Reader
-    if kind == "digits":
-        images, labels, class_names = _load_digits()
-        reader, ids = ArrayReader(images), _numbered_ids(len(images))
-    elif kind in ("cifar10", "cifar100"):
-        images, labels, class_names = _load_cifar(kind, Path(path or "data"))
-        reader, ids = ArrayReader(images), _numbered_ids(len(images))
-    elif path is None:
-        raise UserError(
-            f"dataset={name}: say where the images are with dataset.path={'FOLDER' if kind == 'folder' else 'FILE.zip'}"
-        )
+    found: Labels | None
+    unusable: dict[str, str] = {}
+    if kind in ("folder", "zip"):
+        reader = files = FolderReader(Path(str(path))) if kind == "folder" else ZipReader(Path(str(path)))
+        unusable, found = files.unusable, None  # labels are matched below, when the bad files are known
+    elif kind == "digits":
+        images, found = load_digits()
+        reader = ArrayReader(images)
+    elif kind == "array":
+        reader, found = open_array(Path(str(path)), value_range, image_key, label_key)
+    elif kind == "hf":
+        reader, found = open_hugging_face(str(path), split, config_name, revision, image_key, label_key)
     else:
-        files = FolderReader(Path(path)) if kind == "folder" else ZipReader(Path(path))
-        reader, ids, labels = files, files.ids, files.labels()
-    return ImageSource(kind, name, reader, ids, labels, class_names, max_images, cache_dir)
+        images, found = load_cifar(kind, Path(path or "data"))
+        reader = ArrayReader(images)
+    if on_bad_file == "skip":
+        unusable = unusable | damaged_images(reader, name, cache_dir)
+        if all(image_id in unusable for image_id in reader.ids):
+            refuse_bad_files(name, unusable, len(reader.ids), skippable=False)
+    elif unusable:
+        refuse_bad_files(name, unusable, len(reader.ids))
+    if isinstance(reader, FolderReader | ZipReader):
+        found = labels_of_files(labels, Path(str(path)), reader)
+    elif labels == FOLDERS:
+        raise UserError(f"dataset.labels=folders is for folders and ZIPs; dataset={name} has none. Give a file instead")
+    elif labels is not None:
+        found = read_label_file(Path(labels), reader.ids)
+    return ImageSource(kind, name, reader, found, max_images, cache_dir, unusable)
 
 
-class ArrayReader:
-    """Images that lie in memory: uint8 [N, H, W, C]."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def read(self, row: int) -> np.ndarray:
-        return self.images[row]
-
-    read_header = read
-
-    def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        chosen = np.ascontiguousarray(self.images[rows])
-        return [str(chosen.shape), hashlib.sha256(chosen.data).hexdigest()]
-
-
-def _load_digits() -> tuple[np.ndarray, Tensor, list[str]]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]  # values 0..16 → [1797, 8, 8, 1]
-    return images, torch.as_tensor(digits.target, dtype=torch.int64), [str(name) for name in digits.target_names]
-
-
-def _load_cifar(kind: str, root: Path) -> tuple[np.ndarray, Tensor, list[str]]:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    dataset_class = {"cifar10": CIFAR10, "cifar100": CIFAR100}[kind]
-    if root.name == dataset_class.base_folder:  # the folder itself was given, not the one that holds it
-        root = root.parent
-    try:
-        dataset = dataset_class(root, train=True)
-    except RuntimeError:  # not there, or not whole: torchvision compares MD5 sums
-        was_there = root.exists()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{kind}.lock"):
-                dataset = dataset_class(root, train=True, download=True)
-        except (RuntimeError, urllib.error.URLError, OSError) as error:
-            if not was_there:
-                shutil.rmtree(root, ignore_errors=True)
-            raise UserError(
-                f"{kind}: not found whole in {root}, and it cannot be downloaded ({error}). "
-                f"Download {dataset_class.url}, unpack it, and give the folder that then holds "
-                f"{dataset_class.base_folder} with dataset.path=FOLDER"
-            ) from error
-    return dataset.data, torch.tensor(dataset.targets, dtype=torch.int64), list(dataset.classes)
-
-
-def _numbered_ids(count: int) -> list[str]:
-    return [f"train/{row:05d}" for row in range(count)]
-
-
-def _evenly_spaced(total: int, count: int | None) -> Tensor:
+def evenly_spaced(total: int, count: int | None) -> Tensor:
+    """`count` of the numbers 0…total−1, evenly spaced: int64; all of them where None."""
     if count is None or count >= total:
         return torch.arange(total)
     if count < 1:

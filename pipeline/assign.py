@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError, file_digest
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.pseudo_labels import PseudoLabels, made_for
 from lightning_modules.clustering.assignment import ClusteringHead
 from pipeline.cluster import summary_of
 from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
@@ -31,7 +31,8 @@ def assign(cfg: DictConfig) -> None:
     folder = choose_run_folder(cfg, "assign", settings)
     with opened_run_folder(folder, settings, cfg.overwrite):
         cluster_ids, confidence = head.assign(embeddings.values)
-        labels = PseudoLabels(cluster_ids, head.num_clusters, confidence, list(source.ids), {"made_from": inputs})
+        meta = {"made_from": inputs, **made_for(source)}
+        labels = PseudoLabels(cluster_ids, head.num_clusters, confidence, list(source.ids), meta)
         path = folder / "pseudo_labels.safetensors"
         labels.save(path)
         labels.save_csv(folder / "pseudo_labels.csv")

@@ -55,6 +55,7 @@ NUMBERS = {
 }
 CHOICES = {
     "conditioning": ("clusters", "none"),
+    "dataset.on_bad_file": ("stop", "skip"),
     "clustering.objective": ("temi", "wmi", "pmi", "scan"),
     "embedding.precision": ("auto", "32-true", "bf16-mixed"),
     "clustering.neighbour_search": ("exact", "approximate"),

@@ -17,7 +17,7 @@ from callbacks.utilization import UtilizationRatio
 from datamodules.artifacts import UserError
 from datamodules.clip_text import embed_class_names
 from datamodules.embedding_datamodule import EmbeddingDataModule
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.pseudo_labels import PseudoLabels, made_for
 from datamodules.sources import ImageSource
 from datamodules.stream import split_batch
 from lightning_modules.clustering.kmeans import kmeans, random_groups
@@ -196,7 +196,7 @@ def pseudo_labels(
     cluster_names: list[str] | None = None,
 ) -> PseudoLabels:
     """The artifact's content, with the description of what made it."""
-    meta = {"made_from": pseudo_label_description(cfg, source), "method": cfg.clustering.method}
+    meta = {"made_from": pseudo_label_description(cfg, source), "method": cfg.clustering.method, **made_for(source)}
     if cluster_names:
         meta["cluster_names"] = cluster_names
     return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)

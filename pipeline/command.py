@@ -1,11 +1,13 @@
 """What every command shares: Hydra's entry point, and plain words for a user's mistake."""
 
 import difflib
+import errno
 import functools
 import os
 import re
 import shlex
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from safetensors import SafetensorError
 
 from datamodules.artifacts import UserError
 from pipeline.checks import check_settings, leaves
@@ -46,6 +49,13 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             fail(str(error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             fail(f"{error.filename}: {error.strerror}. Choose another run_dir= or cache_dir= that can be written to.")
+        except (OSError, SafetensorError, RuntimeError, sqlite3.OperationalError) as error:
+            if not is_lack_of_room(error):
+                raise
+            fail(
+                f"the disk took no more ({error}). Free some room, or choose another run_dir= or cache_dir=; what was "
+                "written before is whole, and the same command goes on from there."
+            )
         except MissingMandatoryValue as error:
             fail(f"{error.full_key} must be given. Type {error.full_key}=VALUE.\nSee `cedm {name} --help`.")
 
@@ -65,6 +75,18 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             fail("interrupted", code=130)
 
     return main
+
+
+def is_lack_of_room(error: BaseException | None) -> bool:
+    """Whether a full or read-only disk, or a quota, is behind this error of Python, safetensors, SQLite or PyTorch."""
+    if error is None:
+        return False
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return True
+    words = re.search(
+        r"No space left|quota exceeded|File too large|Read-only file system|disk is full", str(error), re.I
+    )
+    return words is not None or is_lack_of_room(error.__cause__ or error.__context__)
 
 
 def fail(message: str, code: int = 2) -> None:

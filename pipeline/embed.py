@@ -7,6 +7,7 @@ from datamodules.embeddings import embeddings_path
 from datamodules.neighbours import import_faiss, make_neighbours, neighbours_path
 from datamodules.sources import ImageSource
 from pipeline.command import command, typed_command
+from pipeline.data_report import keep_report, report_data
 from pipeline.embedding import cached_or_new, devices_of, embed_share
 from pipeline.inputs import check_clustering, identity_of, not_needed, source_of
 from pipeline.run_folder import (
@@ -27,7 +28,6 @@ def embed(cfg: DictConfig) -> None:
     source = source_of(cfg)
     if embed_share(cfg, source):
         return
-    print(f"{source.name}: {len(source):,} images")
     check_clustering(cfg, source, before_embedding=True)
     device = devices_of(cfg)[0]  # of the neighbour search
     search = cfg.clustering.get("neighbour_search")
@@ -36,6 +36,7 @@ def embed(cfg: DictConfig) -> None:
         check_neighbours(source, num_neighbours)
         if search == "approximate":
             import_faiss()  # before the embedding, not after it
+    report = report_data(cfg, source)
     identity = identity_of(cfg)
     path = embeddings_path(cfg.cache_dir, source, identity)
     done_before = path.exists()
@@ -62,6 +63,7 @@ def embed(cfg: DictConfig) -> None:
         settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
         folder = choose_run_folder(cfg, f"embed-{cfg.backbone.name}", settings)
         with opened_run_folder(folder, settings, cfg.overwrite):
+            keep_report(report, folder)
             print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
 

@@ -36,8 +36,13 @@ def generate(cfg: DictConfig) -> None:
     labels = labels_of(cfg, denoiser, seeds)
     sampler = Sampler(**plain(cfg.sampler))
     check_guidance(sampler, denoiser, ckpt)
-    if cfg.format not in ("png", "zip"):
-        raise UserError(f"format={cfg.format}: type format=png or format=zip.")
+    if cfg.format not in ("png", "zip", "npy"):
+        raise UserError(f"format={cfg.format}: type format=png, format=zip or format=npy.")
+    if cfg.format != "npy" and denoiser.img_channels not in (1, 3):
+        raise UserError(
+            f"format={cfg.format}: {ckpt} makes images of {denoiser.img_channels} channels, which PNG files do not "
+            "hold. Type format=npy."
+        )
     inputs = {"denoiser": file_digest(ckpt)}
     settings = run_settings(cfg, inputs, groups=("num", "seeds", "clusters", "format", "sampler"))
     cfg.dataset.name = denoiser.meta.get("dataset", "unknown")
@@ -58,12 +63,14 @@ def generate(cfg: DictConfig) -> None:
 def write_images(
     cfg: DictConfig, folder: Path, sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None
 ) -> Path:
-    """Generate into a folder or a ZIP, and draw the grid; where the images lie."""
+    """Generate into a folder, a ZIP or an array, and draw the grid; where the images lie."""
     names = [f"{seed // 1000:05d}/img{seed:08d}.png" for seed in seeds.tolist()]
     label_file = dataset_json(names, denoiser, labels)
     images_of = partial(generated, sampler, denoiser, seeds, labels, cfg.batch_size)
     if cfg.format == "zip":
         written = write_zip(folder / "images.zip", names, label_file, images_of)
+    elif cfg.format == "npy":
+        written = write_array(folder / "images.npy", label_file, images_of, len(names))
     else:
         written = write_folder(folder / "images", names, label_file, images_of)
     write_grid(folder / "grid.png", read_images(written, names[: GRID_ROWS * GRID_COLUMNS]), labels)
@@ -168,6 +175,18 @@ def write_zip(path: Path, names: list[str], label_file: dict[str, Any], images_o
     return path
 
 
+def write_array(path: Path, label_file: dict[str, Any], images_of: ImagesOf, count: int) -> Path:
+    """One array, uint8 [N, H, W, C], of any number of channels, written whole or not at all; `labels.npy` beside it."""
+    if not path.exists():
+        images = torch.stack([image for _, image in images_of(list(range(count)))])  # [N, C, H, W]
+        with atomic_path(path) as temporary:
+            np.save(temporary, images.permute(0, 2, 3, 1).numpy())
+        if label_file["labels"] is not None:
+            with atomic_path(path.with_name("labels.npy")) as temporary:
+                np.save(temporary, np.array([label for _, label in label_file["labels"]]))
+    return path
+
+
 def dataset_json(names: list[str], denoiser: Denoiser, labels: Tensor | None) -> dict[str, Any]:
     """EDM's label file; a label is the cluster id, as in the pseudo-labels."""
     if labels is None or denoiser.cluster_ids is None:
@@ -190,6 +209,9 @@ def read_images(written: Path, names: list[str]) -> Tensor:
         image = torch.from_numpy(np.array(Image.open(stream)))  # [H, W] or [H, W, C]
         return image.unsqueeze(0) if image.ndim == 2 else image.permute(2, 0, 1)
 
+    if written.suffix == ".npy":
+        images = np.load(written, mmap_mode="r")[: len(names)]  # [B, H, W, C]
+        return torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
     if written.is_dir():
         return torch.stack([pixels(written / name) for name in names])
     with zipfile.ZipFile(written) as archive:

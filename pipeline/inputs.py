@@ -25,10 +25,8 @@ def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
 
 def source_of(cfg: DictConfig) -> ImageSource:
     """The images of `dataset=`."""
-    dataset = cfg.dataset
-    return open_source(
-        kind=dataset.kind, name=dataset.name, path=dataset.path, max_images=dataset.max_images, cache_dir=cfg.cache_dir
-    )
+    settings = {key: value for key, value in plain(cfg.dataset).items() if key not in ("resolution", "channels")}
+    return open_source(**settings, cache_dir=cfg.cache_dir)
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: boo
         if source.labels is None:
             raise UserError(
                 f"clustering=labels: the data set {source.name!r} has no labels. "
-                "Choose clustering=temi, or a ZIP with labels in its dataset.json."
+                "Say where they are with dataset.labels=folders or dataset.labels=FILE.csv, or type clustering=temi."
             )
         return
     if clustering.method == "clip":

@@ -17,12 +17,15 @@ from datamodules.artifacts import UserError, canonical_json, write_json
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
-# Where things lie and how many devices work does not change what is computed.
+# Where things lie and how many devices work does not change what is computed; labels and the images that are left out
+# are in the data set's fingerprint.
 NOT_PART_OF_A_RUN = (
     "run_dir",
     "cache_dir",
     "overwrite",
     "dataset.path",
+    "dataset.labels",
+    "dataset.on_bad_file",
     "backbone.path",
     "trainer.accelerator",
     "trainer.devices",

@@ -1,5 +1,6 @@
 """What users get wrong: one clear message, a non-zero exit code, nothing half-made."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,23 @@ def test_no_weights_and_no_network(cedm: Cedm, workplace: Path, monkeypatch: pyt
     assert result.code == 2
     assert "facebook/dino-vitb16" in result.err
     assert "backbone.path" in result.err
+
+
+def test_a_disk_without_room(cedm: Cedm, workplace: Path) -> None:
+    """A limit on the size of files fails as a full disk does, inside of safetensors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # the embeddings of the digits take 460 kB
+    try:
+        result = cedm("embed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.code == 2
+    assert "error: the disk took no more" in result.err
+    assert "cache_dir=" in result.err
+    assert not list(workplace.rglob("*.safetensors"))
+    assert not list(workplace.rglob("*.tmp*"))
+    assert not (workplace / "runs").exists()
+    assert cedm("embed").code == 0
 
 
 def test_an_unknown_command_names_the_nearest(

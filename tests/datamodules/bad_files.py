@@ -1,0 +1,265 @@
+"""A corpus of files that users have: damaged, mistaken and unusual ones, each with what must become of it."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Pixels = np.ndarray  # uint8 [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that must not become an image; the message says the reason."""
+
+    name: str
+    make: bytes | Callable[[Path], object]
+    reason: str
+
+    def write(self, folder: Path) -> None:
+        path = folder / self.name
+        if isinstance(self.make, bytes):
+            path.write_bytes(self.make)
+        else:
+            self.make(path)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A file that must be read, with the pixels that a person would see."""
+
+    name: str
+    content: bytes
+    pixels: Pixels
+    tolerance: int = 0
+
+
+def random_pixels(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """uint8 [H, W] or [H, W, C]."""
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, image_format: str, **options: object) -> bytes:
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, image_format, **options)
+    return file.getvalue()
+
+
+def half(content: bytes) -> bytes:
+    """As an interrupted copy leaves a file."""
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    """One bit wrong."""
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file by the book, for what Pillow does not write. `rows` begin with their filter byte each."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff(values: np.ndarray) -> bytes:
+    """An uncompressed little-endian TIFF of uint8 [H, W, C], the channels beyond RGB of no stated meaning."""
+    height, width, channels = values.shape
+    extra = channels - 3
+    bits = struct.pack(f"<{channels}H", *[8] * channels)
+    extra_samples = struct.pack(f"<{extra}H", *[0] * extra)
+    entries = 11
+    data_at = 8 + 2 + 12 * entries + 4
+    bits_at, extra_at = data_at + values.size, data_at + values.size + len(bits)
+    inline_extra = extra_samples.ljust(4, b"\0") if len(extra_samples) <= 4 else struct.pack("<I", extra_at)
+    fields = [
+        (256, 4, 1, struct.pack("<I", width)),
+        (257, 4, 1, struct.pack("<I", height)),
+        (258, 3, channels, struct.pack("<I", bits_at)),
+        (259, 3, 1, struct.pack("<I", 1)),
+        (262, 3, 1, struct.pack("<I", 2)),
+        (273, 4, 1, struct.pack("<I", data_at)),
+        (277, 3, 1, struct.pack("<I", channels)),
+        (278, 4, 1, struct.pack("<I", height)),
+        (279, 4, 1, struct.pack("<I", values.size)),
+        (284, 3, 1, struct.pack("<I", 1)),
+        (338, 3, extra, inline_extra),
+    ]
+    directory = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in fields)
+    header = b"II*\0" + struct.pack("<IH", 8, entries)
+    return header + directory + b"\0" * 4 + values.tobytes() + bits + extra_samples
+
+
+RGB = random_pixels()
+PNG, JPEG = encoded(RGB, "PNG"), encoded(RGB, "JPEG")
+TWO_FRAMES = [Image.fromarray(random_pixels(seed=1)), Image.fromarray(random_pixels(seed=2))]
+ANIMATED = {"save_all": True, "append_images": TWO_FRAMES[1:]}
+EMPTY_MEGAPIXELS = png(10_000, 9_000, 1, 0, b"\0" * 100)  # its header alone claims 90 megapixels
+
+REFUSED = [
+    Refused("zero-bytes.jpg", b"", "an empty file of 0 bytes"),
+    Refused("hole.png", b"\0" * 5000, "nothing but zero bytes"),
+    Refused("page.jpg", b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "a web page"),
+    Refused("page.png", b"\r\n <HTML><head></head></html>", "a web page"),
+    Refused("xhtml.jpg", b'<?xml version="1.0"?>\n<html xmlns="x"></html>', "a web page"),
+    Refused("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+    Refused("words.png", b"this is not an image", "no image that Pillow can read"),
+    Refused("pointer.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    Refused("noise.jpg", np.random.default_rng(5).bytes(3000), "no image that Pillow can read"),
+    Refused("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+    Refused("paper.jpg", b"%PDF-1.7\n%", "PDF"),
+    Refused("phone.jpg", b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC"),
+    Refused("scan.png", b"\0" * 128 + b"DICM" + b"\1" * 40, "DICOM"),
+    Refused("sound.webp", b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 30, "no image that Pillow can read"),
+    Refused("zipped.png", b"\x1f\x8b\x08\0" + PNG, "no image that Pillow can read"),
+    Refused("targa.png", encoded(RGB, "TGA"), "no image that Pillow can read"),  # TGA has no signature to trust
+    Refused("half.png", half(PNG), "truncated or damaged"),
+    Refused("half.jpg", half(JPEG), "truncated or damaged"),
+    Refused("half-progressive.jpg", half(encoded(RGB, "JPEG", progressive=True)), "truncated or damaged"),
+    Refused("half.gif", half(encoded(RGB, "GIF")), "truncated or damaged"),
+    Refused("half.bmp", half(encoded(RGB, "BMP")), "truncated or damaged"),
+    Refused("half.webp", half(encoded(RGB, "WEBP", lossless=True)), "damaged"),
+    Refused("half.tiff", half(encoded(RGB, "TIFF", compression="tiff_lzw")), "damaged"),
+    Refused("half.jp2", half(encoded(RGB, "JPEG2000")), "damaged"),
+    Refused("half.ppm", half(encoded(RGB, "PPM")), "truncated or damaged"),
+    Refused("start.jpg", JPEG[:2], "no image that Pillow can read"),
+    Refused("header.png", PNG[:33], "damaged"),
+    Refused("flipped-pixel-bit.png", flipped(PNG, len(PNG) // 2), "truncated or damaged"),
+    Refused("flipped-header-bit.png", flipped(PNG, 19), "damaged"),
+    Refused("moving.gif", encoded(TWO_FRAMES[0], "GIF", **ANIMATED), "2 frames"),
+    Refused("moving.png", encoded(TWO_FRAMES[0], "PNG", **ANIMATED), "2 frames"),
+    Refused("moving.webp", encoded(TWO_FRAMES[0], "WEBP", **ANIMATED), "2 frames"),
+    Refused("pages.tiff", encoded(TWO_FRAMES[0], "TIFF", **ANIMATED), "2 frames or pages"),
+    Refused("float.tiff", encoded(np.ones((8, 8), np.float32), "TIFF"), "floating-point"),
+    Refused("int32.tiff", encoded(np.full((8, 8), 70_000, np.int32), "TIFF"), "32-bit"),
+    Refused("lab.tiff", encoded(Image.new("LAB", (8, 8)), "TIFF"), "mode LAB"),
+    Refused("four-bands.tiff", tiff(random_pixels(8, 8, 4)), "4 channels, of which Pillow reads 3"),
+    Refused("five-bands.tiff", tiff(random_pixels(8, 8, 5)), "5 channels, of which Pillow reads 3"),
+    Refused("bomb.png", EMPTY_MEGAPIXELS, "decompression bombs"),
+    Refused("huge-bomb.png", png(60_000, 60_000, 1, 0, b"\0" * 100), "decompression bomb"),
+    Refused("photo.heic", b"\0\0\0\x18ftypheic" + b"\0" * 40, "Pillow cannot read .heic"),
+    Refused("SCAN.DCM", b"\0" * 128 + b"DICM", "Pillow cannot read .dcm"),
+]
+
+# These need a file system, and cannot lie in a ZIP.
+REFUSED_IN_FOLDERS = [
+    Refused("broken-link.png", lambda path: path.symlink_to("nowhere.png"), "a link that leads nowhere"),
+    Refused("circle.png", lambda path: path.symlink_to(path.name), "a link that leads nowhere"),
+    Refused("pipe.png", os.mkfifo, "no regular file"),
+    Refused("line\nbreak.png", PNG, "line break"),
+    Refused(os.fsdecode(b"caf\xe9.png"), PNG, "no UTF-8 text"),
+]
+
+
+def on_white(rgba: np.ndarray) -> Pixels:
+    """RGBA laid over white, in float."""
+    alpha = rgba[..., 3:].astype(float) / 255
+    return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def grey(values: np.ndarray) -> Pixels:
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def exif(orientation: int) -> Image.Exif:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+def palette(image_format: str, **options: object) -> bytes:
+    image = Image.fromarray(random_pixels(channels=1) % 3, "L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(PALETTE.tobytes())
+    return encoded(image, image_format, **options)
+
+
+def wide(values: np.ndarray) -> bytes:
+    """Rows of big-endian 16-bit samples with PNG's filter byte."""
+    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+
+PALETTE = np.array([[9, 200, 30], [250, 0, 7], [0, 0, 255]], dtype=np.uint8)
+INDICES = random_pixels(channels=1) % 3
+GREY, RGBA, LA = random_pixels(channels=1), random_pixels(channels=4, seed=4), random_pixels(channels=2, seed=5)
+GREY_16 = np.random.default_rng(6).integers(0, 65536, (24, 32), dtype=np.uint16)
+RGB_16 = np.random.default_rng(7).integers(0, 65536, (24, 32, 3), dtype=np.uint16)
+SCALED_16 = grey(np.rint(GREY_16 / 257).astype(np.uint8))
+CMYK = np.tile(np.array([[[0, 255, 255, 0], [255, 0, 0, 0], [0, 0, 0, 128], [0, 0, 0, 0]]], np.uint8), (8, 2, 1))
+CMYK_SEEN = np.tile(np.array([[[255, 0, 0], [0, 255, 255], [127, 127, 127], [255, 255, 255]]], np.uint8), (8, 2, 1))
+SMOOTH = np.tile(np.arange(0, 192, 6, dtype=np.uint8)[None, :, None], (24, 1, 3))  # survives JPEG nearly unchanged
+HOLED = GREY_16.copy()
+HOLED[:12] = 1000  # declared transparent in the file
+
+TAKEN = [
+    Taken("rgb.png", PNG, RGB),
+    Taken("upper.PNG", PNG, RGB),
+    Taken("png-inside.jpg", PNG, RGB),
+    Taken("odd.jfif", encoded(SMOOTH, "JPEG", quality=100), SMOOTH, 3),
+    Taken("ünï 日本.png", PNG, RGB),
+    Taken("rgb.webp", encoded(RGB, "WEBP", lossless=True), RGB),
+    Taken("rgb.bmp", encoded(RGB, "BMP"), RGB),
+    Taken("targa.tga", encoded(RGB, "TGA"), RGB),
+    Taken("grey.png", encoded(GREY, "PNG"), grey(GREY)),
+    Taken(
+        "black-and-white.png", encoded(Image.fromarray(GREY > 127), "PNG"), grey((GREY > 127).astype(np.uint8) * 255)
+    ),
+    Taken("palette.png", palette("PNG"), PALETTE[INDICES]),
+    Taken("palette.gif", palette("GIF"), PALETTE[INDICES]),
+    Taken(
+        "palette-with-hole.png",
+        palette("PNG", transparency=1),
+        np.where(INDICES[..., None] == 1, 255, PALETTE[INDICES]),
+    ),
+    Taken("rgba.png", encoded(RGBA, "PNG"), on_white(RGBA), 1),
+    Taken("grey-alpha.png", encoded(LA, "PNG"), on_white(LA[..., [0, 0, 0, 1]]), 1),
+    Taken("cmyk.tiff", encoded(Image.fromarray(CMYK, "CMYK"), "TIFF"), CMYK_SEEN),
+    Taken(
+        "cmyk.jpg",
+        encoded(Image.fromarray(CMYK, "CMYK").resize((64, 64), 0), "JPEG", quality=100, subsampling=0),
+        np.asarray(Image.fromarray(CMYK_SEEN).resize((64, 64), 0)),
+        4,
+    ),
+    Taken("grey-16.png", encoded(GREY_16, "PNG"), SCALED_16),
+    Taken("grey-16.tiff", encoded(GREY_16, "TIFF"), SCALED_16),
+    Taken("grey-16.pgm", encoded(GREY_16, "PPM"), SCALED_16),
+    Taken(
+        "grey-16-with-hole.png",
+        png(32, 24, 16, 0, wide(HOLED), (b"tRNS", struct.pack(">H", 1000))),
+        np.where((HOLED == 1000)[..., None], 255, SCALED_16),
+    ),
+    Taken("rgb-16.png", png(32, 24, 16, 2, wide(RGB_16.reshape(24, -1))), np.rint(RGB_16 / 257).astype(np.uint8), 1),
+    Taken("turned.jpg", encoded(SMOOTH, "JPEG", quality=100, exif=exif(6)), np.rot90(SMOOTH, -1), 3),
+    Taken("turned.png", encoded(RGB, "PNG", exif=exif(8)), np.rot90(RGB)),
+    Taken("mirrored.tiff", encoded(RGB, "TIFF", tiffinfo={0x0112: 2}), RGB[:, ::-1]),
+    Taken("damaged-exif.jpg", encoded(SMOOTH, "JPEG", quality=100, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), SMOOTH, 3),
+    Taken(
+        "camera-with-preview.jpg",
+        encoded(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=TWO_FRAMES[1:], quality=100),
+        SMOOTH,
+        3,
+    ),
+    Taken("one-pixel.png", encoded(RGB[:1, :1], "PNG"), RGB[:1, :1]),
+    Taken("strip.png", encoded(RGB[:1], "PNG"), RGB[:1]),
+]
+
+# Names that are no image's: counted and left out.
+LEFT_OUT = {
+    "._x.jpg": "hidden files (.x, ._x, __MACOSX)",
+    ".DS_Store": "hidden files (.x, ._x, __MACOSX)",
+    "Thumbs.db": ".db files",
+    "readme.txt": ".txt files",
+    "photo.jpg_large": ".jpg_large files",
+    "IMG_0001": "files without a suffix",
+}  # fmt: skip
