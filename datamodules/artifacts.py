@@ -101,7 +101,7 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
         memory.commit()
         digests, fresh = [], []
         for path in map(Path, paths):
-            key, stat = str(path.resolve()), path.stat()
+            key, stat = str(path.absolute()), path.stat()
             row = memory.execute("SELECT * FROM digests WHERE path = ?", (key,)).fetchone()
             if row is not None and row[1:5] == _identity(stat):
                 digests.append(row[5])

@@ -21,7 +21,7 @@ from datamodules.bad_files import damaged_images, refuse_bad_files
 from datamodules.built_in import load_cifar, load_digits
 from datamodules.decoding import UnusableImageError
 from datamodules.hugging_face import open_hugging_face
-from datamodules.image_files import FolderReader, ZipReader
+from datamodules.image_files import FolderReader, ZipReader, printable
 from datamodules.label_files import FOLDERS, Labels, labels_of_files, read_label_file
 
 KINDS = ("digits", "cifar10", "cifar100", "folder", "zip", "files", "array", "hf")
@@ -83,7 +83,9 @@ class ImageSource:
         self.class_names = None if labels is None else labels.class_names
         self.skipped = dict(skipped or {})
         self.left_out: dict[str, int] = dict(getattr(reader, "left_out", {}))
-        usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
+        usable = torch.arange(len(reader.ids))
+        if self.skipped:
+            usable = usable[torch.tensor([image_id not in self.skipped for image_id in reader.ids])]
         self.total = len(usable)
         self.positions = evenly_spaced(self.total, max_images)  # [N]
         self.rows = usable[self.positions]  # [N], of the reader
@@ -181,23 +183,28 @@ def open_source(
         )
     if path is None and kind in NEEDED_PATH:
         raise UserError(f"dataset={name}: say where the images are with dataset.path={NEEDED_PATH[kind]}")
+    if path is not None and printable(str(path)) != str(path):
+        raise UserError(
+            f"dataset.path={printable(str(path))}: holds control characters or bytes that are no UTF-8 text. Rename it"
+        )
+    place = Path(path or "data").expanduser()
     if kind == "files":
-        kind = "zip" if Path(str(path)).suffix.lower() == ".zip" else "folder"
+        kind = "zip" if place.suffix.lower() == ".zip" else "folder"
     reader: Reader
     found: Labels | None
     unusable: dict[str, str] = {}
     if kind in ("folder", "zip"):
-        reader = files = FolderReader(Path(str(path))) if kind == "folder" else ZipReader(Path(str(path)))
+        reader = files = FolderReader(place) if kind == "folder" else ZipReader(place)
         unusable, found = files.unusable, None  # labels are matched below, when the bad files are known
     elif kind == "digits":
         images, found = load_digits()
         reader = ArrayReader(images)
     elif kind == "array":
-        reader, found = open_array(Path(str(path)), value_range, image_key, label_key)
+        reader, found = open_array(place, value_range, image_key, label_key)
     elif kind == "hf":
-        reader, found = open_hugging_face(str(path), split, config_name, revision, image_key, label_key)
+        reader, found = open_hugging_face(str(place), split, config_name, revision, image_key, label_key)
     else:
-        images, found = load_cifar(kind, Path(path or "data"))
+        images, found = load_cifar(kind, place)
         reader = ArrayReader(images)
     if on_bad_file == "skip":
         unusable = unusable | damaged_images(reader, name, cache_dir)
@@ -206,7 +213,7 @@ def open_source(
     elif unusable:
         refuse_bad_files(name, unusable, len(reader.ids))
     if isinstance(reader, FolderReader | ZipReader):
-        found = labels_of_files(labels, Path(str(path)), reader)
+        found = labels_of_files(labels, place, reader)
     elif labels == FOLDERS:
         raise UserError(f"dataset.labels=folders is for folders and ZIPs; dataset={name} has none. Give a file instead")
     elif labels is not None:

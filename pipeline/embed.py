@@ -21,22 +21,23 @@ from pipeline.run_folder import (
 
 @command
 def embed(cfg: DictConfig) -> None:
-    reason = not_needed(cfg, "embed")
-    if reason is not None:
-        print(f"Nothing to do: no embeddings are needed for {reason}.")
-        return
     source = source_of(cfg)
     if embed_share(cfg, source):
         return
-    check_clustering(cfg, source, before_embedding=True)
+    reason = not_needed(cfg, "embed")
     device = devices_of(cfg)[0]  # of the neighbour search
     search = cfg.clustering.get("neighbour_search")
     num_neighbours = cfg.clustering.num_neighbours if cfg.clustering.method == "temi" else None
-    if num_neighbours is not None:
-        check_neighbours(source, num_neighbours)
-        if search == "approximate":
-            import_faiss()  # before the embedding, not after it
+    if reason is None:
+        check_clustering(cfg, source, before_embedding=True)
+        if num_neighbours is not None:
+            check_neighbours(source, num_neighbours)
+            if search == "approximate":
+                import_faiss()  # before the embedding, not after it
     report = report_data(cfg, source)
+    if reason is not None:
+        print(f"Nothing to do: no embeddings are needed for {reason}.")
+        return
     identity = identity_of(cfg)
     path = embeddings_path(cfg.cache_dir, source, identity)
     done_before = path.exists()

@@ -53,14 +53,16 @@ def test_published_settings_of_cifar(dataset: str) -> None:
     assert cfg.network.dropout == 0.13
 
 
-def test_published_settings_of_64_pixels() -> None:
-    cfg = compose("dataset=folder", "dataset.path=somewhere")
-    assert (cfg.clustering.num_clusters, cfg.clustering.num_neighbours) == (400, 50)
+@pytest.mark.parametrize("dataset", ["folder", "zip", "npy", "hf", "ffhq64", "afhqv2"])
+def test_published_settings_of_64_pixels(dataset: str) -> None:
+    cfg = compose(f"dataset={dataset}", "dataset.path=somewhere")
     training: dict[str, Any] = plain(cfg.training)
     assert training | {"batch_size": 512, "lr": 2e-4, "augment_probability": 0.15} == training
     denoiser = build_denoiser(plain(cfg.network), cfg.dataset.resolution, cfg.dataset.channels, 0, augment_dim=9)
     assert round(sum(p.numel() for p in denoiser.parameters()) / 1e6, 1) == 61.8
-    assert cfg.network.dropout == 0.05
+    assert cfg.network.dropout == (0.25 if dataset == "afhqv2" else 0.05)
+    assert (cfg.clustering.num_clusters, cfg.clustering.num_neighbours) == (100 if dataset == "afhqv2" else 400, 50)
+    assert cfg.backbone.name == "dino_vitb16"
 
 
 def test_clustering_settings_of_imagenet() -> None:

@@ -1,8 +1,11 @@
 """`cedm embed` says what it understood of any images, as docs/data.md promises; and stops in plain words."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import Cedm
+from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
 DOCS = (Path(__file__).parents[2] / "docs/data.md").read_text()
 ROWS = re.findall(r"^\| .+ \| `cedm (embed .+)` \|$", DOCS, re.MULTILINE)
@@ -139,6 +142,7 @@ def test_small_and_nearly_black_images_are_mentioned(cedm: Cedm, workplace: Path
         (["dataset=npy", "dataset.path=gone.npy"], ["gone.npy", "no such file"]),
         (["dataset=npy", "dataset.path=FILE.npy", "dataset.labels=folders"], ["folders and ZIPs"]),
         (["dataset=folder", "dataset.path=FILE.zip"], ["FILE.zip", "dataset=zip"]),
+        (["dataset=folder", "dataset.path='caf\udce9'"], ["caf\\xe9", "no UTF-8 text"]),
         (["dataset=folder", "dataset.path=FOLDER", "dataset.channels=5"], ["dataset.channels=5", "dataset=npy"]),
         (["dataset=folder", "dataset.path=FOLDER", "dataset.on_bad_file=ignore"], ["dataset.on_bad_file=skip"]),
         (["dataset=folder", "dataset.path=FOLDER", "dataset.labels=gone.csv"], ["gone.csv", "dataset.labels=folders"]),
@@ -168,3 +172,48 @@ def test_mistakes_with_data(
     assert not Path("runs").exists()
     assert not list(Path().glob("**/*.tmp*"))
     assert not list(Path("cache").rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_five_channels_go_through_all_stages(cedm: Cedm, images: Path) -> None:
+    np.save("BANDS.npy", pictures(count=80, channels=5, size=8))
+    typed = ["dataset=npy", "dataset.path=BANDS.npy", "dataset.channels=5", *SMALL, "network=ddpmpp_small"]
+    typed += [
+        *TINY_TEMI,
+        *TINY_EDM,
+        "clustering.batch_size=16",
+        "evaluation.backbone=pixels",
+        "trainer.precision=32-true",
+    ]
+    for stage in ("embed", "cluster", "train"):
+        result = cedm(stage, *typed)
+        assert result.code == 0, result.err
+    denoiser = next(Path("runs").rglob("train-*/*/denoiser.safetensors"))
+    refused = cedm("generate", f"ckpt={denoiser}", "num=6", "steps=2")
+    assert (refused.code, "format=npy" in refused.err) == (2, True)
+    result = cedm("generate", f"ckpt={denoiser}", "num=6", "steps=2", "format=npy", "run_dir=generated")
+    assert result.code == 0, result.err
+    made = np.load("generated/images.npy")
+    assert (made.shape, made.dtype) == ((6, 8, 8, 5), np.uint8)
+    again = cedm("embed", "dataset=npy", "dataset.path=generated/images.npy", "dataset.channels=5", *SMALL)
+    assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+def test_a_mistake_as_a_process_of_its_own(images: Path) -> None:
+    """Exit code, streams and folders as a shell sees them; the current folder keeps what it had."""
+    (images / "cat/1.png").write_bytes((images / "cat/1.png").read_bytes()[:200])
+    before = sorted(Path().rglob("*"))
+    typed = ["dataset=folder", "dataset.path=FOLDER", *SMALL]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.embed", *typed],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "error: folder: 'cat/1.png' cannot be used: truncated or damaged" in result.stderr
+    assert "Traceback" not in result.stderr
+    kept = [path for path in Path().rglob("*") if path not in before and "cache" not in path.parts]
+    assert kept == []
