@@ -32,7 +32,7 @@ class FolderReader:
         ids: sorted POSIX paths of the images below the root.
         unusable: names of files that were meant as images and cannot even be tried, each with the reason.
         left_out: how many files of which kind are no images: hidden ones, and others by their suffix.
-        empty_folders: top-level folders without an image.
+        folders: paths of all folders in there, links to folders apart.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,10 +45,8 @@ class FolderReader:
         self.root = root
         self.unusable: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
-        folders: set[str] = set()
-        self.ids = sorted(self._walk(folders))
-        with_images = {image_id.split("/")[0] for image_id in self.ids if "/" in image_id}
-        self.empty_folders = sorted(folders - with_images)
+        self.folders: set[str] = set()
+        self.ids = sorted(self._walk())
         if not self.ids and not self.unusable:
             raise no_images(root, self.left_out)
 
@@ -87,7 +85,7 @@ class FolderReader:
         path = self.root / LABELS_FILE
         return path.read_bytes() if path.is_file() else None
 
-    def _walk(self, top_folders: set[str]) -> Iterator[str]:
+    def _walk(self) -> Iterator[str]:
         """Ids of the images; each real folder is entered once, however many links lead to it."""
         linked: list[str] = []
         entered: set[tuple[int, int]] = set()
@@ -110,8 +108,8 @@ class FolderReader:
                     if not is_visible(entry.name):
                         self.left_out["hidden folders"] += 1
                         continue
-                    if not folder and not entry.is_symlink():
-                        top_folders.add(entry.name)
+                    if not entry.is_symlink():
+                        self.folders.add(name)
                     (linked if entry.is_symlink() else folders).append(f"{name}/")
                 elif sort_out(name, self.unusable, self.left_out):
                     if is_file(entry):
@@ -135,7 +133,6 @@ class ZipReader:
         self.path = path
         self.unusable: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
-        self.empty_folders: list[str] = []
         self._file: io.FileIO | None = None
         try:
             with zipfile.ZipFile(path) as archive:
@@ -146,6 +143,7 @@ class ZipReader:
                 f"{path}: not a readable ZIP file ({error or type(error).__name__}). Copy or make it again, or give "
                 "another with dataset.path=FILE.zip"
             ) from error
+        self.folders = {info.filename.rstrip("/") for info in infos if info.is_dir() and is_visible(info.filename)}
         images = sorted(self._sort_out(infos), key=lambda info: info.filename)
         self.ids = [info.filename for info in images]
         self._entries = np.array(
@@ -226,7 +224,7 @@ class ZipReader:
 def sort_out(name: str, unusable: dict[str, str], left_out: Counter[str]) -> bool:
     """Whether a file of this name is an image to take; else it is counted, with the reason where it has one."""
     if not is_visible(name):
-        left_out["hidden files (.x, ._x, __MACOSX)"] += 1
+        left_out["hidden files like .x, ._x, __MACOSX"] += 1
         return False
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in UNREADABLE_SUFFIXES:
@@ -276,7 +274,7 @@ def same_text(name: str) -> str:
 
 def no_images(path: Path, left_out: Counter[str]) -> UserError:
     """The error for a folder or ZIP without images; it says what is there instead."""
-    found = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(5)) or "nothing at all"
+    found = ", ".join(f"{kind} ({count:,})" for kind, count in left_out.most_common(5)) or "nothing at all"
     return UserError(
         f"{path}: no images in there; found {found}. Give a folder or ZIP that holds PNG, JPEG, WebP, … files"
     )

@@ -30,31 +30,39 @@ class Labels:
 def labels_of_files(setting: str | None, path: Path, reader: FolderReader | ZipReader) -> Labels | None:
     """Labels of a folder or ZIP: as `dataset.labels` says, else from its `dataset.json`, else None."""
     if setting == FOLDERS:
-        if reader.empty_folders:
-            raise UserError(
-                f"{path}: dataset.labels=folders, but the class folder {reader.empty_folders[0]!r} holds no image "
-                f"({len(reader.empty_folders)} such). Put its images there, or remove the folder."
-            )
-        return labels_from_folders(path, reader.ids)
+        return labels_from_folders(path, reader.ids, reader.folders)
     if setting is not None:
         return read_label_file(Path(setting), reader.ids)
     text = reader.labels_text()
     return None if text is None else parse_dataset_json(path / LABELS_FILE, text, reader.ids)
 
 
-def labels_from_folders(path: Path, ids: list[str]) -> Labels:
-    """The class of an image is the first folder in which the ids differ: `train/cat/1.png` and `train/dog/7.png`."""
-    folders = [image_id.split("/")[:-1] for image_id in ids]
+def labels_from_folders(path: Path, ids: list[str], folders: set[str]) -> Labels:
+    """The class of an image is the first folder in which the ids differ: `train/cat/1.png` and `train/dog/7.png`.
+
+    Raises:
+        UserError: an image outside of them, or one of the `folders` beside them that holds no image.
+    """
+    places = [image_id.split("/")[:-1] for image_id in ids]
     shared = 0
-    while all(len(parts) > shared and parts[shared] == folders[0][shared] for parts in folders):
+    while all(len(parts) > shared and parts[shared] == places[0][shared] for parts in places):
         shared += 1
-    loose = next((image_id for image_id, parts in zip(ids, folders, strict=True) if len(parts) <= shared), None)
+    loose = next((image_id for image_id, parts in zip(ids, places, strict=True) if len(parts) <= shared), None)
     if loose is not None:
         raise UserError(
             f"{path}: dataset.labels=folders, but {loose!r} lies in no class folder. Expected one folder per class, "
             "such as cat/1.png and dog/2.png; or a CSV file with the columns id and label: dataset.labels=FILE.csv"
         )
-    return from_names([parts[shared] for parts in folders])
+    labels = from_names([parts[shared] for parts in places])
+    beside = (folder.split("/") for folder in folders)
+    classes = {parts[shared] for parts in beside if len(parts) == shared + 1 and parts[:shared] == places[0][:shared]}
+    empty = sorted(classes - set(labels.class_names or []))
+    if empty:
+        raise UserError(
+            f"{path}: dataset.labels=folders, but the class folder {empty[0]!r} holds no image ({len(empty)} such). "
+            "Put its images there, or remove the folder."
+        )
+    return labels
 
 
 def read_label_file(path: Path, ids: list[str]) -> Labels:

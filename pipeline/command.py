@@ -57,7 +57,9 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
                 "written before is whole, and the same command goes on from there."
             )
         except MissingMandatoryValue as error:
-            fail(f"{error.full_key} must be given. Type {error.full_key}=VALUE.\nSee `cedm {name} --help`.")
+            key = str(error.full_key)
+            with_make = " (with make: DATA=VALUE)" if key == "dataset.path" else ""
+            fail(f"{key} must be given. Type {key}=VALUE{with_make}.\nSee `cedm {name} --help`.")
 
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task_in_plain_words)
 

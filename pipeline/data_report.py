@@ -51,11 +51,11 @@ def describe(found: Survey, name: str, resolution: int) -> list[str]:
         lines.append(f"labels         {describe_classes(found.class_counts, found.class_names)}")
     if found.num_duplicates:
         copy, original = found.duplicates[0]
-        lines.append(f"duplicates     {found.num_duplicates:,} exact copies of others, such as {copy} of {original}")
+        lines.append(f"duplicates     {found.num_duplicates:,}, exact copies such as {copy} of {original}")
     if found.left_out:
-        lines.append("left out       " + ", ".join(f"{count:,} {kind}" for kind, count in found.left_out.items()))
+        lines.append("left out       " + ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items()))
     if found.skipped:
-        lines.append(f"skipped        {len(found.skipped):,} files that cannot be used:")
+        lines.append(f"skipped        {len(found.skipped):,}, which cannot be used:")
         shown = list(found.skipped.items())[:SHOWN_SKIPPED]
         lines += [f"               {image_id}: {reason}" for image_id, reason in shown]
         if len(found.skipped) > len(shown):

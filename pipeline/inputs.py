@@ -26,6 +26,7 @@ def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
 def source_of(cfg: DictConfig) -> ImageSource:
     """The images of `dataset=`."""
     settings = {key: value for key, value in plain(cfg.dataset).items() if key not in ("resolution", "channels")}
+    settings["path"] = cfg.dataset.path  # where it is ???, this says so
     return open_source(**settings, cache_dir=cfg.cache_dir)
 
 

@@ -256,8 +256,8 @@ TAKEN = [
 
 # Names that are no image's: counted and left out.
 LEFT_OUT = {
-    "._x.jpg": "hidden files (.x, ._x, __MACOSX)",
-    ".DS_Store": "hidden files (.x, ._x, __MACOSX)",
+    "._x.jpg": "hidden files like .x, ._x, __MACOSX",
+    ".DS_Store": "hidden files like .x, ._x, __MACOSX",
     "Thumbs.db": ".db files",
     "readme.txt": ".txt files",
     "photo.jpg_large": ".jpg_large files",

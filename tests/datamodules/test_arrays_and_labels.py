@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -192,8 +193,12 @@ def test_class_folders(tree: Path) -> None:
         assert source.labels is not None
         assert (source.labels.tolist(), source.class_names) == ([0, 0, 1, 2], ["cat", "dog", "ëmu"])
     (tree / "train/owl").mkdir()
-    with pytest.raises(UserError, match="class folder 'owl' holds no image"):
-        open_source("folder", "mine", tree / "train", labels="folders")
+    with zipfile.ZipFile(tree.parent / "tree.zip", "w") as archive:
+        for path in tree.rglob("*"):
+            archive.write(path, path.relative_to(tree))
+    for kind, root in (("folder", tree), ("folder", tree / "train"), ("zip", tree.parent / "tree.zip")):
+        with pytest.raises(UserError, match="class folder 'owl' holds no image"):
+            open_source(kind, "mine", root, labels="folders")
     assert open_source("folder", "mine", tree / "train").labels is None
     (tree / "train/owl").rmdir()
     Image.fromarray(random_images(4, 4, 3)).save(tree / "train/loose.png")
@@ -296,8 +301,6 @@ print(anonymous_mb() - before)
 @pytest.mark.parametrize("kind", ["folder", "zip", "array"])
 def test_memory_does_not_grow_while_images_stream(kind: str, tmp_path: Path) -> None:
     """20,000 images of 3 kB: decoding all of them leaves less than 8 MB behind."""
-    import zipfile
-
     images = random_images(20, 32, 32, 3)
     path = {"folder": tmp_path / "tree", "zip": tmp_path / "x.zip", "array": tmp_path / "x.npy"}[kind]
     if kind == "array":

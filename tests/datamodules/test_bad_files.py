@@ -104,12 +104,12 @@ def test_what_is_no_image_is_left_out_and_counted(tmp_path: Path) -> None:
     entries = [(name, PNG) for name in (*LEFT_OUT, "__MACOSX/good.png", "x.png/good.png")]
     archive = open_source("zip", "mine", write_zip(tmp_path / "x.zip", *entries))
     assert archive.ids == source.ids
-    assert archive.left_out == expected | {"hidden files (.x, ._x, __MACOSX)": 3}
+    assert archive.left_out == expected | {"hidden files like .x, ._x, __MACOSX": 3}
 
 
 def test_a_folder_of_other_things_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(UserError, match=r"no images in there; found 1 \.txt files"):
+    with pytest.raises(UserError, match=r"no images in there; found \.txt files \(1\)"):
         open_source("folder", "mine", tmp_path)
     (tmp_path / "a.png").write_text("")
     with pytest.raises(
@@ -164,7 +164,7 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a readable ZIP"):
             open_source("zip", "mine", tmp_path / "bad.zip")
     nested = write_zip(tmp_path / "nested.zip", ("inner.zip", whole))
-    with pytest.raises(UserError, match=r"no images in there; found 1 \.zip files"):
+    with pytest.raises(UserError, match=r"no images in there; found \.zip files \(1\)"):
         open_source("zip", "mine", nested)
 
 

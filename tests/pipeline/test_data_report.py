@@ -102,14 +102,14 @@ def test_what_was_understood_is_told_once_made_and_told_again(
         "folder: 14 images\n",
         "sizes          10×10 (13), 30×30 (1)\n",
         "modes          PNG RGB 13, PNG RGBA 1\n",
-        "duplicates     1 exact copies of others, such as cat/copy.png of cat/1.png\n",
-        "left out       1 .txt files\n",
-        "skipped        1 files that cannot be used:\n               web.jpg: a web page",
+        "duplicates     1, exact copies such as cat/copy.png of cat/1.png\n",
+        "left out       .txt files (1)\n",
+        "skipped        1, which cannot be used:\n               web.jpg: a web page",
     ):
         assert line in skipped.out
     monkeypatch.setattr("datamodules.sources.ImageSource.header", None)  # nothing is looked at again
     again = cedm("embed", *typed, "dataset.on_bad_file=skip")
-    assert "duplicates     1 exact" in again.out
+    assert "duplicates     1, exact" in again.out
     assert "Nothing to do" in again.out
     monkeypatch.undo()
     trained = cedm("cluster", *typed, "dataset.on_bad_file=skip", "clustering=random", "clustering.num_clusters=2")

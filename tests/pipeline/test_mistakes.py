@@ -30,7 +30,7 @@ def image_folder(folder: Path, count: int) -> Path:
         ("embed", ["dataset=["], ["key=value"]),
         ("train", ["training.batch_size=many"], ["training.batch_size=many", "whole number"]),
         ("train", ["training.batch_size=0"], ["training.batch_size=0", "above 0"]),
-        ("embed", ["dataset=folder"], ["dataset.path"]),
+        ("embed", ["dataset=folder"], ["dataset.path must be given", "DATA=VALUE"]),
         ("embed", ["dataset=folder", "dataset.path=nowhere"], ["nowhere"]),
         ("embed", ["dataset=zip", "dataset.path=nothing.zip"], ["nothing.zip"]),
         ("embed", ["clustering.num_neighbours=1797"], ["1797", "1796"]),
@@ -61,6 +61,7 @@ def image_folder(folder: Path, count: int) -> Path:
         ("train", ["conditioning=none", "training.max_batch_per_device=0"], ["max_batch_per_device=0"]),
         ("train", ["assignments=same.npy"], ["all 1797 images are in one cluster"]),
         ("train", ["assignments=huge.npy"], ["1800000000000"]),
+        ("train", ["assignments=short.npy"], ["10 cluster ids for 1797 images of digits"]),
         ("cluster", ["clustering.objective=tem"], ["clustering.objective=temi"]),
         ("generate", ["ckpt=gone", "steps=-2"], ["steps=-2"]),
         ("generate", [], ["ckpt"]),
@@ -71,6 +72,7 @@ def test_a_mistake_ends_in_one_message(
     cedm: Cedm, workplace: Path, command: str, overrides: list[str], expected: list[str]
 ) -> None:
     np.save("same.npy", np.full(1797, 3))
+    np.save("short.npy", np.arange(10))
     np.save("huge.npy", np.full(1797, 1_800_000_000_000))
     result = cedm(command, *overrides)
     assert result.code == 2, result.err
