@@ -56,13 +56,13 @@ def _try_all(reader: "Reader", name: str) -> Iterator[tuple[str, str]]:
             bar.update(min(CHUNK, len(reader.ids) - bar.n))
 
 
-def refuse_bad_files(name: str, bad: Mapping[str, str], others: int, skippable: bool = True) -> None:
+def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> None:
     """Raise a `UserError` that counts the bad files and names some, each with its reason."""
     lines = [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  … and {len(bad) - SHOWN:,} more")
-    count = "1 file" if len(bad) == 1 else f"{len(bad):,} files"
     advice = "Mend or remove them"
     if skippable:
         advice += ", or type dataset.on_bad_file=skip to leave them out"
-    raise UserError(f"{name}: {count} cannot be used as images:\n" + "\n".join(lines) + f"\n{advice}.")
+    heading = f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"
+    raise UserError("\n".join([heading, *lines, f"{advice}."]))

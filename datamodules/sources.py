@@ -209,9 +209,9 @@ def open_source(
     if on_bad_file == "skip":
         unusable = unusable | damaged_images(reader, name, cache_dir)
         if all(image_id in unusable for image_id in reader.ids):
-            refuse_bad_files(name, unusable, len(reader.ids), skippable=False)
+            refuse_bad_files(name, unusable, len(unusable), skippable=False)
     elif unusable:
-        refuse_bad_files(name, unusable, len(reader.ids))
+        refuse_bad_files(name, unusable, len(unusable) + len(reader.ids))
     if isinstance(reader, FolderReader | ZipReader):
         found = labels_of_files(labels, place, reader)
     elif labels == FOLDERS:

@@ -113,7 +113,7 @@ def test_a_folder_of_other_things_says_what_is_there(tmp_path: Path) -> None:
         open_source("folder", "mine", tmp_path)
     (tmp_path / "a.png").write_text("")
     with pytest.raises(
-        UserError, match=r"1 file cannot be used as images:\n  'a\.png': an empty file.*\nMend or remove"
+        UserError, match=r"1 of 1 files cannot be used as images:\n  'a\.png': an empty file.*\nMend or remove"
     ):
         open_source("folder", "mine", tmp_path, on_bad_file="skip")
 
@@ -216,7 +216,7 @@ def test_the_survey_stops_before_the_work_and_counts(tmp_path: Path) -> None:
     (tmp_path / "images/photo.heic").unlink()
     (tmp_path / "images/SCAN.DCM").unlink()
     (tmp_path / "images/good.png").write_bytes(PNG)
-    with pytest.raises(UserError, match=r"\d\d files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
+    with pytest.raises(UserError, match=r"\d\d of 41 files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
         survey(open_source("folder", "mine", tmp_path / "images"), tmp_path / "cache")
     assert not (tmp_path / "cache/data").exists()
 

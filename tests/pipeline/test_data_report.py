@@ -92,7 +92,7 @@ def test_what_was_understood_is_told_once_made_and_told_again(
     typed = ["dataset=folder", f"dataset.path={images}", *SMALL]
     stopped = cedm("embed", *typed)
     assert stopped.code == 2
-    assert "1 file cannot be used as images:\n  'web.jpg': a web page" in stopped.err
+    assert "1 of 15 files cannot be used as images:\n  'web.jpg': a web page" in stopped.err
     assert "dataset.on_bad_file=skip" in stopped.err
     assert not Path("runs").exists()
     assert not list(Path("cache").rglob("*.safetensors"))
