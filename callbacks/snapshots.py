@@ -59,7 +59,10 @@ def newest_snapshot(folder: Path) -> Path | None:
 
 
 class DenoiserFile(Callback):
-    """Keeps `denoiser.safetensors` (EMA weights and all that generation needs) as new as the newest snapshot."""
+    """Keeps `denoiser.safetensors` (EMA weights and all that generation needs) as new as the newest snapshot.
+
+    Where several averages are kept, the others lie beside it as `denoiser-ema50kimg.safetensors`.
+    """
 
     def __init__(self, path: Path, every_kimg: float, meta: dict[str, Any]) -> None:
         self.path, self.every, self.meta = path, EveryKimg(every_kimg), meta
@@ -69,4 +72,6 @@ class DenoiserFile(Callback):
     ) -> None:
         if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
             assert isinstance(pl_module, EDMModule)
-            pl_module.averaged_denoiser.save_pretrained(self.path, **self.meta, nimg=pl_module.nimg)
+            for number, (kimg, denoiser) in enumerate(pl_module.averaged_denoisers.items()):
+                path = self.path.with_stem(f"{self.path.stem}-ema{kimg:g}kimg") if number else self.path
+                denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg)

@@ -99,6 +99,10 @@ class ImageDataModule(L.LightningDataModule):
         """The cluster that each class stands for: int64 [num_classes]; None without pseudo-labels."""
         return None if self.pseudo_labels is None else self.pseudo_labels.used_clusters
 
+    def image_ids(self, positions: Tensor) -> list[str]:
+        """The ids of the images at these positions [b] of the training stream."""
+        return [self.source.ids[index] for index in self.stream.indices(positions).tolist()]
+
     def setup(self, stage: str | None = None) -> None:
         """Decodes the images into memory where they fit; once per process."""
         split_batch(self.batch_size, self._place()[0], self.accumulate)  # tell before the long work, not after

@@ -1,22 +1,26 @@
 """The second training phase: an EDM diffusion model, conditioned on pseudo-labels or unconditional."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from datamodules.artifacts import UserError
 from lightning_modules.diffusion import augment
 from lightning_modules.diffusion.denoiser import Denoiser, images_to_float
 from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.loss import EDMLoss, drop_labels
 from lightning_modules.diffusion.seeding import Stream, normal, torch_seed, uniform
+
+MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
 
 
 class EDMModule(LightningModule):
@@ -33,9 +37,12 @@ class EDMModule(LightningModule):
         augment_probability: of each transform but the x flip, which has ½; 0 turns augmentation off, flips too.
         label_dropout: share of labels hidden, for classifier-free guidance.
         ema_halflife_kimg: of the averaged weights, at most `ema_rampup_ratio` times the images seen.
+        extra_ema_halflife_kimg: of further averages, kept beside the first to choose from afterwards.
     """
 
     recent_loss: Tensor
+    skipped_steps: Tensor
+    skipped_in_a_row: Tensor
 
     def __init__(
         self,
@@ -51,21 +58,31 @@ class EDMModule(LightningModule):
         augment_probability: float = 0.12,
         label_dropout: float = 0.0,
         ema_halflife_kimg: float = 500,
+        extra_ema_halflife_kimg: Sequence[float] = (),
         ema_rampup_ratio: float | None = 0.05,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["denoiser"])
         self.denoiser = denoiser
-        self.ema = EMA(denoiser, halflife_kimg=ema_halflife_kimg, rampup_ratio=ema_rampup_ratio)
-        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # of rank 0, averaged over about 100 passes
+        self.emas = nn.ModuleList(
+            EMA(denoiser, kimg, ema_rampup_ratio) for kimg in (ema_halflife_kimg, *extra_ema_halflife_kimg)
+        )
+        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about 100 passes
+        self.register_buffer("skipped_steps", torch.tensor(0))
+        self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self._passes: list[Tensor] = []  # losses of the current step's passes
         self.loss = EDMLoss(P_mean=P_mean, P_std=P_std, sigma_data=denoiser.sigma_data)
 
     @property
     def averaged_denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights: the one that generates."""
-        return cast(Denoiser, self.ema.module)
+        return self.averaged_denoisers[self.hparams["ema_halflife_kimg"]]
+
+    @property
+    def averaged_denoisers(self) -> dict[float, Denoiser]:
+        """The denoisers of all half-lives (kimg), that of `averaged_denoiser` first."""
+        return {ema.halflife_kimg: cast(Denoiser, ema.module) for ema in cast(Iterable[EMA], self.emas)}
 
     @property
     def nimg(self) -> int:
@@ -75,15 +92,19 @@ class EDMModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         torch.manual_seed(torch_seed(self.hparams["seed"], self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
-        self._stop_if_not_finite(losses, batch.positions)
         loss = losses.mean()
-        self.recent_loss = torch.where(self.recent_loss.isnan(), loss, 0.99 * self.recent_loss + 0.01 * loss).detach()
+        mean_loss = cast(Tensor, self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"))  # of all ranks
+        if not mean_loss.isfinite():
+            self._stop_non_finite(losses, batch.positions)
+        self.recent_loss = torch.where(self.recent_loss.isnan(), mean_loss, 0.99 * self.recent_loss + 0.01 * mean_loss)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._passes = []
-        self._passes.append(loss.detach())
-        self.log("train/loss", torch.stack(self._passes).mean(), sync_dist=True, prog_bar=True)  # of the whole step
+        self._passes.append(mean_loss)
+        self.log("train/loss", torch.stack(self._passes).mean(), prog_bar=True)  # of the whole step
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("train/ema_halflife_kimg", self.ema.halflife_nimg(self.nimg) / 1000)
+        self.log("train/ema_halflife_kimg", cast(EMA, self.emas[0]).halflife_nimg(self.nimg) / 1000)
+        if self._gradient_scaler is not None:
+            self.log("train/skipped_steps", self.skipped_steps.float())
         self.log("step", self.nimg / 1000)  # the x axis of every curve: thousands of images seen
         return loss
 
@@ -107,7 +128,7 @@ class EDMModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         optimizer = Adam(
-            self.denoiser.parameters(), lr=hparams["lr"], betas=tuple(hparams["betas"]), eps=hparams["eps"]
+            self.denoiser.parameters(), lr=hparams["lr"], betas=tuple(hparams["betas"]), eps=hparams["eps"], fused=True
         )
         rampup_nimg = max(hparams["lr_rampup_kimg"] * 1000, 1)
         scheduler = LambdaLR(optimizer, lambda step: min(step * hparams["batch_size"] / rampup_nimg, 1.0))
@@ -120,16 +141,46 @@ class EDMModule(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
+        scaler = self._gradient_scaler
+        scale = scaler.get_scale() if scaler is not None else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.ema.update(self.denoiser, nimg=self.nimg, batch_size=self.hparams["batch_size"])
-
-    def _stop_if_not_finite(self, losses: Tensor, positions: Tensor) -> None:
-        """Stop before the update, and name the images."""
-        if bool(losses.isfinite().all()):
+        if scaler is not None and scaler.get_scale() < scale:  # how a GradScaler tells that it skipped the update
+            self._count_skipped_step(scale)
             return
-        broken = positions[~losses.isfinite()].tolist()
-        raise RuntimeError(
+        self.skipped_in_a_row.zero_()
+        for ema in cast(Iterable[EMA], self.emas):
+            ema.update(self.denoiser, nimg=self.nimg, batch_size=self.hparams["batch_size"])
+
+    @property
+    def _gradient_scaler(self) -> GradScaler | None:
+        """What scales the loss under fp16; None in the other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _count_skipped_step(self, scale: float) -> None:
+        """Gradients are summed over the ranks before they are looked at, so all ranks skip the same steps.
+
+        Raises:
+            UserError: too many steps in a row were skipped.
+        """
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if int(self.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"the gradients overflowed float16 in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to {self.nimg:,} "
+                f"images seen, though the loss was scaled by no more than {scale:g}; the weights were not updated. "
+                "Type trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
+            )
+
+    def _stop_non_finite(self, losses: Tensor, positions: Tensor) -> NoReturn:
+        """Stop on every rank, before the update, and name the images."""
+        broken = positions[~losses.isfinite()].cpu()
+        if len(broken):
+            data = getattr(self.trainer, "datamodule", None)
+            names = broken.tolist() if data is None else data.image_ids(broken)  # the stream's positions, or ids
+            where = f"It is that of the images {', '.join(map(str, names[:8]))}{', …' if len(names) > 8 else ''}"
+        else:
+            where = "It is that of images on another device"
+        raise UserError(
             f"the loss is not finite at {self.nimg:,} images seen (step {self.trainer.global_step}); the weights were "
-            f"not updated. It is the images at these positions of the training stream: {broken[:8]}. "
-            "Lower training.lr, or use trainer.precision=32-true."
+            f"not updated. {where}. Type a lower training.lr, or trainer.precision=32-true."
         )

@@ -28,6 +28,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights are
 warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket.*")  # costs one copy of 1×1 kernels
+warnings.filterwarnings("ignore", message=".*call of `lr_scheduler.step.*")  # float16 skipped the first step
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
 warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
 

@@ -1,17 +1,19 @@
 """The diffusion phase against a plain PyTorch loop, and its promises: accumulation, resuming, non-finite losses."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
+from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import build_denoiser, images_to_float
 from lightning_modules.diffusion.seeding import Stream, normal
 from lightning_modules.edm_module import EDMModule
@@ -60,7 +62,14 @@ def make_module(dropout: float = 0.0, **settings: Any) -> EDMModule:
     return EDMModule(denoiser, batch_size=BATCH, **chosen)
 
 
-def train(module: EDMModule, steps: int, folder: Path, accumulate: int = 1, every_kimg: float = 1e3) -> EDMModule:
+def half_precision(initial_scale: float) -> MixedPrecision:
+    """float16 with a loss that is scaled by so much at first."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=initial_scale))
+
+
+def train(
+    module: EDMModule, steps: int, folder: Path, accumulate: int = 1, every_kimg: float = 1e3, initial_scale: float = 0
+) -> EDMModule:
     first = 0
     snapshot = newest_snapshot(folder)
     if snapshot is not None:
@@ -72,7 +81,7 @@ def train(module: EDMModule, steps: int, folder: Path, accumulate: int = 1, ever
         accumulate_grad_batches=accumulate,
         logger=False,
         callbacks=[Snapshots(folder, EveryKimg(every_kimg), keep=9)],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([half_precision(initial_scale)] if initial_scale else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -130,11 +139,78 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_images(tmp_path
     with torch.no_grad():
         next(module.denoiser.parameters()).fill_(float("nan"))
     others = [p.detach().clone() for p in list(module.denoiser.parameters())[1:]]
-    with pytest.raises(RuntimeError, match=r"not finite .* positions .*\[0, 1, 2, 3, 4, 5, 6, 7\]"):
+    with pytest.raises(UserError, match=r"not finite at 0 images seen .* images 0, 1, 2, 3, 4, 5, 6, 7\."):
         train(module, 1, tmp_path)
     for now, before in zip(list(module.denoiser.parameters())[1:], others, strict=True):
         assert torch.equal(now, before)
     assert newest_snapshot(tmp_path) is None
+
+
+class OverflowsAt(EDMModule):
+    """Its gradients overflow in the optimizer steps of `overflows`, as they do where a scaled loss is too large."""
+
+    overflows: Container[int] = ()
+
+    def on_after_backward(self) -> None:
+        if self.trainer.global_step in self.overflows:
+            next(self.denoiser.parameters()).grad.fill_(float("inf"))
+
+
+def overflowing_module(overflows: Container[int]) -> OverflowsAt:
+    module = make_module()
+    module.__class__ = OverflowsAt
+    module.overflows = overflows
+    return module
+
+
+def test_float16_trains_like_float32(tmp_path: Path) -> None:
+    single = train(make_module(), steps=5, folder=tmp_path / "single")
+    half = train(make_module(), steps=5, folder=tmp_path / "half", initial_scale=64)
+    assert int(half.skipped_steps) == 0
+    torch.testing.assert_close(half.recent_loss, single.recent_loss, rtol=2e-2, atol=0)
+
+
+def test_a_scale_that_is_too_large_is_found_out(tmp_path: Path) -> None:
+    module = train(make_module(), steps=12, folder=tmp_path, initial_scale=2.0**16)  # PyTorch's default
+    assert 1 <= int(module.skipped_steps) < 12
+    assert int(module.skipped_in_a_row) == 0
+
+
+def test_a_step_with_overflowing_gradients_is_skipped_and_counted(tmp_path: Path) -> None:
+    """Weights, their average and Adam's state stay; the images count as seen; a resumed run goes on counting."""
+    train(overflowing_module({2, 3}), 3, tmp_path / "run", initial_scale=64)
+    before = torch.load(newest_snapshot(tmp_path / "run"))
+    resumed = train(overflowing_module({2, 3}), 4, tmp_path / "run", initial_scale=64)
+    counts = ("skipped_steps", "skipped_in_a_row")
+    assert [int(before["state_dict"][name]) for name in counts] == [1, 1]
+    assert [int(getattr(resumed, name)) for name in counts] == [2, 2]
+    assert resumed.nimg == 4 * BATCH
+    for name, value in resumed.state_dict().items():
+        if name.startswith(("denoiser", "ema")):
+            assert torch.equal(value, before["state_dict"][name]), name
+    assert float(resumed.trainer.callback_metrics["train/skipped_steps"]) == 1  # before the last step's own
+    went_on = train(overflowing_module({2, 3}), 5, tmp_path / "run", initial_scale=64)
+    assert [int(getattr(went_on, name)) for name in counts] == [2, 0]
+
+
+def test_twenty_skipped_steps_in_a_row_stop(tmp_path: Path) -> None:
+    module = overflowing_module(range(3, 99))
+    with pytest.raises(UserError, match=r"20 steps in a row, up to 176 images seen.*trainer\.precision=bf16-mixed"):
+        train(module, 40, tmp_path, initial_scale=64)
+    assert int(module.skipped_steps) == 20
+
+
+def test_several_averages_are_each_what_it_would_be_alone(tmp_path: Path) -> None:
+    """Also when resumed; the first one generates, each is saved under a name of its own."""
+    settings = {"ema_halflife_kimg": 0.01, "ema_rampup_ratio": None}
+    train(make_module(**settings, extra_ema_halflife_kimg=[0.05]), 2, tmp_path / "both")
+    both = train(make_module(**settings, extra_ema_halflife_kimg=[0.05]), 4, tmp_path / "both")
+    assert list(both.averaged_denoisers) == [0.01, 0.05]
+    assert both.averaged_denoiser is both.averaged_denoisers[0.01]
+    for kimg, averaged in both.averaged_denoisers.items():
+        alone = train(make_module(**{**settings, "ema_halflife_kimg": kimg}), 4, tmp_path / str(kimg))
+        for ours, expected in zip(averaged.parameters(), alone.averaged_denoiser.parameters(), strict=True):
+            assert torch.equal(ours, expected)
 
 
 def test_unconditional_training_needs_no_labels(tmp_path: Path) -> None:
