@@ -1,25 +1,31 @@
 """From settings to a function that generates images; used while training and by `cedm generate`."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import Denoiser, images_to_uint8
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
-from lightning_modules.diffusion.sampler import churn_noise, heun_sampler, latents
+from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
 
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Heun's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
+    """EDM's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
 
     An image depends on its seed and label alone: latents and churn noise are functions of the seed.
     """
 
+    solver: Literal["heun", "euler"] = "heun"
     steps: int | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -29,7 +35,21 @@ class Sampler:
     S_max: float = float("inf")
     S_noise: float = 1.0
     guidance: float = 1.0
+    guidance_interval: Sequence[float] | None = None
     precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        interval = self.guidance_interval
+        if interval is not None and not (
+            isinstance(interval, Sequence)
+            and len(interval) == 2
+            and all(isinstance(level, Real) for level in interval)
+            and 0 <= interval[0] < interval[1]
+        ):
+            raise UserError(
+                f"sampler.guidance_interval={interval}: type the lowest and the highest noise level that is guided, "
+                "such as sampler.guidance_interval=[0.2,3], or null for all."
+            )
 
     def num_steps(self, denoiser: Denoiser) -> int:
         """`steps`, or the published number for the denoiser's resolution."""
@@ -43,13 +63,15 @@ class Sampler:
         one_hot = None
         if labels is not None:
             one_hot = F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
-        guided = denoiser if self.guidance == 1 else ClassifierFreeGuidance(denoiser, self.guidance)
+        low, high = self.guidance_interval or (0.0, math.inf)
+        guided = denoiser if self.guidance == 1 else ClassifierFreeGuidance(denoiser, self.guidance, (low, high))
         low_precision = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
         with torch.autocast(device.type, dtype=low_precision, enabled=self.precision != "32-true"):
-            images = heun_sampler(
+            images = edm_sampler(
                 guided,
                 latents(seeds, shape),
                 one_hot,
+                solver=self.solver,
                 num_steps=self.num_steps(denoiser),
                 sigma_min=self.sigma_min,
                 sigma_max=self.sigma_max,

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,11 +49,12 @@ def time_steps(
 
 
 @torch.no_grad()
-def heun_sampler(
+def edm_sampler(
     denoiser: DenoiserFunction,
     latents: Tensor,
     class_labels: Tensor | None = None,
     *,
+    solver: Literal["heun", "euler"] = "heun",
     num_steps: int = 18,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -62,12 +65,13 @@ def heun_sampler(
     S_noise: float = 1,
     churn_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """Heun's second-order steps from noise to images: 2·num_steps − 1 evaluations of the denoiser.
+    """From noise to images in steps of first (Euler) or second order (Heun), deterministic or stochastic.
 
     Args:
         denoiser: D(x, σ, class_labels); computes in its own precision, the solver in float64.
         latents: Standard normal `[B, C, H, W]`.
         class_labels: `[B, label_dim]` or None.
+        solver: "heun" evaluates the denoiser 2·num_steps − 1 times, "euler" num_steps times.
         num_steps: Steps N of the solver; the last one, to σ = 0, is of first order.
         sigma_min, sigma_max: Lowest (but for 0) and highest noise level.
         rho: The larger, the shorter the steps near sigma_min.
@@ -89,29 +93,14 @@ def heun_sampler(
 
         d_cur = _derivative(denoiser, x_hat, t_hat, class_labels)
         x = x_hat + (t_next - t_hat) * d_cur
-        if t_next > 0:
+        if solver == "heun" and t_next > 0:
             d_next = _derivative(denoiser, x, t_next, class_labels)
             x = x_hat + (t_next - t_hat) * (d_cur + d_next) / 2
     return x
 
 
-@torch.no_grad()
-def euler_sampler(
-    denoiser: DenoiserFunction,
-    latents: Tensor,
-    class_labels: Tensor | None = None,
-    *,
-    num_steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80,
-    rho: float = 7,
-) -> Tensor:
-    """Euler's first-order steps from noise to images: num_steps evaluations. All else as in `heun_sampler`."""
-    t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
-    x = latents.to(t.dtype) * t[0]
-    for t_cur, t_next in zip(t[:-1].tolist(), t[1:].tolist(), strict=True):
-        x = x + (t_next - t_cur) * _derivative(denoiser, x, t_cur, class_labels)
-    return x
+heun_sampler = partial(edm_sampler, solver="heun")
+euler_sampler = partial(edm_sampler, solver="euler")
 
 
 def _derivative(denoiser: DenoiserFunction, x: Tensor, t: float, class_labels: Tensor | None) -> Tensor:

@@ -1,7 +1,9 @@
 """Guided denoisers against their formulas, computed from separate evaluations."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 from lightning_modules.diffusion.guidance import Autoguidance, ClassifierFreeGuidance
 from lightning_modules.diffusion.sampler import heun_sampler, latents
@@ -17,6 +19,55 @@ def test_classifier_free_guidance(golden_network):
     )
     torch.testing.assert_close(ClassifierFreeGuidance(denoiser, scale=1)(x, sigma, labels), with_labels)
     torch.testing.assert_close(ClassifierFreeGuidance(denoiser, scale=0)(x, sigma, labels), without)
+
+
+def test_guidance_acts_within_its_interval_alone(golden_network):
+    """At other noise levels an image is denoised with its label; where none is guided, once instead of twice."""
+    golden = golden_network("ddpmpp")
+    denoiser, inputs = golden.denoiser(), golden.inputs
+    x, labels = inputs["noisy"][:3], inputs["class_labels"][:3]
+    sigma = torch.tensor([0.1, 1.0, 10.0])[: len(x)]
+    batches = []
+
+    def counting(x, *rest):
+        batches.append(len(x))
+        return denoiser(x, *rest)
+
+    guided = ClassifierFreeGuidance(counting, scale=3, interval=(0.5, 2.0))(x, sigma, labels)
+    with_labels, without = denoiser(x, sigma, labels), denoiser(x, sigma)
+    expected = with_labels.clone()
+    expected[1] = 3 * with_labels[1] - 2 * without[1]
+    torch.testing.assert_close(guided, expected)
+    outside = ClassifierFreeGuidance(counting, scale=3, interval=(20.0, 30.0))(x, sigma, labels)
+    torch.testing.assert_close(outside, with_labels)
+    assert batches == [2 * len(x), len(x)]
+
+
+def gaussian_pair(x, sigma, class_labels):
+    """Denoisers of two Gaussians: N(1, ¼) with the label, N(−1, 1) without."""
+    labelled = class_labels.sum(dim=1).reshape(-1, 1, 1, 1)
+    mean, variance = 2 * labelled - 1, 1 - 0.75 * labelled
+    return mean + (x - mean) * variance / (variance + (sigma**2).reshape(-1, 1, 1, 1))
+
+
+def test_guided_sampling_converges_to_the_exact_solution():
+    """Both denoisers are linear in x, so the guided ODE has a closed form by parts: it is solved exactly by scipy."""
+    scale, sigma_max = 2.0, 80.0
+
+    def slope(t: float, x: np.ndarray) -> np.ndarray:
+        with_label = 1 + (x - 1) * 0.25 / (0.25 + t**2)
+        without = -1 + (x + 1) / (1 + t**2)
+        return (x - without - scale * (with_label - without)) / t
+
+    start = latents(torch.arange(4), (1, 2, 2))
+    exact = solve_ivp(slope, (sigma_max, 1e-6), start.double().flatten().numpy() * sigma_max, rtol=1e-10, atol=1e-10)
+    guided = ClassifierFreeGuidance(gaussian_pair, scale)
+    errors = [
+        np.abs(heun_sampler(guided, start, torch.ones(4, 1), num_steps=n).flatten().numpy() - exact.y[:, -1]).max()
+        for n in (50, 100, 200)
+    ]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
+    assert np.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.3)
 
 
 def test_classifier_free_guidance_needs_labels(golden_network):

@@ -65,18 +65,19 @@ def test_labels_reach_the_denoiser():
     heun_sampler(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
 
 
-def test_stochastic_sampling_keeps_the_distribution():
+@pytest.mark.parametrize(("sampler", "num_steps"), [(heun_sampler, 60), (euler_sampler, 400)])
+def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
     seeds = torch.arange(256)
-    images = heun_sampler(
+    images = sampler(
         gaussian_denoiser,
         latents(seeds, (1, 8, 8)),
-        num_steps=60,
+        num_steps=num_steps,
         S_churn=40,
         S_min=0.05,
         S_max=50,
         churn_noise=churn_noise(seeds, (1, 8, 8)),
     )
-    deterministic = heun_sampler(gaussian_denoiser, latents(seeds, (1, 8, 8)), num_steps=60)
+    deterministic = sampler(gaussian_denoiser, latents(seeds, (1, 8, 8)), num_steps=num_steps)
     assert abs(float(torch.corrcoef(torch.stack([images.flatten(), deterministic.flatten()]))[0, 1])) < 0.1
     assert float(images.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(images.std()) == pytest.approx(STD, abs=0.02)
