@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.artifacts import UserError
 
 POSITIVE = (
-    "dataset.resolution",
     "dataset.channels",
     "clustering.num_neighbours",
     "clustering.num_heads",
@@ -19,6 +18,7 @@ POSITIVE = (
     "training.batch_size",
     "training.duration_kimg",
     "training.lr",
+    "training.ema_halflife_kimg",
     "sampler.sigma_min",
     "evaluation.every_kimg",
     "evaluation.batch_size",
@@ -32,8 +32,10 @@ WHOLE_NUMBERS = {
     "seed": (0, 2**63 - 1),
     "num_clusters": (1, 10**7),
     "map_images": (0, None),
+    "dataset.resolution": (8, None),
     "dataset.max_images": (1, None),
     "sampler.steps": (1, None),
+    "steps": (1, None),
     "training.num_workers": (0, None),
     "training.max_batch_per_device": (1, None),
     "evaluation.num_images": (2, None),
@@ -51,7 +53,12 @@ NUMBERS = {
     "training.augment_probability": (0, 1),
     "training.label_dropout": (0, 1),
     "training.lr_rampup_kimg": (0, None),
+    "training.ema_rampup_ratio": (0, None),
     "clustering.warmup_epochs": (0, None),
+    "sampler.churn": (0, None),
+    "sampler.guidance": (0, None),
+    "churn": (0, None),
+    "guidance": (0, None),
 }
 CHOICES = {
     "conditioning": ("clusters", "none"),
@@ -60,6 +67,7 @@ CHOICES = {
     "embedding.precision": ("auto", "32-true", "bf16-mixed"),
     "clustering.neighbour_search": ("exact", "approximate"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "sampler.solver": ("heun", "euler"),
     "sampler.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list such as [1,2]"}

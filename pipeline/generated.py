@@ -17,7 +17,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.generate import check_guidance, labels_of
 from pipeline.inputs import plain
 from pipeline.run_folder import read_settings, read_summary
-from pipeline.sampling import Sampler
+from pipeline.sampling import typed_sampler
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MODEL_FILE = "denoiser.safetensors"
@@ -107,7 +107,7 @@ class GeneratedByModel:
     """
 
     def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
-        self.denoiser, self.sampler = Denoiser.from_pretrained(path), Sampler(**plain(cfg.sampler))
+        self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
         own = (self.denoiser.img_resolution, self.denoiser.img_channels)
         if own != (cfg.dataset.resolution, cfg.dataset.channels):
             raise UserError(

@@ -8,12 +8,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor
 
 from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import Denoiser, images_to_uint8
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
 from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
+from pipeline.inputs import plain
 
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 
@@ -83,3 +85,11 @@ class Sampler:
                 churn_noise=churn_noise(seeds, shape),
             )
         return images_to_uint8(images)
+
+
+def typed_sampler(cfg: DictConfig) -> Sampler:
+    """The sampler of `sampler=`, with `steps=`, `churn=` and `guidance=` of the command written into it where typed."""
+    for short in ("steps", "churn", "guidance"):
+        if cfg[short] is not None:
+            cfg.sampler[short] = cfg[short]
+    return Sampler(**plain(cfg.sampler))

@@ -31,6 +31,7 @@ from pipeline.run_folder import choose_run_folder, opened_run_folder, read_summa
 from pipeline.sampling import Sampler
 
 AUGMENT_DIM = 9
+LARGEST_IN_PIXELS = 64
 GROUPS = (
     "dataset", "conditioning", "network", "training", "sampler", "evaluation", "trainer", "init_from", "seed"
 )  # fmt: skip
@@ -67,16 +68,18 @@ def train(cfg: DictConfig) -> None:
     module = build_module(cfg, data, source)
     if cfg.evaluation.backbone is not None:
         extractor_settings(cfg, cfg.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
+    sampler = Sampler(**plain(cfg.sampler))
     with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"run folder  {folder}")
-        run(cfg, data, module, inputs, machine, folder)
+        run(cfg, data, module, sampler, inputs, machine, folder)
 
 
 def run(
     cfg: DictConfig,
     data: ImageDataModule,
     module: EDMModule,
+    sampler: Sampler,
     inputs: Mapping[str, str],
     machine: Machine,
     folder: Path,
@@ -88,7 +91,6 @@ def run(
     total_images = batch_size * max(1, round(cfg.training.duration_kimg * 1000 / batch_size))
     if machine.rank == 0:
         announce(cfg, module, data, data.store, machine, total_images)
-    sampler = Sampler(**plain(cfg.sampler))
     callbacks, distance = watchers(cfg, data, data.store, sampler, folder, machine, total_images)
     trainer = fit(
         cfg,
@@ -177,14 +179,25 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
         "num_clusters": labels.num_clusters if labels is not None else 0,
         "label_dropout": cfg.training.label_dropout,
     }
+    check_halflives(cfg.training.ema_halflife_kimg, list(cfg.training.extra_ema_halflife_kimg))
     hparams = {key: value for key, value in plain(cfg.training).items() if key not in NOT_OF_THE_MODULE}
     module = EDMModule(denoiser, seed=cfg.seed, **hparams)
     if cfg.trainer.channels_last:
         module.denoiser.to(memory_format=torch.channels_last)
-        module.ema.to(memory_format=torch.channels_last)
+        module.emas.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
-        module.denoiser.compile()
+        module.denoiser.compile()  # in place: names of weights, and so the snapshots, stay as they are
     return module
+
+
+def check_halflives(first: float, others: list[float]) -> None:
+    """Refuse averages that are none, or the same twice: they name files."""
+    usable = all(isinstance(kimg, (int, float)) and kimg > 0 for kimg in others)
+    if not usable or len({first, *others}) <= len(others):
+        raise UserError(
+            f"training.extra_ema_halflife_kimg={others}: type numbers above 0 that differ from one another and from "
+            f"training.ema_halflife_kimg={first}, such as training.extra_ema_halflife_kimg=[50,2000]."
+        )
 
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
@@ -219,6 +232,13 @@ def announce(
         f"batch       {data.batch_size} = {machine} × {share} images "
         f"× {data.accumulate} accumulated, {cfg.trainer.precision}"
     )
+    if cfg.dataset.resolution > LARGEST_IN_PIXELS:
+        print(
+            f"Warning: EDM in pixels is meant for images of up to {LARGEST_IN_PIXELS}×{LARGEST_IN_PIXELS}; at "
+            f"{cfg.dataset.resolution}×{cfg.dataset.resolution} its noise levels are too low and a step costs "
+            f"{(cfg.dataset.resolution / LARGEST_IN_PIXELS) ** 2:.0f} times as much. "
+            f"Type dataset.resolution={LARGEST_IN_PIXELS}."
+        )
     batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
     cost = measure_cost(module, batch, machine.device, machine.world_size, images, cfg.trainer.precision)
     print(f"cost        {cost}")

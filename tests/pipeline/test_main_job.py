@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,13 @@ def test_guidance_needs_a_model_that_saw_images_without_labels(cedm: Cedm, model
     denoiser = Denoiser.from_pretrained(model)
     for dropout, code in ((0.0, 2), (0.1, 0)):
         denoiser.save_pretrained(workplace / "guided.safetensors", label_dropout=dropout)
-        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", "guidance=2", "run_dir=guided")
+        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", "guidance=9", "run_dir=guided")
         assert result.code == code, result.err
+    for name, settings in {"plain": [], "outside": ["guidance=9", "sampler.guidance_interval=[200,300]"]}.items():
+        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", *settings, f"run_dir={name}")
+        assert result.code == 0, result.err
+    assert (pixels(workplace / "guided", 1) != pixels(workplace / "plain", 1)).any()
+    assert (pixels(workplace / "outside", 1) == pixels(workplace / "plain", 1)).all()
 
 
 def pixels(folder: Path, seed: int) -> np.ndarray:
@@ -135,6 +141,59 @@ def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace:
     assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
     assert kept.stat().st_mtime_ns == time_stamp
     assert abs(pixels(workplace / "all", 4) - before).max() <= 1
+
+
+def test_an_unfinished_zip_goes_on_too(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """Its images lie in a folder until all are there."""
+    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=z").code == 0
+    (workplace / "z/images/00000/img00000004.png").unlink()
+    (workplace / "z/summary.json").unlink()
+    settings = json.loads((workplace / "z/settings.json").read_text())
+    settings["settings"]["format"] = "zip"
+    (workplace / "z/settings.json").write_text(json.dumps(settings))
+    kept = workplace / "z/images/00000/img00000003.png"
+    Image.new("L", (8, 8), 77).save(kept)
+    for _ in range(2):  # a finished one is left as it is
+        assert cedm("generate", f"ckpt={model}", "num=6", "format=zip", "run_dir=z").code == 0
+        assert not (workplace / "z/images").exists()
+        with zipfile.ZipFile(workplace / "z/images.zip") as archive:
+            assert len(archive.namelist()) == 7
+            assert np.array(Image.open(archive.open("00000/img00000003.png"))).mean() == 77
+
+
+def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """What is typed for short wins over the option."""
+    used = {}
+    for name, settings in {
+        "euler": ["sampler=euler"],
+        "stochastic": ["sampler=stochastic"],
+        "calm": ["sampler=stochastic", "churn=0"],
+        "heun": [],
+    }.items():
+        assert cedm("generate", f"ckpt={model}", "num=2", "steps=4", *settings, f"run_dir={name}").code == 0
+        used[name] = summary(workplace / name)["sampler"]
+    assert used["euler"]["solver"] == "euler"
+    assert (used["stochastic"]["churn"], used["calm"]["churn"]) == (40, 0)
+    pictures = {name: pixels(workplace / name, 1) for name in used}
+    assert (pictures["euler"] != pictures["heun"]).any()
+    assert (pictures["stochastic"] != pictures["heun"]).any()
+    assert (pictures["calm"] == pictures["heun"]).all()
+
+
+def test_labels_are_drawn_as_asked(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """In proportion to the frequencies ½, ¼, ¼ or uniformly; a seed has the same label in any company."""
+    shares = {}
+    for clusters in ("frequencies", "uniform"):
+        settings = ["num=300", "steps=1", f"clusters={clusters}"]
+        assert cedm("generate", f"ckpt={model}", *settings, f"run_dir={clusters}").code == 0
+        labels = dict(json.loads((workplace / clusters / "images/dataset.json").read_text())["labels"])
+        shares[clusters] = list(labels.values()).count(2) / 300
+        alone = ["seeds=[299,31]", "steps=1", f"clusters={clusters}", f"run_dir={clusters}-alone"]
+        assert cedm("generate", f"ckpt={model}", *alone).code == 0
+        for name, label in json.loads((workplace / f"{clusters}-alone/images/dataset.json").read_text())["labels"]:
+            assert labels[name] == label
+    assert shares["frequencies"] == pytest.approx(1 / 2, abs=0.1)
+    assert shares["uniform"] == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
@@ -180,6 +239,33 @@ def test_a_run_continues_after_a_stop_and_refuses_other_settings(
 def weights(folder: Path) -> dict[str, list[float]]:
     denoiser = Denoiser.from_pretrained(folder / "denoiser.safetensors")
     return {name: value.flatten().tolist() for name, value in denoiser.state_dict().items()}
+
+
+def test_several_averages_are_denoisers_of_their_own(cedm: Cedm, workplace: Path) -> None:
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null", "training.extra_ema_halflife_kimg=[0.2,50]"]
+    assert cedm("train", *settings, "training.ema_rampup_ratio=null", "run_dir=run").code == 0
+    files = ["denoiser.safetensors", "denoiser-ema0.2kimg.safetensors", "denoiser-ema50kimg.safetensors"]
+    assert {path.name for path in (workplace / "run").glob("denoiser*")} == set(files)
+    metas = [Denoiser.from_pretrained(workplace / "run" / name).meta for name in files]
+    assert [meta["ema_halflife_kimg"] for meta in metas] == [10, 0.2, 50]
+    assert cedm("generate", f"ckpt=run/{files[1]}", "num=1", "steps=1", "run_dir=generated").code == 0
+
+
+@pytest.mark.slow
+def test_compiling_changes_no_file(cedm: Cedm, workplace: Path) -> None:
+    """A run may go on compiled where it stopped uncompiled; weights and snapshots have the same names."""
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null"]
+    assert cedm("train", *settings, "run_dir=eager").code == 0
+    result = cedm("train", *settings, "trainer.compile=true", "run_dir=compiled")
+    assert result.code == 0, result.err
+    eager, compiled = weights(workplace / "eager"), weights(workplace / "compiled")
+    assert eager.keys() == compiled.keys()
+    assert all(np.allclose(eager[name], compiled[name], rtol=1e-2, atol=1e-3) for name in eager)
+    snapshots = [
+        torch.load(max((workplace / folder / "snapshots").glob("*.ckpt")))["state_dict"]
+        for folder in ("eager", "compiled")
+    ]
+    assert snapshots[0].keys() == snapshots[1].keys()
 
 
 def test_training_on_an_assignments_file(cedm: Cedm, workplace: Path) -> None:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.pseudo_labels import PseudoLabels
-from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
@@ -42,6 +44,24 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
     assert "64 = 2 × cpu × 32 images × 1 accumulated" in out
     assert_same_model(workplace / "one", two)
     assert out.count("fd_pixels") == 1
+
+
+def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) -> None:
+    """Each image is made once, whoever makes it."""
+    network = {"architecture": "ddpmpp", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "dropout": 0.0}
+    torch.manual_seed(0)
+    denoiser = build_denoiser({**network, "attn_resolutions": []}, 8, 1, label_dim=3)
+    denoiser.cluster_frequencies, denoiser.cluster_ids = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1, 4, 6])
+    denoiser.save_pretrained(workplace / "denoiser.safetensors")
+    settings = ["ckpt=denoiser.safetensors", "num=7", "steps=2", "batch_size=2"]
+    assert cedm("generate", *settings, "run_dir=one").code == 0
+    run([sys.executable, "-m", "pipeline.generate", *settings, *TWO, "run_dir=two"], workplace)
+    one, two = (sorted(Path(folder, "images").glob("*/*.png")) for folder in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) == 7
+    for a, b in zip(one, two, strict=True):
+        assert abs(np.array(Image.open(a)).astype(int) - np.array(Image.open(b))).max() <= 1
+    assert Path("one/images/dataset.json").read_text() == Path("two/images/dataset.json").read_text()
 
 
 @pytest.mark.slow
