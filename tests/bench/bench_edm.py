@@ -1,11 +1,22 @@
-"""EDM: a training step, and what the optimizer and the average add to it."""
+"""EDM: a training step and sampling of the CIFAR network, and what all else adds to a step."""
+
+import tempfile
+import time
+from functools import partial
+from unittest import mock
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from timing import seconds, show
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_modules.diffusion.denoiser import build_denoiser
-from lightning_modules.diffusion.ema import EMA
-from lightning_modules.diffusion.loss import EDMLoss
+from datamodules.image_datamodule import ImageBatch
+from lightning_modules.diffusion import winograd
+from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.sampler import heun_sampler
+from lightning_modules.edm_module import EDMModule
 
 CIFAR_NETWORK = {
     "architecture": "ddpmpp",
@@ -15,43 +26,151 @@ CIFAR_NETWORK = {
     "attn_resolutions": [16],
     "dropout": 0.13,
 }
+TINY_NETWORK = {**CIFAR_NETWORK, "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
 
 
-def bench_edm(batch: int = 4) -> None:
-    """A training step of EDM's CIFAR network: plain float32, channels last, and bf16."""
-    images = torch.rand(batch, 3, 32, 32) * 2 - 1
-    sigma, noise = torch.full((batch,), 0.5), torch.randn(batch, 3, 32, 32)
-    labels, augmented = torch.eye(10)[:batch], torch.zeros(batch, 9)
+def bench_edm() -> None:
+    """On a GPU at full size; else against plain PyTorch with what this CPU can do."""
+    if torch.cuda.is_available():
+        bench_gpu()
+        return
+    bench_cpu(batch=16)
 
-    def step_time(channels_last: bool, bf16: bool) -> float:
-        torch.manual_seed(0)
-        denoiser = build_denoiser(CIFAR_NETWORK, 32, 3, label_dim=10, augment_dim=9)
-        if channels_last:
-            denoiser.to(memory_format=torch.channels_last)
 
-        def step() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                EDMLoss()(denoiser, images, sigma, noise, labels, augmented).mean().backward()
+def cifar_denoiser(network: dict = CIFAR_NETWORK) -> Denoiser:
+    torch.manual_seed(0)
+    return build_denoiser(network, 32, 3, label_dim=10, augment_dim=9)
 
-        return seconds(step, repeats=2)
 
-    plain = step_time(channels_last=False, bf16=False)
-    show(f"EDM step, DDPM++ 55.7 M, batch {batch}: fp32 | channels last", plain, step_time(True, False))
-    show(f"EDM step, DDPM++ 55.7 M, batch {batch}: fp32 | bf16", plain, step_time(False, True))
-    show(f"EDM step, DDPM++ 55.7 M, batch {batch}: fp32 | bf16 channels last", plain, step_time(True, True))
-    bench_overhead(plain)
+def image_batch(size: int, device: str = "cpu") -> ImageBatch:
+    positions = torch.arange(size, device=device)
+    pixels = torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8, device=device)
+    return ImageBatch(pixels, positions % 10, positions)
+
+
+def bench_cpu(batch: int) -> None:
+    """Plain float32 eager channels-first PyTorch against channels last, Winograd's convolutions, and bf16."""
+    images = image_batch(batch)
+    x, sigma, labels = torch.randn(batch, 3, 32, 32), torch.ones(batch), torch.eye(10)[images.labels]
+    plain = EDMModule(cifar_denoiser(), batch_size=batch)
+    ours = EDMModule(cifar_denoiser().to(memory_format=torch.channels_last), batch_size=batch)
+
+    def step(module: EDMModule, bf16: bool = False) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            module.loss_of(images).mean().backward()
+        module.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def denoise(module: EDMModule, bf16: bool = False) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            module.denoiser(x, sigma, labels)
+
+    for what, work in {"step": step, "denoising": denoise}.items():
+        with mock.patch.object(winograd, "pays", return_value=False):
+            usual = seconds(partial(work, plain), repeats=2)
+        for name, bf16 in {"ours": False, "ours in bf16": True}.items():
+            duration = seconds(partial(work, ours, bf16), repeats=2)
+            show(f"EDM {what}, DDPM++ 55.7 M, batch {batch}: plain | {name}", usual, duration)
+        if what == "step":
+            bench_overhead(usual)
+        plain.eval()
+        ours.eval()
 
 
 def bench_overhead(step: float) -> None:
-    """What Adam and the EMA add to a step."""
-    denoiser = build_denoiser(CIFAR_NETWORK, 32, 3, label_dim=10, augment_dim=9)
-    ema, optimizer = EMA(denoiser), torch.optim.Adam(denoiser.parameters())
-    for parameter in denoiser.parameters():
+    """What Adam, the EMA, and Lightning with its logs add to a step."""
+    module = EDMModule(cifar_denoiser(), batch_size=16)
+    optimizer = module.configure_optimizers()["optimizer"]
+    for parameter in module.denoiser.parameters():
         parameter.grad = torch.zeros_like(parameter)
 
     def update() -> None:
         optimizer.step()
-        ema.update(denoiser, nimg=10_000, batch_size=1024)
+        module.emas[0].update(module.denoiser, nimg=10_000, batch_size=1024)
 
-    added: float = seconds(update)
-    print(f"{'EDM: Adam and EMA, as a share of that fp32 step':<58} {'':9} {added:9.3f} s    {added / step:6.1%}")
+    added = seconds(update) + lightning_overhead()
+    what = "EDM: Adam, EMA and logs, as a share of the plain step"
+    print(f"{what:<58} {'':9} {added:9.3f} s    {added / step:6.1%}")
+
+
+def lightning_overhead(steps: int = 50) -> float:
+    """Seconds that Lightning and its logs add to a step: a tiny network with it, less one without."""
+    module, batch = EDMModule(cifar_denoiser(TINY_NETWORK), batch_size=1), image_batch(1)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            logger=TensorBoardLogger(folder),
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = DataLoader([batch] * steps, batch_size=None)
+        start = time.perf_counter()
+        trainer.fit(module, loader)
+        with_lightning = (time.perf_counter() - start) / steps
+    optimizer = module.configure_optimizers()["optimizer"]
+
+    def step() -> None:
+        module.loss_of(batch).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.emas[0].update(module.denoiser, nimg=10_000, batch_size=1)
+
+    return with_lightning - seconds(step)
+
+
+def bench_gpu(batch: int = 512) -> None:
+    """Training and sampling in bf16, compiled; utilization is of the matrix-product rate measured here."""
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / seconds(lambda: finished(matrix @ matrix), repeats=5)
+    print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bf16 matrix products of 8192³")
+
+    module = EDMModule(cifar_denoiser(), batch_size=batch).to("cuda", memory_format=torch.channels_last)
+    images = image_batch(batch, "cuda")
+    with FlopCounterMode(display=False) as training_flops:
+        module.loss_of(image_batch(1, "cuda")).sum().backward()
+    with FlopCounterMode(display=False) as denoising_flops, torch.no_grad():
+        module.denoiser(torch.randn(1, 3, 32, 32, device="cuda"), 1.0)
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.denoiser.compile()
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = module.loss_of(images).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.emas[0].update(module.denoiser, nimg=10**6, batch_size=batch)
+        finished(loss)
+
+    step()  # compiles
+    report("training", batch, seconds(step, repeats=10), training_flops.get_total_flops(), peak)
+
+    denoiser, start = module.averaged_denoiser, torch.randn(batch, 3, 32, 32, device="cuda")
+    denoiser.compile()
+    labels = torch.eye(10, device="cuda")[images.labels]
+
+    def sample() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            finished(heun_sampler(denoiser, start, labels, num_steps=18))
+
+    sample()
+    report("sampling, 18 steps", batch, seconds(sample, repeats=2), 35 * denoising_flops.get_total_flops(), peak)
+
+
+def finished(result: torch.Tensor) -> None:
+    torch.cuda.synchronize(result.device)
+
+
+def report(what: str, batch: int, duration: float, flops_per_image: int, peak: float) -> None:
+    """One row: rate, utilization, memory."""
+    utilization = batch * flops_per_image / duration / peak
+    memory = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    print(
+        f"{f'EDM {what}, DDPM++ 55.7 M, batch {batch}, bf16, compiled':<58} {batch / duration:9,.0f} images/s, "
+        f"{utilization:.0%} of that rate, {memory:.1f} GB",
+        flush=True,
+    )
