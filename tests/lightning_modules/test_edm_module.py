@@ -110,7 +110,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
         averages = [beta * a + (1 - beta) * w.detach() for a, w in zip(averages, weights, strict=True)]
 
     for ours, plain in zip(trained.denoiser.parameters(), weights, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     for ours, plain in zip(trained.averaged_denoiser.parameters(), averages, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
@@ -259,4 +259,4 @@ def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:
 def test_the_logged_loss_is_that_of_the_whole_step(tmp_path: Path) -> None:
     expected = make_module().loss_of(batch_at(0, BATCH)).mean()
     trained = train(make_module(), steps=1, folder=tmp_path, accumulate=4)
-    torch.testing.assert_close(trained.trainer.callback_metrics["train/loss"], expected.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(trained.trainer.callback_metrics["train/loss"], expected.detach(), rtol=1e-4, atol=0)
