@@ -12,7 +12,6 @@ from datamodules.artifacts import UserError
 from datamodules.clip_text import embed_class_names, read_class_names
 from datamodules.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.zero_shot import zero_shot
-from pipeline.command import CONFIGS
 
 from .conftest import Cedm
 
@@ -99,7 +98,6 @@ def test_class_names(tmp_path: Path) -> None:
             read_class_names(given, None)
 
 
-@pytest.mark.skipif(not (CONFIGS / "backbone/clip_vitl14.yaml").exists(), reason="needs the backbone clip_vitl14")
 def test_the_command(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) -> None:
     settings = ["clustering=clip", "backbone=clip_vitl14", f"backbone.path={tiny[0]}", "dataset.max_images=40"]
     names = "clustering.class_names=[a round one,a line]"
