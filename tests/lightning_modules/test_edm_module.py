@@ -97,7 +97,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     module = make_module()
     weights = list(module.denoiser.parameters())
     averages = [weight.detach().clone() for weight in weights]
-    optimizer = torch.optim.Adam(weights, lr=1e-2)
+    optimizer = torch.optim.Adam(weights, lr=1e-2, fused=True)
     for step in range(5):
         nimg = step * BATCH
         optimizer.param_groups[0]["lr"] = 1e-2 * min(nimg / 20, 1)
