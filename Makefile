@@ -41,7 +41,7 @@ help:  ## This list
 	@echo 'Variables, with their defaults:'
 	@echo '  DATASET=digits    digits, cifar10, cifar100, ffhq64, afhqv2, folder, zip, npy or hf; brings its published settings along'
 	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id (for cifar: where the files lie)'
-	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, dinov2_vitl14'
+	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, … see docs/backbones.md'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'
 	@echo '  CONDITIONING=     clusters or none'
@@ -49,6 +49,7 @@ help:  ## This list
 	@echo '  ACCELERATOR=auto  gpu, cpu, …'
 	@echo '  CKPT=             for generate, evaluate: denoiser.safetensors or the folder of a run; default: the newest'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
+	@echo '  ONLY=             for make bench: neighbours, temi, edm or embed'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
 
 $(VENV)/.installed: pyproject.toml
