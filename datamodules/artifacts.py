@@ -7,6 +7,8 @@ that and every tensor's name, dtype, shape and bytes. safetensors alone notices 
 This module imports nothing else of the project, and everything else may import it.
 """
 
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,10 +17,11 @@ import math
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,8 @@ from torch import Tensor
 FORMAT_VERSION = 1
 HEADER_KEY = "cedm"
 LIBRARIES = ("cluster-conditioned-diffusion", "torch", "lightning", "torchmetrics", "transformers", "safetensors")
-CHUNK_BYTES = 1 << 22
+WORKPLACE_SUFFIX, LOCK_NAME = ".tmp", ".lock"  # of the folders in which files are written before they get their name
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SETTLED_AFTER_NS = 1_000_000_000  # a file changed this recently may change again within one tick of its time stamps
 
 log = logging.getLogger(__name__)
@@ -120,11 +124,8 @@ def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def _hash_file(path: Path) -> str:
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Writing whole files --------------------------------------------------------------------------------------------------
@@ -132,10 +133,13 @@ def _hash_file(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Path of a temporary sibling to write; it takes the name `path`, flushed to disk, when the block ends well.
+    """Path of a temporary file to write; it takes the name `path`, flushed to disk, when the block ends well.
 
     Whoever reads `path` sees the old file or the new one, never a part, even after a power cut. The mode is that of
     any new file (0644 under the umask). A block that raises leaves the old file as it was.
+
+    Raises:
+        UserError: the disk is full.
     """
     path = Path(path)
     if "=" in path.name:
@@ -143,18 +147,72 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{path.name!r}: file names that this project writes hold no '=' (Hydra reads it as an override)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    mode = os.fstat(descriptor).st_mode & 0o777  # what the umask left of 0644, learned without changing the umask
-    os.close(descriptor)
     try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its files 0600
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-        _flush_to_disk(path.parent)
+        with _workplace(path) as (folder, mode):
+            temporary = folder / path.name
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes its files 0600
+            _flush_to_disk(temporary)
+            temporary.replace(path)
+            _flush_to_disk(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise UserError(
+            f"{path}: the disk or your quota is full. What lay there before is untouched. "
+            "Make room, then type the same command again."
+        ) from error
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
+    """A folder beside `path` for one write (libraries leave temporary files of their own), and a new file's mode.
+
+    Its lock is held as long as this process lives, which is how `remove_abandoned` knows whose time is over.
+    """
+    while True:
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}{WORKPLACE_SUFFIX}")
+        folder.mkdir()
+        descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
+        with suppress(OSError):  # a file system without locks: what is left there, a person has to remove
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if (folder / LOCK_NAME).exists():  # else it was taken for abandoned in the moment before the lock
+            break
+        os.close(descriptor)
+    try:
+        yield folder, os.fstat(descriptor).st_mode & 0o777
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: str | Path) -> None:
+    """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
+    for workplace in Path(folder).rglob(f".*{WORKPLACE_SUFFIX}"):
+        try:
+            descriptor = os.open(workplace / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
+        except OSError:  # gone meanwhile
+            continue
+        with suppress(OSError):  # its writer lives, or the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(workplace, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether `error`, or one that it came from, is the system's word for a full disk, in Python's or Rust's form."""
+    while error is not None:
+        if getattr(error, "errno", 0) in DISK_FULL or any(f"(os error {code})" in str(error) for code in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file to `NAME.damaged`, so that nobody reads it and its owner can look at it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    return aside
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -254,9 +312,7 @@ def make_once(
         except MissingArtifactError:
             pass
         except DamagedArtifactError as error:
-            set_aside = path.with_name(f"{path.name}.damaged")
-            path.replace(set_aside)
-            log.warning("%s Set aside as %s; making it again.", error, set_aside.name)
+            log.warning("%s Set aside as %s; making it again.", error, set_aside(path).name)
         tensors, meta = make()
         write_artifact(path, kind, tensors, meta)
         return read_artifact(path, kind, remake)

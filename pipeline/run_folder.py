@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.artifacts import UserError, canonical_json, write_json
+from datamodules.artifacts import UserError, canonical_json, remove_abandoned, write_json
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
@@ -100,6 +100,7 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
             folder.rename(aside)
         print(f"The run that lay in {folder} is kept in {aside}.")
     with locked(folder):
+        remove_abandoned(folder)
         if read_settings(folder) is None:
             write_json(folder / SETTINGS_FILE, dict(settings))
         yield

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from datamodules.artifacts import (
     fingerprint,
     make_once,
     read_artifact,
+    remove_abandoned,
     write_artifact,
     write_json,
 )
@@ -132,6 +135,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
         write_half()
     assert json.loads(path.read_text())["shape"] == [2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp_path: Path):
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with atomic_path(tmp_path / "deep" / "a.json") as temporary:
+            temporary.write_text("half")
+            os.write(write_end, b"written")
+            time.sleep(60)
+        os._exit(1)
+    os.read(read_end, 7)
+    remove_abandoned(tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("a.json")] == ["half"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "deep").iterdir())
 
 
 def test_files_are_readable_by_others_unless_the_umask_forbids_it(tmp_path: Path):
