@@ -126,7 +126,7 @@ def reference_statistics(cfg: DictConfig, store: ImageStore, extractor: Backbone
     path = cached(cfg, "statistics", source, extractor)
 
     def compute() -> tuple[dict[str, torch.Tensor], dict]:
-        statistics = FeatureStatistics(extractor.dim).to(device)
+        statistics = FeatureStatistics(extractor.dim, sync_on_compute=False).to(device)  # the others wait for this one
         extractor.to(device)
         parts = torch.arange(len(source)).split(cfg.evaluation.batch_size)
         with tqdm(total=len(source), desc=f"reference ({extractor.name})", unit="img", dynamic_ncols=True) as bar:
