@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
+from callbacks.stopping import Stopped, stop_requested
 from datamodules.artifacts import UserError, fingerprint
 from lightning_modules.diffusion.sampler import draw_labels
 from lightning_modules.edm_module import EDMModule
@@ -73,6 +74,14 @@ class FrechetDistance(Callback):
             assert isinstance(pl_module, EDMModule)
             self.evaluate(trainer, pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure now what a stop cut short: the snapshot is of a step whose distance is due and not known."""
+        assert isinstance(pl_module, EDMModule)
+        due = pl_module.nimg and self.every.is_due(trainer, pl_module, trainer.accumulate_grad_batches - 1)
+        known = bool(self.history) and self.history[-1][0] == pl_module.nimg / 1000
+        if due and not known and self.evaluate(trainer, pl_module) is None:
+            raise Stopped
+
     @property
     def protocol(self) -> dict[str, Any]:
         """What a reported distance has to say: extractor, numbers of images, whose weights."""
@@ -86,8 +95,8 @@ class FrechetDistance(Callback):
         }
 
     @torch.no_grad()
-    def evaluate(self, trainer: Trainer, pl_module: EDMModule) -> float:
-        """Generate, measure and log; the same value on every rank."""
+    def evaluate(self, trainer: Trainer, pl_module: EDMModule) -> float | None:
+        """Generate, measure and log; the same value on every rank. None where the run is asked to stop meanwhile."""
         denoiser, device = pl_module.averaged_denoiser, pl_module.device
         self.extractor.to(device)
         metric = frechet.FrechetDistance(self.reference).to(device)
@@ -100,7 +109,13 @@ class FrechetDistance(Callback):
             disable=not trainer.is_global_zero,
             dynamic_ncols=True,
         )
-        for part in seeds.split(self.batch_size):
+        largest_share = -(-self.num_images // trainer.world_size)
+        for start in range(0, largest_share, self.batch_size):
+            if stop_requested(trainer):  # joined by every rank, also by one whose share ended a batch before
+                return None
+            part = seeds[start : start + self.batch_size]
+            if not len(part):
+                continue
             images = self.generate(denoiser, part, self.labels(part, denoiser.cluster_frequencies))
             metric.update(self.extractor.extract(images))
             bar.update(len(part))

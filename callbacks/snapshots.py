@@ -1,5 +1,9 @@
 """Snapshots for resuming, written whole or not at all, and the model file that generation needs."""
 
+import hashlib
+import logging
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +12,43 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.schedule import EveryKimg, Schedule
-from datamodules.artifacts import atomic_path
+from callbacks.schedule import EveryKimg, Schedule, ends_step
+from callbacks.stopping import Stopped, stop_requested
+from datamodules.artifacts import UserError, atomic_path, set_aside
 from lightning_modules.edm_module import EDMModule
+
+SEAL_LENGTH = 64  # a SHA-256 in hexadecimal digits
+CHUNK_BYTES = 1 << 22
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written to a temporary sibling, flushed, then renamed; read with `weights_only`."""
+    """Lightning's checkpoint files, sealed, written whole or not at all, and read with `weights_only`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as file:  # given a path, PyTorch would hide why it cannot write
+                torch.save(checkpoint, file)
+            seal(temporary)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path}: refused, as it holds more than a snapshot needs: {str(error).splitlines()[0]} "
+                "If you did not put it there, distrust the folder. Delete the file to go on from the one before."
+            ) from error
 
 
 class Snapshots(Checkpoint):
     """Writes `step-00001234.ckpt` when due and keeps the newest `keep`; runs after all other callbacks.
 
-    Unlike `ModelCheckpoint` it holds no state of its own: the files in `folder` are all there is.
+    When a process is asked to stop, all of them write one more after the same step and raise `Stopped`. Unlike
+    `ModelCheckpoint` it holds no state of its own: the files in `folder` are all there is.
     """
 
     def __init__(self, folder: Path, every: Schedule, keep: int = 2) -> None:
@@ -37,29 +56,81 @@ class Snapshots(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count passes anew: the number of devices, and with it the passes in a step, may have changed since."""
+        before = checkpoint.get("world_size", trainer.world_size)
+        if before != trainer.world_size:
+            trainer.print(
+                f"Note: {before} processes trained up to here, {trainer.world_size} go on: on the same images and "
+                "noise, but with other rounding, so not to the same bytes."
+            )
         passes = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["current"], progress["total"]):
             counts.update(ready=passes, started=passes, processed=passes, completed=passes)
+        # Lightning counts this step after the hook in which the snapshot is written: curves would lag behind by one.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["world_size"] = trainer.world_size
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.every.is_due(trainer, pl_module, batch_idx):
+        if not ends_step(trainer, batch_idx):
             return
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")  # joined by every rank
+        stop = stop_requested(trainer)
+        if stop or self.every.is_due(trainer, pl_module, batch_idx):
+            self.save(trainer)
+        if stop:
+            raise Stopped
+
+    def save(self, trainer: Trainer) -> None:
+        """Write one snapshot, joined by every rank, and remove the oldest."""
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
 
 
-def newest_snapshot(folder: Path) -> Path | None:
-    """The snapshot to resume from; None where there is none."""
-    return max(folder.glob("step-*.ckpt"), default=None)
+def newest_snapshot(folder: Path, rank: int = 0) -> Path | None:
+    """The newest whole snapshot, to resume from; None where there is none. Rank 0 sets damaged ones aside."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        try:
+            if seal_holds(path):
+                return path
+        except FileNotFoundError:  # rank 0 has set it aside
+            continue
+        if rank == 0:
+            log.warning(
+                "%s is damaged: its checksum does not match. Set aside as %s; the one before is used.",
+                path,
+                set_aside(path).name,
+            )
+    return None
+
+
+def seal(archive: Path) -> None:
+    """Appends to a ZIP archive the SHA-256 of its bytes, as the archive's comment, which readers pass over."""
+    with archive.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)  # the last field of the last record: the length of the comment
+        file.write(SEAL_LENGTH.to_bytes(2, "little"))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(digest.encode())
+
+
+def seal_holds(archive: Path) -> bool:
+    """Whether a file that was sealed still has the bytes that it had."""
+    sha, remaining = hashlib.sha256(), archive.stat().st_size - SEAL_LENGTH
+    with archive.open("rb") as file:
+        while remaining > 0 and (chunk := file.read(min(CHUNK_BYTES, remaining))):
+            sha.update(chunk)
+            remaining -= len(chunk)
+        return remaining == 0 and file.read() == sha.hexdigest().encode()
 
 
 class DenoiserFile(Callback):
-    """Keeps `denoiser.safetensors` (EMA weights and all that generation needs) as new as the newest snapshot.
+    """Writes `denoiser.safetensors` (EMA weights and all that generation needs) whenever a snapshot is due.
 
     Where several averages are kept, the others lie beside it as `denoiser-ema50kimg.safetensors`.
     """

@@ -1,6 +1,7 @@
 """Images with their pseudo-labels: the batches that diffusion models are trained on."""
 
 import os
+import signal
 from typing import NamedTuple
 
 import lightning as L
@@ -126,6 +127,7 @@ class ImageDataModule(L.LightningDataModule):
             sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),
             batch_size=None,  # the sampler gives whole batches
             num_workers=num_workers,
+            worker_init_fn=_leave_signals_to_the_main_process,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -135,3 +137,9 @@ class ImageDataModule(L.LightningDataModule):
         if self.trainer is None:
             return 1, 0, 0
         return self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A signal to the whole process group must not take the workers away before the last snapshot; they end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

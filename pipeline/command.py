@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +23,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from safetensors import SafetensorError
 
-from datamodules.artifacts import UserError
+from callbacks.stopping import stop_at_once
+from datamodules.artifacts import UserError, remove_abandoned
 from pipeline.checks import check_settings, leaves
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class OwnProcessNeeded(Exception):  # noqa: N818, as nothing is wrong
+    """A run of a sweep (`-m`) on several devices: Lightning would start its other processes as the whole sweep."""
 
 
 def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -44,7 +50,10 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         composed = True
         try:
             check_settings(cfg, defaults_of(name, HydraConfig.get().runtime.choices))
+            remove_abandoned(cfg.cache_dir)
             task(cfg)
+        except OwnProcessNeeded:
+            run_alone(name)
         except UserError as error:
             fail(str(error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -66,9 +75,12 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     def main() -> None:
         nonlocal composed
         composed = False
+        if any("_target_" in word for word in sys.argv[1:]):  # Hydra would import and call what its own groups name
+            fail("_target_: this project makes nothing of names in settings. Leave it out.")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
         try:
-            entry()
+            with stop_at_once():
+                entry()
         except (HydraException, OmegaConfBaseException) as error:
             if composed:
                 raise
@@ -89,6 +101,19 @@ def is_lack_of_room(error: BaseException | None) -> bool:
         r"No space left|quota exceeded|File too large|Read-only file system|disk is full", str(error), re.I
     )
     return words is not None or is_lack_of_room(error.__cause__ or error.__context__)
+
+
+def run_alone(name: str) -> None:
+    """Run the current run of a sweep as if it had been typed by itself, and end with it where it does not end well."""
+    with subprocess.Popen([sys.executable, "-m", f"pipeline.{name}", *HydraConfig.get().overrides.task]) as process:
+        try:
+            code = process.wait()
+        except SystemExit:  # SIGTERM came; the run stops in its own way
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        sys.exit(code)
 
 
 def fail(message: str, code: int = 2) -> None:

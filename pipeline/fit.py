@@ -13,13 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.utils.tensorboard.summary import hparams
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
+from callbacks.stopping import Stopped, queue_again, stop_between_batches
 from datamodules.artifacts import UserError
 from pipeline.checks import leaves
+from pipeline.command import OwnProcessNeeded
 
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
 
@@ -53,17 +54,20 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
 
     Raises:
         UserError: the accelerator or the number of devices is not to be had on this machine.
+        OwnProcessNeeded: this is one run of a sweep, on several devices.
     """
     adopt_torchrun(cfg)
     scout = scout_devices(cfg)
     machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
-    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError(
-            f"-m (--multirun) with trainer.devices={cfg.trainer.devices}: each process would start the whole sweep. "
-            "Type the runs one by one, or sweep with trainer.devices=1."
-        )
     inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     environment = getattr(scout.strategy, "cluster_environment", None)
+    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        if environment is not None and environment.creates_processes_externally:
+            raise UserError(
+                "-m (--multirun) under torchrun or SLURM, whose processes are there for one run. Type the runs one by "
+                "one, or sweep without torchrun and with trainer.devices=N: each run then starts N processes."
+            )
+        raise OwnProcessNeeded
     if inherited and "LOCAL_RANK" in os.environ:
         return machine, Path(inherited)
     if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
@@ -149,7 +153,8 @@ def fit(
 ) -> Trainer:
     """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
 
-    Ctrl-C and SIGTERM end the process, with exit codes 130 and 143, and leave the newest snapshot to go on from.
+    SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
+    snapshot to go on from.
     """
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -169,14 +174,18 @@ def fit(
         default_root_dir=folder,
     )
     show_hyperparameters(trainer, cfg, outcomes)
-    snapshot = newest_snapshot(folder / "snapshots")
+    snapshot = newest_snapshot(folder / "snapshots", trainer.global_rank)
     if snapshot is not None and trainer.is_global_zero:
         print(f"Going on from {snapshot}")
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+        with stop_between_batches(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+    except SystemExit as stop:  # ours after SIGTERM, or Lightning's answer to Ctrl-C
         if trainer.is_global_zero:
             newest = newest_snapshot(folder / "snapshots")
             print(f"Stopped. The same command goes on from {newest or 'the start'}.", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, SIGTERMException) else 130)
+            queue_again()
+        elif RUN_FOLDER_VARIABLE in os.environ:
+            sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another
+        sys.exit(stop.code if isinstance(stop, Stopped) else 130)
     return trainer

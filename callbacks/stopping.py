@@ -1,0 +1,92 @@
+"""SIGTERM ends a command where nothing is half-done: at once, or between two batches of a training.
+
+Lightning's own handlers wait for the other processes inside the handler, which hangs where only some of them got the
+signal; so they are left out, and the processes agree at the end of each optimizer step instead.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+
+class Stopped(SystemExit):
+    """Ends the process after SIGTERM with the exit code that shells give it: 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class StopRequest:
+    """The signal that asked this process to end, if one has, and whether it may end at any point."""
+
+    def __init__(self) -> None:
+        self.received, self.deferred = 0, False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self.received = max(self.received, number)
+        if not self.deferred:
+            raise Stopped
+
+
+request = StopRequest()
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """SIGTERM raises `Stopped` wherever the block is: temporary files are removed and locks let go on the way out."""
+    request.received = 0
+    before = signal.signal(signal.SIGTERM, request.receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stop_between_batches(trainer: Trainer) -> Iterator[None]:
+    """In the block, SIGTERM is only noted; whoever calls `stop_requested` at a good moment raises `Stopped`.
+
+    Under SLURM the signal that announces the end of the time limit (`#SBATCH --signal=SIGUSR1@120`) is noted too, and
+    the job is then queued again, as Lightning does it.
+    """
+    connector = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    numbers: list[int] = [signal.SIGTERM]
+    if isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+        numbers.append(signal.SIGUSR1)
+    before = {number: signal.signal(number, request.receive) for number in numbers}
+    request.deferred = True
+    try:
+        yield
+    finally:
+        request.deferred = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if request.received:  # after the last batch
+        raise Stopped
+
+
+def stop_requested(trainer: Trainer) -> bool:
+    """Whether any process was asked to end. All processes call this at the same place, and get the same answer."""
+    if trainer.world_size > 1:
+        received = torch.tensor(request.received, device=trainer.strategy.root_device)
+        request.received = int(trainer.strategy.reduce(received, reduce_op="max"))
+    return request.received > 0
+
+
+def queue_again() -> None:
+    """Queue this SLURM job again where its time limit was what stopped it."""
+    if request.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+        try:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"The job could not be queued again: {error}", file=sys.stderr)
