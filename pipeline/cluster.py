@@ -1,6 +1,6 @@
 """`cedm cluster`: embeddings → pseudo-labels, and for TEMI the head that can label new images."""
 
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from callbacks.schedule import EveryEpochs
 from callbacks.snapshots import Snapshots
 from callbacks.throughput import ImageProgressBar
 from callbacks.utilization import UtilizationRatio
-from datamodules.artifacts import UserError
+from datamodules.artifacts import DamagedArtifactError, MissingArtifactError, UserError, set_aside
 from datamodules.clip_text import embed_class_names
 from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.pseudo_labels import PseudoLabels, made_for
@@ -63,8 +63,8 @@ def cluster(cfg: DictConfig) -> None:
     check_clustering(cfg, source)
     path = pseudo_labels_file(cfg, source)
     inputs = {"dataset": source.fingerprint}
-    if path.exists() and not cfg.overwrite:
-        labels = PseudoLabels.load(path, remake=typed_command("cluster"))
+    labels = None if cfg.overwrite else made_before(path)
+    if labels is not None:
         print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
         write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
         print(f"Next: {typed_command('train')}")
@@ -86,14 +86,28 @@ def cluster(cfg: DictConfig) -> None:
             print(f"Next: {typed_command('train')}")
 
 
+def made_before(path: Path) -> PseudoLabels | None:
+    """The pseudo-labels in the cache; a damaged file is set aside, to be made again."""
+    try:
+        return PseudoLabels.load(path, remake=typed_command("cluster"))
+    except MissingArtifactError:
+        return None
+    except DamagedArtifactError as error:
+        print(f"{error}\nSet aside as {set_aside(path).name}; making it again.", file=sys.stderr)
+        return None
+
+
 def write_results(cfg: DictConfig, labels: PseudoLabels, source: ImageSource, path: Path, folder: Path) -> list[Path]:
-    """The pseudo-labels into the cache; a copy, the summary and the pictures, whose paths it returns, into `folder`."""
-    labels.save(path)
-    shutil.copyfile(path, folder / "pseudo_labels.safetensors")
+    """The pseudo-labels, the pictures, whose paths it returns, and the summary into `folder`; then into the cache.
+
+    What lies in the cache is taken for done, so nothing may be missing then.
+    """
+    labels.save(folder / "pseudo_labels.safetensors")
     labels.save_csv(folder / "pseudo_labels.csv")
     shown_map = map_of(cfg, embeddings_if_there(cfg, source))
     pictures = write_pictures(folder, labels, thumbnails(cfg, source), shown_map, title_of(cfg, source))
     write_summary(folder, "cluster", summary_of(labels, source, path), {"dataset": source.fingerprint})
+    labels.save(path)
     return pictures
 
 
@@ -151,8 +165,8 @@ def train_temi(
     cluster_ids, confidence = module.cpu().predict(embeddings.standardised())
     head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
     if module.global_rank == 0:
-        head.save(head_file(path), {"dataset": source.name})
-        shutil.copyfile(head_file(path), folder / "head.safetensors")
+        for file in (folder / "head.safetensors", head_file(path)):
+            head.save(file, {"dataset": source.name})
         draw_curves(
             folder / "utilization.png",
             {"": utilization.history},
