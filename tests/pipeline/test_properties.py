@@ -1,0 +1,109 @@
+"""Whatever is typed or found in a file is taken, or refused by one clear message; never a traceback."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.artifacts import UserError
+from datamodules.assignment_files import assignment_keys, label_key, read_cluster_ids
+from pipeline.checks import check_settings, leaves
+from pipeline.command import CONFIGS
+
+few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+numbers = st.integers(-(10**20), 10**20) | st.floats()
+plain = st.none() | st.booleans() | numbers | st.text(max_size=8)
+values = plain | st.lists(plain, max_size=3) | st.dictionaries(st.text(max_size=4), plain, max_size=2)
+
+
+@pytest.fixture(scope="module")
+def defaults() -> DictConfig:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return hydra.compose("train")
+
+
+@few
+@given(data=st.data())
+def test_any_value_of_any_setting(defaults: DictConfig, data: st.DataObject) -> None:
+    cfg = defaults.copy()
+    for key in data.draw(st.lists(st.sampled_from([key for key, _ in leaves(defaults)]), min_size=1, max_size=3)):
+        OmegaConf.update(cfg, key, data.draw(values.filter(no_interpolation)), merge=False, force_add=True)
+    refuses_or_takes(lambda: check_settings(cfg, defaults))
+
+
+def no_interpolation(value: Any) -> bool:
+    """`${…}` is Hydra's own language, and its errors are Hydra's."""
+    return "$" not in str(value)
+
+
+def refuses_or_takes(action: Callable[[], Any]) -> None:
+    with suppress(UserError):
+        action()
+
+
+@few
+@given(content=st.binary(max_size=200), suffix=st.sampled_from([".pt", ".npy", ".csv", ".safetensors", ".txt"]))
+def test_any_bytes_as_assignments(tmp_path: Path, content: bytes, suffix: str) -> None:
+    read_as_assignments(tmp_path / f"a{suffix}", content, "")
+
+
+csv_cells = st.text(alphabet='0123456789.-e"\n,idcluster ', max_size=6)
+
+
+@few
+@given(rows=st.lists(st.lists(csv_cells, min_size=1, max_size=3).map(",".join), max_size=5), key=st.text(max_size=3))
+def test_any_table_as_assignments(tmp_path: Path, rows: list[str], key: str) -> None:
+    read_as_assignments(tmp_path / "a.csv", "\n".join(rows).encode(), key)
+
+
+@few
+@given(ids=st.lists(numbers, max_size=5), dtype=st.sampled_from(["int64", "float32", "float64", "int8", "bool", "U5"]))
+def test_any_array_as_assignments(tmp_path: Path, ids: list[float], dtype: str) -> None:
+    """What is taken is what was written."""
+    try:
+        with np.errstate(all="ignore"):
+            array = np.array(ids).astype(dtype)
+    except (OverflowError, ValueError, TypeError):
+        return
+    np.save(tmp_path / "a.npy", array, allow_pickle=array.dtype.hasobject)
+    try:
+        found, _ = read_cluster_ids(tmp_path / "a.npy", "", None)
+    except UserError:
+        return
+    assert torch.equal(found, torch.from_numpy(array.astype(np.int64)))
+
+
+@few
+@given(position=st.integers(0, 10**6), bit=st.integers(0, 7), suffix=st.sampled_from([".pt", ".npy", ".safetensors"]))
+def test_a_flipped_bit_in_assignments(tmp_path: Path, position: int, bit: int, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        torch.save({"clusters3": torch.arange(20) % 3}, path)
+    elif suffix == ".npy":
+        np.save(path, np.arange(20) % 3)
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"clusters3": torch.arange(20) % 3}, path)
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= 1 << bit
+    read_as_assignments(path, bytes(content), "")
+
+
+def read_as_assignments(path: Path, content: bytes, key: str) -> None:
+    path.write_bytes(content)
+    for action in (
+        lambda: read_cluster_ids(path, key, None),
+        lambda: read_cluster_ids(path, key, ["a", "b"]),
+        lambda: assignment_keys(path),
+        lambda: label_key(path),
+    ):
+        refuses_or_takes(action)
