@@ -10,6 +10,7 @@ DEVICES      ?=
 ACCELERATOR  ?=
 ARGS         ?=
 ONLY         ?=
+TRIALS       ?=
 
 VENV := .venv
 ifdef PYTHON
@@ -32,7 +33,7 @@ OVERRIDES = dataset=$(DATASET) \
     $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster diffusion generate evaluate tensorboard test test-all lint bench clean
+.PHONY: help setup train embed cluster diffusion generate evaluate tensorboard test test-all test-faults lint bench clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -99,10 +100,13 @@ lint: $(READY)  ## Style, types and import layers
 	@$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()' --no-cache
 
 test: lint  ## Lint and the fast tests
-	@$(PY) -m pytest -m 'not slow' -n 2 --dist loadfile
+	@$(PY) -m pytest -m 'not slow and not faults' -n 2 --dist loadfile
 
-test-all: lint  ## Lint and all tests
-	@$(PY) -m pytest -n 2 --dist loadfile
+test-all: lint  ## Lint and all tests but the faults
+	@$(PY) -m pytest -m 'not faults' -n 2 --dist loadfile
+
+test-faults: $(READY)  ## Kills, signals, full disks, damaged and hostile files, at full count or TRIALS=2; prints a table
+	@$(PY) -m pytest tests/faults -n 0 $(if $(TRIALS),--trials $(TRIALS))
 
 bench: $(READY)  ## Measure speed, all parts or ONLY=temi; prints a table
 	@$(PY) tests/bench $(ONLY)

@@ -1,0 +1,204 @@
+"""Faults that a process of forks.py plants in itself before it runs its command."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def note(line: str) -> None:
+    """Write a line to `notes.txt` in the current folder, for the test to read."""
+    with Path("notes.txt").open("a") as file:
+        file.write(line + "\n")
+
+
+def before(owner: Any, name: str, action: Callable[..., None]) -> None:
+    """Let `action` look at the arguments of every call of `owner.name` before the call."""
+    original = getattr(owner, name)
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        action(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, replaced)
+
+
+def record() -> None:
+    """Note which images each pass sees, and each finished evaluation."""
+    from callbacks.frechet import FrechetDistance
+    from lightning_modules.edm_module import EDMModule
+
+    before(EDMModule, "training_step", lambda self, batch, index: note(f"positions {batch.positions.tolist()}"))
+    before(FrechetDistance, "evaluate", lambda self, trainer, module: note(f"evaluation {module.nimg}"))
+
+
+def slow_evaluation() -> None:
+    """Each batch of an evaluation takes a second more, and the first is noted."""
+    from callbacks.frechet import FrechetDistance
+    from metrics.frechet import FrechetDistance as Metric
+
+    before(FrechetDistance, "evaluate", lambda *_: note("evaluating"))
+    before(Metric, "update", lambda *_: time.sleep(1))
+
+
+def slow_sampling() -> None:
+    """Each batch of `generate` takes half a second more."""
+    from pipeline.sampling import Sampler
+
+    before(Sampler, "__call__", lambda *_: time.sleep(0.5))
+
+
+def raise_in_training() -> None:
+    from lightning_modules.edm_module import EDMModule
+
+    before(EDMModule, "training_step", lambda self, batch, index: fail_if(index == 5))
+
+
+def raise_in_evaluation() -> None:
+    """In the second evaluation, after some images were generated."""
+    from callbacks.frechet import FrechetDistance
+    from metrics.frechet import FrechetDistance as Metric
+
+    evaluations: list[int] = []
+    before(FrechetDistance, "evaluate", lambda *_: evaluations.append(1))
+    before(Metric, "update", lambda *_: fail_if(len(evaluations) == 2))
+
+
+def fail_if(condition: bool) -> None:
+    if condition:
+        raise RuntimeError("planted by the test")
+
+
+def kill_in_snapshot() -> None:
+    """kill -9 after a random part of the second or third snapshot is written, or of its seal, or before its name."""
+    from callbacks import snapshots
+
+    rng, saves = random.Random(os.environ["SABOTAGE_SEED"]), [0]
+    wanted, place = rng.choice([2, 3]), rng.choice(["torch.save", "torch.save", "seal", "chmod"])
+    allowance = rng.randrange(1, 400_000)
+    original = torch.save
+
+    def save(checkpoint: Any, file: Any) -> None:
+        saves[0] += 1
+        if saves[0] < wanted:
+            return original(checkpoint, file)
+        if place == "torch.save":
+            return original(checkpoint, KillingFile(file, allowance))
+        if place == "seal":
+            snapshots.seal = lambda path: die()  # type: ignore[assignment]
+        else:
+            before(Path, "chmod", lambda *_: die())
+        return original(checkpoint, file)
+
+    torch.save = save
+
+
+class KillingFile:
+    """A file whose process is killed once so many bytes are written."""
+
+    def __init__(self, file: Any, allowance: int) -> None:
+        self.file, self.allowance = file, allowance
+
+    def write(self, data: Any) -> int:
+        part = bytes(data)[: self.allowance]
+        self.file.write(part)
+        self.allowance -= len(part)
+        if self.allowance <= 0:
+            self.file.flush()
+            die()
+        return len(part)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def kill_in_cache_write() -> None:
+    """kill -9 after a random part of the first cache entry is written, by safetensors' own temporary file or ours."""
+    from datamodules import artifacts
+
+    rng = random.Random(os.environ["SABOTAGE_SEED"])
+    original = artifacts.save_file
+
+    def save(tensors: Any, path: Path, metadata: Any) -> None:
+        original(tensors, path, metadata=metadata)
+        size = path.stat().st_size
+        os.truncate(path, rng.randrange(size + 1))
+        die()
+
+    artifacts.save_file = save
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nan_in_image() -> None:
+    """The images at the positions 200 to 231 of the stream hold NaN (as no uint8 can)."""
+    from lightning_modules import edm_module
+
+    original = edm_module.EDMModule.loss_of
+
+    def loss_of(self: Any, batch: Any) -> torch.Tensor:
+        to_float = edm_module.images_to_float
+        broken = batch.positions == 205
+        edm_module.images_to_float = lambda images: to_float(images).masked_fill(broken[:, None, None, None], torch.nan)
+        try:
+            return original(self, batch)
+        finally:
+            edm_module.images_to_float = to_float
+
+    edm_module.EDMModule.loss_of = loss_of  # type: ignore[method-assign]
+
+
+def nan_in_weight() -> None:
+    """A weight of the network is NaN from step 6 on."""
+    from lightning_modules.edm_module import EDMModule
+
+    def plant(self: Any, batch: Any, index: int) -> None:
+        if index == 6:
+            with torch.no_grad():
+                next(self.denoiser.parameters()).view(-1)[0] = torch.nan
+
+    before(EDMModule, "training_step", plant)
+
+
+def nan_in_loss() -> None:
+    from lightning_modules.edm_module import EDMModule
+
+    original = EDMModule.loss_of
+
+    def loss_of(self: Any, batch: Any) -> torch.Tensor:
+        losses = original(self, batch)
+        return losses.masked_fill(batch.positions == 205, torch.nan)
+
+    EDMModule.loss_of = loss_of  # type: ignore[method-assign]
+
+
+def nan_in_embedding() -> None:
+    """Image 17's embedding holds NaN."""
+    from datamodules.embeddings import Embeddings
+
+    original = Embeddings.standardised
+
+    def standardised(self: Any) -> torch.Tensor:
+        values = original(self)
+        values[17, 3] = torch.nan
+        return values
+
+    Embeddings.standardised = standardised  # type: ignore[method-assign]
+
+
+def nan_in_student() -> None:
+    from lightning_modules.temi_module import TEMIModule
+
+    def plant(self: Any, batch: Any, index: int) -> None:
+        if index == 20:
+            with torch.no_grad():
+                next(self.student.parameters()).view(-1)[0] = torch.nan
+
+    before(TEMIModule, "training_step", plant)
