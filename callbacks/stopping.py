@@ -77,10 +77,12 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
 
 def stop_requested(trainer: Trainer) -> bool:
     """Whether any process was asked to end. All processes call this at the same place, and get the same answer."""
-    if trainer.world_size > 1:
-        received = torch.tensor(request.received, device=trainer.strategy.root_device)
-        request.received = int(trainer.strategy.reduce(received, reduce_op="max"))
-    return request.received > 0
+    if trainer.world_size == 1:
+        return request.received > 0
+    received = torch.tensor(request.received, device=trainer.strategy.root_device)
+    agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
+    request.received = max(request.received, agreed)  # a signal may have come meanwhile: it counts the next time
+    return agreed > 0
 
 
 def queue_again() -> None:
