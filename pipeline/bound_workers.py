@@ -1,15 +1,13 @@
 """Several devices share the grid of `cedm bound`: each trains whole clusterings, in processes of `cedm cluster`."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
@@ -56,7 +54,7 @@ def train_side_by_side(jobs: Sequence[Job], devices: Sequence[int]) -> None:
     print(f"{len(todo)} clusterings on {len(devices)} devices; the output of each lies in its folder's log.txt")
     with tqdm(total=len(todo), desc="clusterings", unit="clustering", file=sys.stderr) as bar:
         workers = _Workers(todo, bar)
-        with ThreadPoolExecutor(len(devices)) as threads, sigterm_as_exit():
+        with ThreadPoolExecutor(len(devices)) as threads:
             try:
                 share = max(1, (os.cpu_count() or 1) // len(devices))
                 futures = [threads.submit(workers.serve, device, share) for device in devices]
@@ -183,17 +181,3 @@ def last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["no output"])[-1]
-
-
-@contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, by an exception, so that its own processes are ended first."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
