@@ -18,8 +18,8 @@ from metrics.utilization import ClusterUtilization
 from pipeline.bound_workers import train_side_by_side
 from pipeline.cluster import head_file, temi_data, train_temi, write_results
 from pipeline.command import typed_command
-from pipeline.fit import scout_devices
 from pipeline.inputs import embeddings_of, pseudo_labels_file
+from pipeline.processes import scout_devices
 
 
 @dataclass(frozen=True, eq=False)

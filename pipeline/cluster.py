@@ -25,7 +25,7 @@ from lightning_modules.clustering.zero_shot import zero_shot
 from lightning_modules.temi_module import TEMIModule
 from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
 from pipeline.command import command, typed_command
-from pipeline.fit import fit, join
+from pipeline.fit import fit
 from pipeline.inputs import (
     check_clustering,
     class_names_of,
@@ -38,6 +38,7 @@ from pipeline.inputs import (
     pseudo_labels_file,
     source_of,
 )
+from pipeline.processes import join
 from pipeline.run_folder import (
     choose_run_folder,
     opened_run_folder,

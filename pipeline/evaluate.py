@@ -18,11 +18,11 @@ from metrics.frechet import Statistics
 from pipeline.command import command
 from pipeline.evaluation_summary import show_in_tensorboard, summarise, table
 from pipeline.features import Features, extract
-from pipeline.fit import join
 from pipeline.generated import GeneratedByModel, GeneratedSet, generated_sets
 from pipeline.inputs import source_of
 from pipeline.measures import Plan, check_reference_file, check_sizes, distances, plan_of, rows
 from pipeline.memorised import memorisation_report
+from pipeline.processes import join, side_by_side
 from pipeline.reference import build_extractor, extractor_identity, extractor_settings, reference_features
 from pipeline.run_folder import (
     choose_run_folder,
@@ -74,9 +74,7 @@ def evaluate(cfg: DictConfig) -> None:
         return
     extractors = [build_extractor(cfg, settings) for settings in backbones.values()]
     check_fit(cfg, plan, reference, extractors)
-    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes)
-    fabric.launch()
-    with opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
+    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
         results = Evaluation(cfg, plan, reference, extractors, folder, fabric).measure(sets)
         if fabric.is_global_zero:
             show_in_tensorboard(folder, results)

@@ -13,9 +13,9 @@ from datamodules.artifacts import UserError, file_digest
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.sampler import draw_labels
 from pipeline.command import command
-from pipeline.fit import Machine, join
 from pipeline.image_output import ImageOutput, check_format
 from pipeline.inputs import plain
+from pipeline.processes import join, side_by_side
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.sampling import Sampler, typed_sampler
 
@@ -32,11 +32,11 @@ def generate(cfg: DictConfig) -> None:
     inputs = {"denoiser": file_digest(ckpt)}
     settings = run_settings(cfg, inputs, groups=("num", "seeds", "clusters", "format", "sampler"))
     cfg.dataset.name = denoiser.meta.get("dataset", "unknown")
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
-    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
+    _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
+    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
         output = ImageOutput(folder, cfg.format, seeds, cluster_ids_of(denoiser, labels))
-        write_images(cfg, machine, output, sampler, denoiser, labels)
-        if machine.rank != 0:
+        write_images(cfg, fabric, output, sampler, denoiser, labels)
+        if not fabric.is_global_zero:
             return
         written, grid = output.finish(), output.write_grid(labels)
         results = {
@@ -64,17 +64,14 @@ def check_guidance(sampler: Sampler, denoiser: Denoiser, ckpt: Path) -> None:
 
 
 def write_images(
-    cfg: DictConfig, machine: Machine, output: ImageOutput, sampler: Sampler, denoiser: Denoiser, labels: Tensor | None
+    cfg: DictConfig, fabric: Fabric, output: ImageOutput, sampler: Sampler, denoiser: Denoiser, labels: Tensor | None
 ) -> None:
     """Generate on all devices, rank r of W the images r, r + W, …, but for those that are there already."""
-    settings = cfg.trainer
-    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
-    fabric.launch()
     denoiser.to(fabric.device)
-    if settings.channels_last:
+    if cfg.trainer.channels_last:
         denoiser.to(memory_format=torch.channels_last)
     fabric.barrier()  # rank 0 has opened the run folder
-    own = range(machine.rank, len(output.seeds), machine.world_size)
+    own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
     missing = [row for row in own if not output.is_there(row)]
     progress = tqdm(
         total=len(own),
@@ -82,7 +79,7 @@ def write_images(
         unit="img",
         desc="generate",
         dynamic_ncols=True,
-        disable=machine.rank != 0,
+        disable=not fabric.is_global_zero,
     )
     for row, image in generated(sampler, denoiser, output.seeds, labels, cfg.batch_size, missing):
         output.write(row, image)

@@ -24,8 +24,9 @@ from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
 from lightning_modules.edm_module import EDMModule
 from pipeline.command import command, program
 from pipeline.cost import measure_cost
-from pipeline.fit import Machine, fit, join
+from pipeline.fit import fit
 from pipeline.inputs import plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
+from pipeline.processes import Machine, join
 from pipeline.reference import extractor_settings, frechet_extractor, reference_statistics
 from pipeline.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
 from pipeline.sampling import Sampler

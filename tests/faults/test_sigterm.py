@@ -91,6 +91,23 @@ def test_sigterm_while_generating(forks: Forks, finished: Any, trials: Trials, t
             assert not (folder / "run/images").exists()
 
 
+def test_sigterm_to_typed_generation(finished: Any, trials: Trials, tmp_path: Path) -> None:
+    """With the processes that Lightning starts."""
+    settings = [f"ckpt={finished('train', 1).folder / 'run/denoiser.safetensors'}", "num=100000", "batch_size=4"]
+    number = 0
+    for rng in trials("SIGTERM to a typed generate, 2 processes: code 143 in 30 s, all gone, goes on", 3):
+        folder, whom, number = tmp_path / f"{rng.random()}", WHOM[number % 3], number + 1
+        images = 0
+        for _ in range(2):
+            job = real_command("generate", *settings, "run_dir=run", folder=folder, ranks=2)
+            await_path(job, f"run/images/00000/img{images + 10:08d}.png")
+            time.sleep(rng.uniform(0, 1))
+            job.signal(signal.SIGTERM, whom)
+            assert job.wait(STOPPED_WITHIN_S) == 143, job.words()
+            assert not list(folder.rglob("*.tmp"))
+            images = len(list(folder.glob("run/images/*/*.png")))
+
+
 def test_slurm_queues_the_job_again(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
     """SIGUSR1 announces the end of the time limit: a snapshot, then `scontrol requeue`."""
     for rng in trials("SLURM's notice before the time limit: snapshot, requeued once, goes on", 2):

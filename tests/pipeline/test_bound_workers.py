@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from callbacks.stopping import Stopped, stop_at_once
 from datamodules.artifacts import UserError
 from pipeline import bound_workers
 from pipeline.bound_grid import Job
@@ -95,7 +96,7 @@ def test_sigterm_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     jobs = fake_jobs(tmp_path, monkeypatch, count=6, seconds=60)
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     start = time.monotonic()
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stopped), stop_at_once():
         train_side_by_side(jobs[2:], devices=[0, 1])
     assert time.monotonic() - start < 20
     assert len((tmp_path / "started").read_text().splitlines()) == 2
