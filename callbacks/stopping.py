@@ -42,11 +42,17 @@ request = StopRequest()
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """SIGTERM raises `Stopped` wherever the block is: temporary files are removed and locks let go on the way out."""
+    """SIGTERM raises `Stopped` wherever the block is: temporary files are removed and locks let go on the way out.
+
+    From then on it is ignored: a second one, such as another process's answer, must not change the exit code.
+    """
     request.received = 0
     before = signal.signal(signal.SIGTERM, request.receive)
     try:
         yield
+    except Stopped:
+        before = signal.SIG_IGN
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -96,8 +96,10 @@ def test_sigterm_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     jobs = fake_jobs(tmp_path, monkeypatch, count=6, seconds=60)
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     start = time.monotonic()
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), stop_at_once():
         train_side_by_side(jobs[2:], devices=[0, 1])
+    signal.signal(signal.SIGTERM, handler)
     assert time.monotonic() - start < 20
     assert len((tmp_path / "started").read_text().splitlines()) == 2
     assert not any(job.is_done for job in jobs)
