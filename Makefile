@@ -11,6 +11,7 @@ ACCELERATOR  ?=
 ARGS         ?=
 ONLY         ?=
 TRIALS       ?=
+STUDY        ?= granularity
 
 VENV := .venv
 ifdef PYTHON
@@ -33,7 +34,7 @@ OVERRIDES = dataset=$(DATASET) \
     $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster diffusion generate evaluate tensorboard test test-all test-faults lint bench clean
+.PHONY: help setup train embed cluster diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -49,6 +50,8 @@ help:  ## This list
 	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'
 	@echo '  ACCELERATOR=auto  gpu, cpu, …'
 	@echo '  CKPT=             for generate, evaluate: denoiser.safetensors or the folder of a run; default: the newest'
+	@echo '  STUDY=granularity for make study: a file in configs/study'
+	@echo '  RUN=              for make report: folder of a study or of any other run; default: the newest study'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
 	@echo '  ONLY=             for make bench: neighbours, temi, edm or embed'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
@@ -89,6 +92,19 @@ generate: $(READY)  ## Images from a trained model, the newest or CKPT=runs/…
 evaluate: $(READY)  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
 	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make evaluate CKPT=FOLDER'; exit 2; }
 	@$(PY) -m pipeline.evaluate 'generated="$(CKPT)"' $(OVERRIDES)
+
+auto: DATASET = $(if $(DATA),$(if $(filter %.zip,$(DATA)),zip,folder),digits)
+auto: $(READY)  ## From a folder of images to a model: how many clusters, then full training: DATA=/my/images
+	@$(PY) -m pipeline.study study=auto $(OVERRIDES)
+
+study: $(READY)  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
+	@$(PY) -m pipeline.study study=$(STUDY) $(OVERRIDES)
+
+# The newest study of the data set, where none is named.
+report: RUN ?= $(shell ls -td runs/$(DATASET)/study-*/*/summary.json 2>/dev/null | grep -v study-jobs | head -n 1 | xargs -r dirname)
+report: $(READY)  ## One HTML page of the newest study, or of RUN=FOLDER
+	@test -n "$(RUN)" || { echo 'error: no study of $(DATASET) in runs/. Type make study, or make report RUN=FOLDER'; exit 2; }
+	@$(PY) -m pipeline.report 'run="$(RUN)"' $(ARGS)
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
 	@$(PY) -m tensorboard.main --logdir runs --host localhost

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "images and pseudo-labels → an EDM diffusion model",
     "generate": "a trained model → images",
     "evaluate": "generated images and a data set → FID, FDD, KID, … and copies of training images",
+    "study": "a question → the runs that answer it, tables, plots, a report",
+    "report": "a run or a study → one HTML page",
     "import-edm": "a published EDM snapshot (.pkl) → a denoiser file",
 }
 

@@ -26,6 +26,11 @@ POSITIVE = (
     "evaluation.snapshot_every_kimg",
     "evaluation.log_every_kimg",
     "batch_size",
+    "keep",
+    "study.duration_kimg",
+    "study.duration_share",
+    "study.final_kimg",
+    "study.keep",
 )
 # (lowest, highest) of settings whose default does not tell, or that end somewhere
 WHOLE_NUMBERS = {
@@ -39,6 +44,9 @@ WHOLE_NUMBERS = {
     "training.num_workers": (0, None),
     "training.max_batch_per_device": (1, None),
     "evaluation.num_images": (2, None),
+    "study.curve_points": (1, None),
+    "study.num_images": (2, None),
+    "study.sampling_sets": (1, None),
     "sets": (1, None),
     "first_seed": (0, None),
     "kid.num_subsets": (1, None),
@@ -59,6 +67,8 @@ NUMBERS = {
     "sampler.guidance": (0, None),
     "churn": (0, None),
     "guidance": (0, None),
+    "keep": (0, 1),
+    "study.keep": (0, 1),
 }
 CHOICES = {
     "conditioning": ("clusters", "none"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -16,6 +17,7 @@ from pipeline.command import command
 from pipeline.image_output import ImageOutput, check_format
 from pipeline.inputs import plain
 from pipeline.processes import join, side_by_side
+from pipeline.rejection import judge_of, keep_confident, num_candidates
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.sampling import Sampler, typed_sampler
 
@@ -29,15 +31,23 @@ def generate(cfg: DictConfig) -> None:
     sampler = typed_sampler(cfg)
     check_guidance(sampler, denoiser, ckpt)
     check_format(cfg.format, denoiser, ckpt)
+    judge = judge_of(cfg, denoiser)
     inputs = {"denoiser": file_digest(ckpt)}
-    settings = run_settings(cfg, inputs, groups=("num", "seeds", "clusters", "format", "sampler"))
+    if judge is not None:
+        inputs["head"] = file_digest(cfg.head)
+    settings = run_settings(cfg, inputs, ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler"))
     cfg.dataset.name = denoiser.meta.get("dataset", "unknown")
     _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
     with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
-        output = ImageOutput(folder, cfg.format, seeds, cluster_ids_of(denoiser, labels))
+        place = folder if judge is None else folder / "candidates"
+        output = ImageOutput(place, cfg.format, seeds, cluster_ids_of(denoiser, labels))
         write_images(cfg, fabric, output, sampler, denoiser, labels)
         if not fabric.is_global_zero:
             return
+        chosen: dict[str, Any] = {}
+        if judge is not None:
+            rows, output, chosen = keep_confident(cfg, folder, judge, output)
+            seeds, labels = seeds[rows], None if labels is None else labels[rows]
         written, grid = output.finish(), output.write_grid(labels)
         results = {
             "num_images": len(seeds),
@@ -45,6 +55,7 @@ def generate(cfg: DictConfig) -> None:
             "steps": sampler.num_steps(denoiser),
             "sampler": plain(cfg.sampler),
             "nimg": denoiser.meta.get("nimg"),
+            **chosen,
         }
         write_summary(folder, "generate", results, inputs)
     print(f"images      {written}  ({len(seeds):,})\ngrid        {grid}")
@@ -118,11 +129,11 @@ def denoiser_file(ckpt: Path) -> Path:
 
 
 def seeds_of(cfg: DictConfig) -> Tensor:
-    """`seeds`, or 0 … num−1."""
+    """`seeds`, or `num` from `first_seed` on, and more where not all of them are kept."""
     if cfg.seeds is None:
         if not isinstance(cfg.num, int) or cfg.num < 1:
             raise UserError(f"num={cfg.num}: type a number of images, such as num=64.")
-        return torch.arange(cfg.num)
+        return cfg.first_seed + torch.arange(num_candidates(cfg.num, cfg.keep))
     seeds = list(cfg.seeds) if not isinstance(cfg.seeds, int) else [cfg.seeds]
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={cfg.seeds}: type a list of different whole numbers, such as seeds=[3,17].")

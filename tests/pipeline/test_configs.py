@@ -17,7 +17,7 @@ from pipeline.train import NOT_OF_THE_MODULE as NOT_OF_EDM
 OPTIONS = [
     f"{group.name}={option.stem}"
     for group in sorted(CONFIGS.iterdir())
-    if group.is_dir()
+    if group.is_dir() and group.name != "study"  # a study is no stage: it hands the settings on
     for option in sorted(group.glob("*.yaml"))
 ]
 

@@ -1,0 +1,58 @@
+"""Training curves, read from TensorBoard's files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+from pipeline.studies.chart import Chart, Series, colour_of
+
+MOST_POINTS = 400  # of a curve: a page is no archive
+LOSS = "train/loss"
+SHARE = 0.02  # each point of the smoothed loss averages this share of all points before it
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """Tag → (step, value) of every scalar that a run has written, over all its starts; empty where there is none."""
+    if not any(folder.glob("**/events.out.tfevents.*")):
+        return {}
+    curves: dict[str, dict[int, float]] = {}
+    for events in sorted({path.parent for path in folder.glob("**/events.out.tfevents.*")}):
+        accumulator = EventAccumulator(str(events), size_guidance={SCALARS: 0})
+        accumulator.Reload()
+        for tag in accumulator.Tags()["scalars"]:
+            curves.setdefault(tag, {}).update({point.step: point.value for point in accumulator.Scalars(tag)})
+    return {tag: [(float(step), value) for step, value in sorted(points.items())] for tag, points in curves.items()}
+
+
+def smoothed(curve: list[tuple[float, float]], share: float = SHARE) -> list[tuple[float, float]]:
+    """Each value averaged with those before it, over `share` of the curve, and thinned to what a page can show."""
+    window = max(1, round(share * len(curve)))
+    means = [
+        (curve[end][0], sum(value for _, value in curve[max(0, end + 1 - window) : end + 1]) / min(window, end + 1))
+        for end in range(len(curve))
+    ]
+    step = max(1, -(-len(means) // MOST_POINTS))
+    return means[::-1][::step][::-1]  # the last one always stays
+
+
+def loss_chart(runs: Mapping[str, tuple[Path, str]]) -> Chart | None:
+    """The smoothed training loss of the runs, name → (folder, method); None where none has left a curve."""
+    series = []
+    for position, (name, (folder, method)) in enumerate(runs.items()):
+        curve = smoothed(read_curves(folder).get(LOSS, []))
+        if curve:
+            alone = sum(other == method for _, other in runs.values()) == 1
+            colour = colour_of(method if alone else "", position)
+            series.append(Series(name, [x for x, _ in curve], [y for _, y in curve], None, "line", None, colour))
+    if not series:
+        return None
+    return Chart(
+        name="loss",
+        title="Training loss",
+        x_name="thousand training images seen",
+        y_name="EDM loss",
+        series=series,
+        how=f"Of the batches, each point averaged over the last {SHARE:.0%} of the curve.",
+        from_zero=False,
+    )

@@ -1,0 +1,91 @@
+"""The models of a study: its YAML's settings, once for each value of the lists that they name."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from string import Formatter
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.artifacts import UserError, file_stem
+from datamodules.sources import ImageSource
+from pipeline.inputs import check_clustering, plain
+from pipeline.studies.jobs import Run, composed, key_of
+
+ABSENT = object()
+INSTEAD = {
+    "training.duration_kimg": "study.duration_kimg",
+    "clustering.num_clusters": "study.clusters=[…]",
+    "seed": "study.seeds=[…]",
+}
+
+
+def expand(group: str, templates: Sequence[str], study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """(name, words) of each run of a group: every `{key}` in its settings takes each value of the list `study.key`.
+
+    Raises:
+        UserError: the study has no such list.
+    """
+    keys = list(dict.fromkeys(key for text in templates for _, key, _, _ in Formatter().parse(text) if key))
+    for key in keys:
+        if not isinstance(study.get(key), list) or not study[key]:
+            raise UserError(
+                f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is "
+                f"{study.get(key, 'not there')}. Type study.{key}=[…]."
+            )
+    for values in itertools.product(*(study[key] for key in keys)):
+        chosen = dict(zip(keys, values, strict=True))
+        name = file_stem(group, *map(str, values))
+        yield name, [text.format(**chosen) for text in templates]
+
+
+def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs of the study's grid, and a line for each group that this data set has nothing to offer for.
+
+    Raises:
+        UserError: the study and the user set the same thing, or a run cannot be meant.
+    """
+    study = plain(cfg.study)
+    kimg, points = short_kimg(cfg), study["curve_points"]
+    fixed = [f"training.duration_kimg={kimg:g}", *study["settings"]]
+    if points is not None:
+        fixed.append(f"evaluation.every_kimg={kimg / points:g}")
+    runs, left_out = [], []
+    for group, templates in study["runs"].items():
+        refuse_both(typed, [*fixed, *templates, "seed="], group)
+        for (name, words), seed in itertools.product(expand(group, templates, study), study["seeds"]):
+            if len(study["seeds"]) > 1:
+                name = f"{name}-seed{seed}"
+            own = [*fixed, f"seed={seed}", *words]
+            every = (*fitting(typed, own, group), *own)
+            run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"))
+            if run.method == "labels" and source.labels is None:
+                left_out.append(f"{name}: left out, {source.name!r} has no labels.")
+                continue
+            if run.method != "none" and run.cfg.assignments is None:
+                check_clustering(run.cfg, source)
+            runs.append(run)
+    return runs, left_out
+
+
+def fitting(typed: Sequence[str], own: Sequence[str], group: str) -> list[str]:
+    """What the user types, but for settings of TEMI where a run takes its groups from something else."""
+    maybe = [text for text in typed if key_of(text).startswith("clustering.")]
+    if not maybe:
+        return list(typed)
+    rest = [text for text in typed if text not in maybe]
+    cfg = composed("train", [*rest, *own], origin=f"study.runs.{group}")
+    absent = [text for text in maybe if OmegaConf.select(cfg, key_of(text), default=ABSENT) is ABSENT]
+    return [text for text in typed if text not in absent]
+
+
+def refuse_both(typed: Sequence[str], fixed: Sequence[str], group: str) -> None:
+    """Raise a `UserError` where the user types what the study sets itself."""
+    for key in {key_of(text) for text in typed} & {key_of(text) for text in fixed}:
+        hint = f"Type {INSTEAD[key]} instead" if key in INSTEAD else f"Leave it out, or edit study.runs.{group}"
+        raise UserError(f"{key}: the study sets it for its runs ({group}). {hint}.")
+
+
+def short_kimg(cfg: DictConfig) -> float:
+    """Thousand images that each run of the grid sees."""
+    return float(cfg.study.duration_kimg or cfg.study.duration_share * cfg.training.duration_kimg)

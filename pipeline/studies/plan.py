@@ -1,0 +1,200 @@
+"""From a study's YAML to its jobs: which commands with which settings, in which order, and where their results lie."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from omegaconf import DictConfig
+
+from datamodules.artifacts import UserError, fingerprint
+from datamodules.sources import ImageSource
+from pipeline.cluster import head_file
+from pipeline.inputs import identity_of, not_needed, pseudo_labels_file
+from pipeline.sampling import LARGE_FROM_PIXELS
+from pipeline.studies.distances import distances_in
+from pipeline.studies.grid import study_runs
+from pipeline.studies.jobs import Job, Plan, Run, composed, key_of, quoted, word
+
+MEASUREMENTS = ("distance", "confidence", "bound")
+FROM_THE_BOUND = "bound"  # in place of a list of C: those that `cedm bound` finds worth training
+
+
+class Planner:
+    """Makes the jobs of the runs; those that are the same for several runs are made once.
+
+    Args:
+        cfg: of the study.
+        source: the images; its fingerprint goes into the folders' names.
+        typed: the user's settings that every job gets.
+    """
+
+    def __init__(self, cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> None:
+        self.cfg, self.source, self.typed = cfg, source, list(typed)
+        self.jobs: dict[str, Job] = {}
+        self.num_images = cfg.study.num_images or cfg.evaluation.num_final
+
+    def add(
+        self, name: str, command: str, words: Sequence[str], needs: Sequence[str], identity: object, images: float = 0
+    ) -> str:
+        """One more job, unless there is one of this name; its name."""
+        if name not in self.jobs:
+            known = fingerprint({"command": command, "identity": identity, "source": self.source.fingerprint})
+            folder = Path(self.cfg.study.jobs_dir) / f"{name}-{known[:8]}"
+            self.jobs[name] = Job(name, command, tuple(words), folder, tuple(needs), round(images))
+        return name
+
+    def groups(self, run: Run) -> list[str]:
+        """The jobs that make the pseudo-labels of a run: embeddings where they are needed, then the clustering."""
+        cfg = run.cfg
+        if run.method == "none" or cfg.assignments is not None:
+            return []
+        needs = []
+        if not_needed(cfg, "embed") is None:
+            neighbours = cfg.clustering.num_neighbours if run.method == "temi" else 0
+            identity = {"backbone": identity_of(cfg), "neighbours": neighbours}
+            name = f"embed-{cfg.backbone.name}" + (f"-{neighbours}-neighbours" if neighbours else "")
+            needs = [self.add(name, "embed", run.words, [], identity)]
+        path = pseudo_labels_file(cfg, self.source)
+        same = next((job.name for job in self.jobs.values() if job.folder.name.endswith(clustering_mark(path))), None)
+        if same is not None:
+            return [same]
+        name = f"cluster-{run.name}"
+        folder = Path(self.cfg.study.jobs_dir) / f"{name}{clustering_mark(path)}"
+        self.jobs[name] = Job(name, "cluster", run.words, folder, tuple(needs))
+        return [name]
+
+    def train(self, run: Run) -> str:
+        """The diffusion model of a run, after what it needs; the job's name."""
+        cfg = run.cfg
+        watching = (
+            cfg.training.duration_kimg / cfg.evaluation.every_kimg * sampling_images(cfg, cfg.evaluation.num_images)
+        )
+        images = 1000 * cfg.training.duration_kimg + (watching if cfg.evaluation.backbone else 0)
+        return self.add(f"train-{run.name}", "train", run.words, self.groups(run), list(run.words), images)
+
+    def distance(self, run: Run, train: str) -> str:
+        """The final model's distance on several sets of sampling seeds."""
+        study = self.cfg.study
+        words = [
+            *run.words,
+            word("generated", self.jobs[train].folder),
+            *self.measured(),
+            f"sets={study.sampling_sets}",
+        ]
+        images = study.sampling_sets * sampling_images(run.cfg, self.num_images)
+        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], words, images)
+
+    def measured(self) -> list[str]:
+        """What `cedm evaluate` is to measure, and on how many images of a set."""
+        return [f"metrics=[{','.join(self.cfg.study.metrics)}]", f"num={self.num_images}", "memorisation=false"]
+
+    def confidence(self, run: Run, train: str) -> None:
+        """The most confident share of generated images on each set of sampling seeds, and the distance of these."""
+        study, made = self.cfg.study, []
+        candidates = round(self.num_images / study.keep)
+        head = head_file(pseudo_labels_file(run.cfg, self.source))
+        for number in range(study.sampling_sets):
+            words = [
+                *run.words,
+                word("ckpt", self.jobs[train].folder),
+                word("head", head),
+                f"keep={study.keep}",
+                f"num={self.num_images}",
+                f"first_seed={number * candidates}",
+            ]
+            images = sampling_images(run.cfg, candidates)
+            made.append(self.add(f"generate-{run.name}-set{number}", "generate", words, [train], words, images))
+        folders = ",".join(quoted(self.jobs[name].folder / "images") for name in made)
+        words = [*run.words, f"generated=[{folders}]", *self.measured()]
+        self.add(f"evaluate-{run.name}-confident", "evaluate", words, made, words)
+
+    def final(self, runs: Sequence[Run]) -> Run | None:
+        """The best run once more, for `study.final_kimg`; None as long as the distance of one of them is unknown."""
+        found = {}
+        for run in runs:
+            summary = self.jobs[self.distance(run, self.train(run))].summary()
+            if summary is None:
+                return None
+            found[run.name] = mean(distances_in(summary)[1])
+        best = min(runs, key=lambda run: found[run.name])
+        words = [text for text in best.words if key_of(text) != "training.duration_kimg"]
+        words.append(f"training.duration_kimg={float(self.cfg.study.final_kimg):g}")
+        cfg = composed("train", words, origin="study.final_kimg")
+        final = Run(f"{best.name}-final", best.group, tuple(words), cfg)
+        self.distance(final, self.train(final))
+        return final
+
+    def bound(self, grid: Sequence[int], needs: Sequence[str]) -> str:
+        """The upper bound on C from utilization ratios."""
+        settings = [f"bound.{key}={value}" for key, value in self.cfg.bound.items() if key != "grid"]
+        words = [*self.typed, "clustering=temi", *settings, f"bound.grid=[{','.join(map(str, grid))}]"]
+        return self.add("bound", "bound", words, needs, words)
+
+    def first_bound(self) -> str:
+        """The bound before there is any run, on the C of its grid that the data set is large enough for."""
+        cfg = composed("bound", [*self.typed, "clustering=temi"], origin="study.clusters=bound")
+        grid = [C for C in self.cfg.bound.grid or cfg.bound.grid if len(self.source) >= 2 * C]
+        if not grid:
+            raise UserError(f"bound.grid: {self.source.name!r} has {len(self.source)} images, too few for any C of it.")
+        neighbours = cfg.clustering.num_neighbours
+        identity = {"backbone": identity_of(cfg), "neighbours": neighbours}
+        words = [*self.typed, "clustering=temi"]
+        name = f"embed-{cfg.backbone.name}-{neighbours}-neighbours"
+        return self.bound(grid, [self.add(name, "embed", words, [], identity)])
+
+    def bound_of(self, runs: Sequence[Run]) -> None:
+        """The bound on the C of the TEMI runs, whose clusterings it takes from the cache."""
+        temi = [run for run in runs if run.method == "temi"]
+        grid = self.cfg.bound.grid or sorted({run.cfg.clustering.num_clusters for run in temi})
+        if grid:
+            self.bound(grid, [name for run in temi for name in self.groups(run)])
+
+
+def clustering_mark(path: Path) -> str:
+    """What the folder of the job ends in that makes these pseudo-labels."""
+    return f"-{fingerprint(path.name)[:8]}"
+
+
+def sampling_images(cfg: DictConfig, num_images: int) -> float:
+    """Generating counted in training images: 2·steps − 1 forward passes, where training takes one and a backward."""
+    steps = cfg.sampler.steps or (40 if cfg.dataset.resolution >= LARGE_FROM_PIXELS else 18)
+    return num_images * (2 * steps - 1) / 3
+
+
+def make_plan(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> Plan:
+    """The jobs of a study as far as they can be told now.
+
+    Where `study.clusters` is `bound`, that is the bound alone until it is known, and where there is a
+    `study.final_kimg`, the final training follows from the distances. Planning again then gives the rest.
+    """
+    study = cfg.study
+    unknown = [name for name in study.measure if name not in MEASUREMENTS]
+    if unknown:
+        raise UserError(f"study.measure={list(study.measure)}: there are {', '.join(MEASUREMENTS)}, not {unknown[0]}.")
+    planner = Planner(cfg, source, typed)
+    if study.clusters == FROM_THE_BOUND:
+        bound = planner.jobs[planner.first_bound()]
+        found = bound.summary()
+        if found is None:
+            return Plan([], list(planner.jobs.values()), ["The other jobs follow from the bound."])
+        if not found["worth_training"]:
+            raise UserError(
+                f"{bound.folder}: no number of clusters reaches the threshold {found['threshold']}. "
+                "Type study.clusters=[2,5,10], or a lower bound.threshold."
+            )
+        cfg = cfg.copy()
+        cfg.study.clusters = found["worth_training"]
+    runs, left_out = study_runs(cfg, source, typed)
+    for run in runs:
+        train = planner.train(run)
+        if "distance" in study.measure:
+            planner.distance(run, train)
+        if "confidence" in study.measure and run.method == "temi":
+            planner.confidence(run, train)
+    if "bound" in study.measure:
+        planner.bound_of(runs)
+    final = None
+    if study.final_kimg is not None:
+        final = planner.final(runs)
+        left_out += [] if final is not None else ["The final training follows from the distances."]
+    return Plan(runs, list(planner.jobs.values()), left_out, final)

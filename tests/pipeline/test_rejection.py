@@ -1,0 +1,60 @@
+"""Rejection sampling: the most confident of more candidates, each still a function of its own seed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.rejection import Judgement, num_candidates
+
+from .conftest import TINY_EDM, TINY_TEMI, Cedm
+
+
+def test_summary_of_a_judgement() -> None:
+    """Twenty candidates; the upper half is always right, the lower one never."""
+    confidence = torch.linspace(0.05, 1, 20)
+    asked = torch.arange(20) % 4
+    right = torch.arange(20) >= 10
+    found = Judgement(torch.arange(20), asked, torch.where(right, asked, asked + 1), confidence, right).summary()
+    assert (found["agreement"], found["agreement_kept"], found["keep"]) == (0.5, 1.0, 0.5)
+    assert [agreement for _, agreement in found["deciles"]] == [0.0] * 5 + [1.0] * 5
+    assert found["deciles"][0][0] == pytest.approx(0.075)
+    assert found["lowest_kept_confidence"] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(("num", "keep", "expected"), [(10, 1.0, 10), (10, 0.5, 20), (10, 0.3, 33), (1, 0.4, 2)])
+def test_candidates(num: int, keep: float, expected: int) -> None:
+    assert num_candidates(num, keep) == expected
+
+
+def test_the_most_confident_are_kept_as_they_were_generated(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("embed").code == 0
+    assert cedm("cluster", *TINY_TEMI, "run_dir=clusters").code == 0
+    assert cedm("train", *TINY_EDM, *TINY_TEMI, "run_dir=model").code == 0
+    few = ["ckpt=model", "steps=2"]
+    sure = ["head=clusters/head.safetensors", "num=10", "keep=0.5", "first_seed=3", "run_dir=sure"]
+    result = cedm("generate", *few, *sure)
+    assert result.code == 0, result.err
+    rows = list(csv.DictReader((workplace / "sure/confidence.csv").open()))
+    assert [int(row["seed"]) for row in rows] == list(range(3, 23))
+    ranked = sorted(rows, key=lambda row: -float(row["confidence"]))
+    assert {row["seed"] for row in ranked[:10]} == {row["seed"] for row in rows if row["kept"] == "1"}
+    assert cedm("generate", *few, "num=20", "first_seed=3", "run_dir=all").code == 0
+    kept = sorted((workplace / "sure/images").glob("*/*.png"))
+    assert [int(path.stem[3:]) for path in kept] == sorted(int(row["seed"]) for row in ranked[:10])
+    everything = workplace / "all/images"
+    assert all(path.read_bytes() == (everything / path.parent.name / path.name).read_bytes() for path in kept)
+    labels = dict(json.loads((workplace / "sure/images/dataset.json").read_text())["labels"])
+    asked = {int(row["seed"]): int(row["asked"]) for row in rows}
+    assert all(labels[f"{path.parent.name}/{path.name}"] == asked[int(path.stem[3:])] for path in kept)
+
+    for words, expected in [
+        (["keep=0.5"], "head="),
+        (["head=clusters/head.safetensors", "keep=0"], "keep=0"),
+        (["head=clusters/head.safetensors", "keep=1.5"], "keep=1.5"),
+        (["head=clusters/pseudo_labels.safetensors"], "clustering-head"),
+    ]:
+        wrong = cedm("generate", *few, *words, "run_dir=wrong")
+        assert (wrong.code, expected in wrong.err) == (2, True), wrong.err

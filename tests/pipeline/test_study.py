@@ -1,0 +1,188 @@
+"""`cedm study` and `cedm report`, as typed: the plan, going on, failures, the page."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cedm
+
+TINY = [
+    "clustering.max_epochs=2",
+    "clustering.warmup_epochs=1",
+    "clustering.num_heads=2",
+    "network.model_channels=8",
+    "network.num_blocks=1",
+    "training.batch_size=64",
+    "evaluation.num_images=64",
+    "evaluation.grid_every_kimg=1",
+    "sampler.steps=2",
+    "trainer.accelerator=cpu",
+]
+SMALL = [*TINY, "study.clusters=[3]", "study.duration_kimg=0.5", "study.num_images=64", "study.sampling_sets=2"]
+
+
+def own_study(folder: Path, runs: str, settings: str = "question: Is it so?\n") -> str:
+    """A study of the user's own, in a folder of theirs; the argument that makes it known."""
+    (folder / "own/study").mkdir(parents=True)
+    (folder / "own/study/mine.yaml").write_text(f"{settings}runs:\n{runs}")
+    return f"--config-dir={folder / 'own'}"
+
+
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+
+
+def commands(printed: str) -> list[list[str]]:
+    return [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", ["auto", "conditioning", "confidence", "efficiency"])
+def test_every_study_prints_its_commands(cedm: Cedm, workplace: Path, name: str) -> None:
+    result = cedm("study", f"study={name}", "study.print=true", "study.clusters=[5]", *TINY)
+    assert result.code == 0, result.err
+    printed = commands(result.out)
+    assert {words[1] for words in printed} <= {"embed", "cluster", "train", "bound", "evaluate", "generate"}
+    assert all(any(word.startswith("run_dir=") for word in words) for words in printed)
+    assert not (workplace / "runs").exists()
+
+
+def test_studies_share_the_jobs_that_are_the_same(cedm: Cedm) -> None:
+    one = cedm("study", "study=granularity", "study.print=true", "study.clusters=[5]", *TINY)
+    two = cedm("study", "study=correlation", "study.print=true", "study.clusters=[5]", *TINY)
+    ours = {line for line in two.out.splitlines() if " train " in line}
+    assert len(ours) == 6  # none, labels, two random ones, k-means and TEMI
+    assert ours <= set(one.out.splitlines())
+
+
+def test_each_clustering_and_each_embedding_is_made_once(cedm: Cedm) -> None:
+    result = cedm("study", "study=granularity", "study.print=true", "study.clusters=[5]", "study.seeds=[0,1]", *TINY)
+    names = [words[1] for words in commands(result.out)]
+    assert names.count("embed") == 2  # with neighbours for TEMI, and without
+    assert names.count("train") == 2 * (1 + 1 + 2 + 1 + 1)
+    assert names.count("cluster") == 1 + 2 * (2 + 1 + 1)  # the labels are the same for every seed
+    trained = [words for words in commands(result.out) if words[1] == "train"]
+    assert all("training.duration_kimg=120" in words for words in trained)
+    assert all("evaluation.num_images=64" in words for words in trained)  # what the user types reaches every job
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["clustering=temi"], "clustering: the study sets it"),
+        (["training.duration_kimg=3"], "Type study.duration_kimg instead"),
+        (["seed=3"], "study.seeds"),
+        (["study=granularty"], "granularity"),
+        (["study.plots=[pie]"], "there is no pie"),
+        (["study.measure=[beauty]"], "beauty"),
+        (["+study.runs.mine=['training.lr={lrs}']"], "study.lrs"),
+        (["+study.runs.mine=['training.learning_rate=1']"], "study.runs.mine"),
+        (["study.clusters=[5000]"], "clustering.num_clusters=5000"),
+        (["study.duration_kimg=0"], "study.duration_kimg=0"),
+        (["trainer.devices=two"], "trainer.devices=two"),
+    ],
+)
+def test_mistakes(cedm: Cedm, workplace: Path, words: list[str], expected: str) -> None:
+    result = cedm("study", "trainer.accelerator=cpu", *words)
+    assert (result.code, expected in result.err) == (2, True), result.err
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
+    """Two workers, tables, plots and a page that stands alone; typed again, nothing is done twice."""
+    own = "question: Does clustering help?\nmeasure: [distance, bound, confidence]\nplots: [granularity, confidence]\n"
+    runs = "  none: [conditioning=none]\n  temi: ['clustering.num_clusters={clusters}']\n"
+    words = [own_study(workplace, runs, own), "study=mine", *SMALL, "trainer.devices=2", "run_dir=out"]
+    result = cedm("study", *words)
+    assert result.code == 0, result.err
+    assert "cost " in result.out
+    summary = json.loads((workplace / "out/summary.json").read_text())
+    assert [run["name"] for run in summary["runs"]] == ["none", "temi-3"]
+    assert all(len(run["distances"]) == 2 for run in summary["runs"])
+    assert summary["metric"] == "fd_pixels"
+    assert summary["bound"]["measurements"]
+    assert len(summary["runs"][1]["confidence"]["distances_kept"]) == 2
+    assert (workplace / "out/results.csv").read_text().count("\n") == 3
+    assert (workplace / "out/granularity.png").stat().st_size > 10_000
+
+    page = (workplace / "out/report.html").read_text()
+    assert "Does clustering help?" in page
+    assert summary["answer"][0].replace("'", "&#39;") in page
+    outside = without_scripts(page)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)  # opens without network
+    assert outside.count("data:image/png;base64,") == 2  # real and generated
+
+    files = {path: path.stat().st_mtime_ns for path in workplace.glob("runs/digits/study-jobs/*/summary.json")}
+    again = cedm("study", *words)
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_named_and_the_others_go_on(cedm: Cedm, workplace: Path) -> None:
+    """Labels for 5 images are no labels for 1,797: that training fails, the one beside it ends."""
+    (workplace / "few.csv").write_text("id,cluster\n" + "".join(f"train/{row:05d},{row % 2}\n" for row in range(5)))
+    own = own_study(workplace, "  none: [conditioning=none]\n  theirs: [assignments=few.csv]\n")
+    result = cedm("study", own, "study=mine", *SMALL, "run_dir=out")
+    assert result.code == 1
+    assert "train-theirs" in result.err
+    assert "1797" in result.err  # in the job's own words
+    assert "evaluate-theirs: not run, because train-theirs failed" in result.err
+    summary = json.loads((workplace / "out/summary.json").read_text())
+    assert [run["name"] for run in summary["runs"]] == ["none"]
+    assert summary["missing"] == ["theirs"]
+    assert "Missing: theirs" in (workplace / "out/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_study_leaves_no_job_behind_and_goes_on(workplace: Path) -> None:
+    """SIGTERM while a training runs: exit code 143, no process works on, and the snapshot is there to go on from."""
+    own = own_study(workplace, "  none: [conditioning=none]\n")
+    words = [*SMALL, "study.duration_kimg=200", "evaluation.snapshot_every_kimg=1", "study.measure=[]", "run_dir=out"]
+    command = [sys.executable, "-m", "pipeline.study", own, "study=mine", *words]
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    snapshots = "runs/digits/study-jobs/train-none-*/snapshots/*.ckpt"
+    deadline = time.monotonic() + 120
+    while not list(workplace.glob(snapshots)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(90) == 143
+    kept = sorted(workplace.glob(snapshots))
+    time.sleep(2)
+    assert sorted(workplace.glob(snapshots)) == kept != []
+
+
+@pytest.mark.slow
+def test_auto_finds_c_and_trains_the_best(cedm: Cedm, workplace: Path) -> None:
+    words = ["study=auto", *TINY, "study.duration_kimg=0.5", "study.final_kimg=1", "study.num_images=64"]
+    result = cedm("study", *words, "run_dir=out", "bound.grid=[3,6]")
+    assert result.code == 0, result.err
+    summary = json.loads((workplace / "out/summary.json").read_text())
+    assert summary["final"]["kimg"] == 1.024
+    assert summary["final"]["name"].removesuffix("-final") in [run["name"] for run in summary["runs"]]
+    assert len(summary["final"]["distances"]) == 3
+    assert "The best was trained for 1.024 kimg" in (workplace / "out/report.html").read_text()
+
+
+def test_a_report_of_one_training(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("embed").code == 0
+    tiny = [word for word in TINY if not word.startswith("trainer")]
+    settings = [*tiny, "clustering.num_clusters=5", "training.duration_kimg=0.5", "evaluation.log_every_kimg=0.1"]
+    assert cedm("cluster", *settings).code == 0
+    assert cedm("train", *settings, "run_dir=model").code == 0
+    result = cedm("report", "run=model")
+    assert result.code == 0, result.err
+    page = without_scripts((workplace / "model/report.html").read_text())
+    assert "fd_pixels is" in page
+    assert page.count("data:image/png;base64,") == 2  # real and generated
+    assert "Training loss" in page
+    gone = cedm("report", "run=nowhere")
+    assert (gone.code, "nowhere" in gone.err) == (2, True)

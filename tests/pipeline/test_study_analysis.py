@@ -1,0 +1,87 @@
+"""What the numbers say, on numbers whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.studies.analysis import compare, correlation, images_to_reach, spread
+
+
+def test_spread_of_one_value_has_no_deviation() -> None:
+    assert spread([2.0]).std is None
+    assert str(spread([2.0])) == "2"
+    assert str(spread([5.8123, 5.9123, 5.8501])) == "5.858 ± 0.050"
+    assert str(spread([100.0, 130.0])) == "115 ± 21"
+    assert (spread([1.0, 3.0]).mean, spread([1.0, 3.0]).std) == (2.0, math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("target", "kimg", "at_most"),
+    [(5.0, 30.0, False), (8.0, 20.0, False), (4.0, 40.0, False), (10.0, 10.0, True), (11.0, 10.0, True)],
+)
+def test_images_to_reach_a_distance(target: float, kimg: float, at_most: bool) -> None:
+    """A straight line from (10, 10) to (20, 8), (30, 5), (40, 4), given in any order."""
+    reached = images_to_reach([(40, 4), (10, 10), (30, 5), (20, 8)], target)
+    assert reached is not None
+    assert reached.kimg == pytest.approx(kimg)
+    assert reached.at_most == at_most
+
+
+def test_between_two_points_the_curve_is_straight() -> None:
+    reached = images_to_reach([(10, 10), (20, 6)], 7)
+    assert reached is not None
+    assert reached.kimg == pytest.approx(17.5)
+    assert images_to_reach([(10, 10), (20, 6)], 5.9) is None
+
+
+def test_correlation_agrees_with_scipy_and_covers_the_truth() -> None:
+    """Pairs of known correlation 0.6: scipy's own values, and an interval of the right place and width."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(200)
+    y = 0.6 * x + 0.8 * rng.standard_normal(200)
+    found = correlation(x, y)
+    assert found is not None
+    assert found.n == 200
+    assert found.pearson.value == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert found.spearman.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    fisher = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert found.pearson.low == pytest.approx(fisher.low, abs=0.04)
+    assert found.pearson.high == pytest.approx(fisher.high, abs=0.04)
+    assert found.pearson.low < 0.6 < found.pearson.high
+
+
+def test_a_monotone_curve_has_rank_correlation_one() -> None:
+    found = correlation([1, 2, 3, 4, 5, 6], [math.exp(x) for x in (1, 2, 3, 4, 5, 6)])
+    assert found is not None
+    assert (found.spearman.value, found.spearman.low) == (pytest.approx(1), pytest.approx(1))
+    assert found.pearson.value < 0.95
+    assert found.spearman.excludes_zero
+
+
+def test_noise_is_not_called_a_correlation() -> None:
+    rng = np.random.default_rng(1)
+    found = correlation(rng.standard_normal(12), rng.standard_normal(12))
+    assert found is not None
+    assert not found.pearson.excludes_zero
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1, 1], [1, 2, 3, 4, 5])])
+def test_where_nothing_can_be_said(x: list[float], y: list[float]) -> None:
+    assert correlation(x, y) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ([2.0, 2.1, 1.9], [5.0, 5.2, 4.9], "lower"),
+        ([5.0, 5.2, 4.9], [2.0, 2.1, 1.9], "higher"),
+        ([2.0, 3.0, 1.0], [2.5, 1.5, 3.5], "undecided"),
+        ([1.0], [9.0], "undecided"),  # one value has no spread to compare with
+        ([1.0, 1.0], [2.0, 2.0], "lower"),
+        ([1.0, 1.0], [1.0, 1.0], "undecided"),
+    ],
+)
+def test_verdicts(a: list[float], b: list[float], verdict: str) -> None:
+    assert compare(a, b) == verdict
