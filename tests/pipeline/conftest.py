@@ -1,11 +1,13 @@
 """Commands run in this process, as if typed in an empty folder."""
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -40,6 +42,11 @@ TINY_EDM = [
     "evaluation.snapshot_every_kimg=0.5",
     "sampler.steps=3",
 ]
+
+
+def summary(folder: Path | str) -> dict[str, Any]:
+    """What a command wrote of itself into its run folder."""
+    return json.loads((Path(folder) / "summary.json").read_text())
 
 
 @pytest.fixture

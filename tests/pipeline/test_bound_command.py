@@ -1,7 +1,6 @@
 """`cedm bound`, from assignments that exist and from clusterings that it trains."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from .conftest import Cedm
+from .conftest import Cedm, summary
 
 SHORT = ["clustering.max_epochs=2", "clustering.warmup_epochs=1", "clustering.num_heads=1", "map_images=50"]
-
-
-def summary(folder: str) -> dict[str, Any]:
-    return json.loads((Path(folder) / "summary.json").read_text())
 
 
 def test_from_assignments(cedm: Cedm, workplace: Path) -> None:

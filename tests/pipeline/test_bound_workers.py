@@ -19,8 +19,8 @@ from pipeline import bound_workers
 from pipeline.bound_grid import Job
 from pipeline.bound_workers import train_side_by_side
 
-from .conftest import Cedm
-from .test_bound_command import SHORT, summary
+from .conftest import Cedm, summary
+from .test_bound_command import SHORT
 
 # Stands for `cedm cluster`: notes what it was started with, takes a moment, and writes the result, or fails.
 WORK = """

@@ -1,12 +1,10 @@
 """`cedm evaluate` on digits: numbers against independent ones, one pass, going on, and what users get wrong."""
 
-import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import hydra
 import numpy as np
@@ -22,7 +20,7 @@ from datamodules.backbones import Backbone, build_backbone
 from lightning_modules.diffusion.denoiser import build_denoiser
 from pipeline.command import CONFIGS
 
-from .conftest import Cedm
+from .conftest import Cedm, summary
 
 NETWORK = {
     "architecture": "ddpmpp",
@@ -34,10 +32,6 @@ NETWORK = {
 }
 SCORES = ("fd_pixels", "precision", "recall", "density", "coverage")
 PLAIN_FD = ["metrics=[fd]", "memorisation=false"]
-
-
-def summary(folder: Path | str) -> dict[str, Any]:
-    return json.loads((Path(folder) / "summary.json").read_text())
 
 
 def digits() -> np.ndarray:

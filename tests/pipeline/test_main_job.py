@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +16,13 @@ from datamodules.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 
-from .conftest import TINY_EDM, TINY_TEMI, Cedm
+from .conftest import TINY_EDM, TINY_TEMI, Cedm, summary
 
 
 def only(folder: Path, pattern: str) -> Path:
     """The one path that fits."""
     (path,) = folder.glob(pattern)
     return path
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
@@ -77,134 +71,6 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
         ["00000/img00000005.png", cluster],
         ["00000/img00000009.png", cluster],
     ]
-
-
-@pytest.fixture
-def model(workplace: Path) -> Path:
-    """An untrained denoiser of three clusters, 2, 5 and 7, whose images nevertheless differ."""
-    from lightning_modules.diffusion.denoiser import build_denoiser
-
-    torch.manual_seed(0)
-    network = {
-        "architecture": "ddpmpp",
-        "model_channels": 8,
-        "channel_mult": [1],
-        "num_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    denoiser = build_denoiser(network, 8, 1, label_dim=3, augment_dim=9)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    denoiser.cluster_frequencies = torch.tensor([0.5, 0.25, 0.25])
-    denoiser.cluster_ids = torch.tensor([2, 5, 7])
-    denoiser.save_pretrained(workplace / "denoiser.safetensors", dataset="test")
-    return workplace / "denoiser.safetensors"
-
-
-def test_guidance_needs_a_model_that_saw_images_without_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
-    denoiser = Denoiser.from_pretrained(model)
-    for dropout, code in ((0.0, 2), (0.1, 0)):
-        denoiser.save_pretrained(workplace / "guided.safetensors", label_dropout=dropout)
-        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", "guidance=9", "run_dir=guided")
-        assert result.code == code, result.err
-    for name, settings in {"plain": [], "outside": ["guidance=9", "sampler.guidance_interval=[200,300]"]}.items():
-        result = cedm("generate", "ckpt=guided.safetensors", "num=2", "steps=2", *settings, f"run_dir={name}")
-        assert result.code == 0, result.err
-    assert (pixels(workplace / "guided", 1) != pixels(workplace / "plain", 1)).any()
-    assert (pixels(workplace / "outside", 1) == pixels(workplace / "plain", 1)).all()
-
-
-def pixels(folder: Path, seed: int) -> np.ndarray:
-    return np.array(Image.open(folder / f"images/00000/img{seed:08d}.png")).astype(int)
-
-
-def test_an_image_depends_on_its_seed_alone(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """Not on the batch, nor on which other seeds were asked for."""
-    assert cedm("generate", f"ckpt={model}", "num=12", "batch_size=5", "run_dir=all").code == 0
-    assert cedm("generate", f"ckpt={model}", "seeds=[7,2]", "run_dir=some").code == 0
-    for seed in (2, 7):
-        assert abs(pixels(workplace / "all", seed) - pixels(workplace / "some", seed)).max() <= 1
-    everything = dict(json.loads((workplace / "all/images/dataset.json").read_text())["labels"])
-    for name, label in json.loads((workplace / "some/images/dataset.json").read_text())["labels"]:
-        assert everything[name] == label
-    assert set(everything.values()) <= {2, 5, 7}
-
-
-def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace: Path) -> None:
-    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
-    before = pixels(workplace / "all", 4)
-    kept = workplace / "all/images/00000/img00000003.png"
-    time_stamp = kept.stat().st_mtime_ns
-    (workplace / "all/images/00000/img00000004.png").unlink()
-    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
-    assert kept.stat().st_mtime_ns == time_stamp
-    assert abs(pixels(workplace / "all", 4) - before).max() <= 1
-
-
-def test_an_unfinished_zip_goes_on_too(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """Its images lie in a folder until all are there."""
-    assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=z").code == 0
-    (workplace / "z/images/00000/img00000004.png").unlink()
-    (workplace / "z/summary.json").unlink()
-    settings = json.loads((workplace / "z/settings.json").read_text())
-    settings["settings"]["format"] = "zip"
-    (workplace / "z/settings.json").write_text(json.dumps(settings))
-    kept = workplace / "z/images/00000/img00000003.png"
-    Image.new("L", (8, 8), 77).save(kept)
-    for _ in range(2):  # a finished one is left as it is
-        assert cedm("generate", f"ckpt={model}", "num=6", "format=zip", "run_dir=z").code == 0
-        assert not (workplace / "z/images").exists()
-        with zipfile.ZipFile(workplace / "z/images.zip") as archive:
-            assert len(archive.namelist()) == 7
-            assert np.array(Image.open(archive.open("00000/img00000003.png"))).mean() == 77
-
-
-def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """What is typed for short wins over the option."""
-    used = {}
-    for name, settings in {
-        "euler": ["sampler=euler"],
-        "stochastic": ["sampler=stochastic"],
-        "calm": ["sampler=stochastic", "churn=0"],
-        "heun": [],
-    }.items():
-        assert cedm("generate", f"ckpt={model}", "num=2", "steps=4", *settings, f"run_dir={name}").code == 0
-        used[name] = summary(workplace / name)["sampler"]
-    assert used["euler"]["solver"] == "euler"
-    assert (used["stochastic"]["churn"], used["calm"]["churn"]) == (40, 0)
-    pictures = {name: pixels(workplace / name, 1) for name in used}
-    assert (pictures["euler"] != pictures["heun"]).any()
-    assert (pictures["stochastic"] != pictures["heun"]).any()
-    assert (pictures["calm"] == pictures["heun"]).all()
-
-
-def test_labels_are_drawn_as_asked(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """In proportion to the frequencies ½, ¼, ¼ or uniformly; a seed has the same label in any company."""
-    shares = {}
-    for clusters in ("frequencies", "uniform"):
-        settings = ["num=300", "steps=1", f"clusters={clusters}"]
-        assert cedm("generate", f"ckpt={model}", *settings, f"run_dir={clusters}").code == 0
-        labels = dict(json.loads((workplace / clusters / "images/dataset.json").read_text())["labels"])
-        shares[clusters] = list(labels.values()).count(2) / 300
-        alone = ["seeds=[299,31]", "steps=1", f"clusters={clusters}", f"run_dir={clusters}-alone"]
-        assert cedm("generate", f"ckpt={model}", *alone).code == 0
-        for name, label in json.loads((workplace / f"{clusters}-alone/images/dataset.json").read_text())["labels"]:
-            assert labels[name] == label
-    assert shares["frequencies"] == pytest.approx(1 / 2, abs=0.1)
-    assert shares["uniform"] == pytest.approx(1 / 3, abs=0.1)
-
-
-def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """It is a data set of kind zip again."""
-    from datamodules.sources import open_source
-
-    assert cedm("generate", f"ckpt={model}", "num=6", "clusters=[5,7]", "format=zip", "run_dir=z").code == 0
-    source = open_source("zip", "generated", workplace / "z/images.zip")
-    assert len(source) == 6
-    assert source.labels is not None
-    assert source.labels.tolist() == [5, 7, 5, 7, 5, 7]
 
 
 def test_a_run_continues_after_a_stop_and_refuses_other_settings(
@@ -332,16 +198,6 @@ def test_without_inception_weights_the_distance_has_another_name(
     assert "fid" not in results
     assert results["fd_pixels"] > 0
     assert results["distances"]["extractor"]["kind"] == "pixels"
-
-
-def test_two_processes_cannot_work_in_one_run_folder(cedm: Cedm, model: Path, workplace: Path) -> None:
-    from pipeline.run_folder import locked
-
-    with locked(workplace / "run"):
-        result = cedm("generate", f"ckpt={model}", "num=1", "run_dir=run")
-    assert result.code == 2
-    assert "another process" in result.err
-    assert cedm("generate", f"ckpt={model}", "num=1", "run_dir=run").code == 0
 
 
 def test_a_run_that_ended_before_its_summary_only_lacks_the_summary(cedm: Cedm, workplace: Path) -> None:
