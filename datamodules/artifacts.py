@@ -36,7 +36,12 @@ FORMAT_VERSION = 1
 HEADER_KEY = "cedm"
 LIBRARIES = ("cluster-conditioned-diffusion", "torch", "lightning", "torchmetrics", "transformers", "safetensors")
 WORKPLACE_SUFFIX, LOCK_NAME = ".tmp", ".lock"  # of the folders in which files are written before they get their name
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_FULL_WORDS = re.compile(
+    "No space left|quota exceeded|File too large|Read-only file system|disk is full"
+    + "".join(rf"|\(os error {code}\)" for code in DISK_FULL),
+    re.IGNORECASE,
+)
 SETTLED_AFTER_NS = 1_000_000_000  # a file changed this recently may change again within one tick of its time stamps
 
 log = logging.getLogger(__name__)
@@ -156,7 +161,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
             _flush_to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_is_full(error):
+        if not disk_is_full(error):
             raise
         raise UserError(
             f"{path}: the disk or your quota is full. What lay there before is untouched. "
@@ -199,10 +204,10 @@ def remove_abandoned(folder: str | Path) -> None:
         os.close(descriptor)
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether `error`, or one that it came from, is the system's word for a full disk, in Python's or Rust's form."""
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full or read-only disk, or a quota, is behind an error of Python, safetensors, SQLite or PyTorch."""
     while error is not None:
-        if getattr(error, "errno", 0) in DISK_FULL or any(f"(os error {code})" in str(error) for code in DISK_FULL):
+        if getattr(error, "errno", None) in DISK_FULL or DISK_FULL_WORDS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,7 +1,6 @@
 """What every command shares: Hydra's entry point, and plain words for a user's mistake."""
 
 import difflib
-import errno
 import functools
 import os
 import re
@@ -24,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from safetensors import SafetensorError
 
 from callbacks.stopping import stop_at_once
-from datamodules.artifacts import UserError, remove_abandoned
+from datamodules.artifacts import UserError, disk_is_full, remove_abandoned
 from pipeline.checks import check_settings, leaves
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -59,7 +58,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             fail(f"{error.filename}: {error.strerror}. Choose another run_dir= or cache_dir= that can be written to.")
         except (OSError, SafetensorError, RuntimeError, sqlite3.OperationalError) as error:
-            if not is_lack_of_room(error):
+            if not disk_is_full(error):
                 raise
             fail(
                 f"the disk took no more ({error}). Free some room, or choose another run_dir= or cache_dir=; what was "
@@ -89,18 +88,6 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             fail("interrupted", code=130)
 
     return main
-
-
-def is_lack_of_room(error: BaseException | None) -> bool:
-    """Whether a full or read-only disk, or a quota, is behind this error of Python, safetensors, SQLite or PyTorch."""
-    if error is None:
-        return False
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return True
-    words = re.search(
-        r"No space left|quota exceeded|File too large|Read-only file system|disk is full", str(error), re.I
-    )
-    return words is not None or is_lack_of_room(error.__cause__ or error.__context__)
 
 
 def run_alone(name: str) -> None:
