@@ -46,7 +46,6 @@ def stop_at_once() -> Iterator[None]:
 
     From then on it is ignored: a second one, such as another process's answer, must not change the exit code.
     """
-    request.received = 0
     before = signal.signal(signal.SIGTERM, request.receive)
     try:
         yield
@@ -55,6 +54,7 @@ def stop_at_once() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        request.received = 0
 
 
 @contextmanager
