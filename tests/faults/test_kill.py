@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from callbacks.snapshots import newest_snapshot
+from datamodules.sources import open_source
+from datamodules.stream import SampleStream
 
 from .conftest import EDM, GONE_WITHIN_S, PHASES, Finished, Forks, Trials, digest, kill_and_resume, prepare, results_of
 
@@ -109,10 +111,12 @@ def test_one_rank_raises(forks: Forks, trials: Trials, tmp_path: Path, moment: s
         assert 0 not in job.codes.values()
 
 
+DIGITS = open_source(kind="digits", name="digits", path=None, max_images=300)
+SEEN = [DIGITS.ids[row] for row in SampleStream(300, seed=0).indices(torch.arange(192, 224)).tolist()]  # by one step
 NAN = {
-    ("train", "nan_in_image"): r"[205]",
-    ("train", "nan_in_weight"): r"positions of the training stream: [192, 193, 194",
-    ("train", "nan_in_loss"): r"[205]",
+    ("train", "nan_in_image"): f"that of the images {SEEN[205 - 192]}. Type",
+    ("train", "nan_in_weight"): f"that of the images {', '.join(SEEN[:8])}, …",
+    ("train", "nan_in_loss"): f"that of the images {SEEN[205 - 192]}. Type",
     ("cluster", "nan_in_embedding"): r"the embeddings of these images",
     ("cluster", "nan_in_student"): r"its images: [",
 }
@@ -125,7 +129,7 @@ def test_nan(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> Non
         folder = tmp_path / f"{rng.random()}"
         prepare(forks, phase, folder)
         job = forks.start(phase, *PHASES[phase], "run_dir=run", folder=folder, sabotage=fault)
-        assert job.wait() not in (0, 2)
+        assert job.wait() != 0
         assert "the weights were not updated" in job.words()
         assert words in job.words()
         snapshot = newest_snapshot(folder / "run/snapshots")
