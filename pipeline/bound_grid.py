@@ -19,7 +19,7 @@ from pipeline.bound_workers import train_side_by_side
 from pipeline.cluster import head_file, temi_data, train_temi, write_results
 from pipeline.command import typed_command
 from pipeline.inputs import embeddings_of, pseudo_labels_file
-from pipeline.processes import scout_devices
+from pipeline.workers import workers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,9 @@ def measure_grid(cfg: DictConfig, source: ImageSource, folder: Path) -> list[Mea
     known = {job.path for job in jobs if job.is_done}
     if len(known) < len(jobs):
         temi_data(jobs[0].cfg, source, world_size=1)  # missing inputs are found out before anything starts
-        devices = scout_devices(cfg).device_ids
-        if len(devices) > 1:
-            train_side_by_side(jobs, devices)
+        workers = workers_of(cfg.trainer.accelerator, cfg.trainer.devices)
+        if len(workers) > 1:
+            train_side_by_side(jobs, workers)
         else:
             train_one_by_one(jobs, source)
     measurements = []

@@ -17,15 +17,17 @@ from pipeline.command import command, fail, typed_command
 from pipeline.cost import Cost, duration, measure_cost
 from pipeline.embedding import device_of
 from pipeline.inputs import plain, source_of
+from pipeline.overrides import key_of
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.studies.findings import CHARTS
-from pipeline.studies.jobs import Plan, key_of
+from pipeline.studies.jobs import Plan
 from pipeline.studies.page import answer_of, study_page, write_page
 from pipeline.studies.plan import make_plan
 from pipeline.studies.results import Results, gather
-from pipeline.studies.runner import Worker, run_jobs, workers_of
+from pipeline.studies.runner import run_jobs
 from pipeline.studies.tables import write_tables
 from pipeline.train import accumulation, build_module
+from pipeline.workers import Worker, workers_of
 
 GROUPS = (
     "study", "bound", "dataset", "backbone", "clustering", "network", "training", "sampler", "evaluation", "trainer"

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.artifacts import UserError, file_stem
 from datamodules.sources import ImageSource
 from pipeline.inputs import check_clustering, plain
-from pipeline.studies.jobs import Run, composed, key_of
+from pipeline.overrides import key_of
+from pipeline.studies.jobs import Run, composed
 
 ABSENT = object()
 INSTEAD = {

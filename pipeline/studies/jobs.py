@@ -1,6 +1,5 @@
 """What a study is made of: runs (models), and the jobs (commands) that make and measure them."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.artifacts import UserError
 from pipeline.command import program
+from pipeline.overrides import word
 from pipeline.run_folder import read_summary
 
 CACHED = ("pseudo_labels", "embeddings")  # what a finished job's summary may point to in the cache
@@ -85,25 +85,6 @@ class Plan:
 
     def job(self, name: str) -> Job | None:
         return next((job for job in self.jobs if job.name == name), None)
-
-
-def word(key: str, value: object) -> str:
-    """`key=value` as Hydra reads it, quoted where it has to be."""
-    return f"{key}={quoted(value)}"
-
-
-def quoted(value: object) -> str:
-    """A value for Hydra's command line, in quotes where it needs them."""
-    text = str(value)
-    if re.fullmatch(r"[\w./:+-]+", text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def key_of(override: str) -> str:
-    """The key of `key=value`, `+key=value` or `~key`."""
-    return override.lstrip("+~").split("=", 1)[0]
 
 
 def composed(command: str, words: Sequence[str], origin: str) -> DictConfig:

@@ -10,10 +10,11 @@ from datamodules.artifacts import UserError, fingerprint
 from datamodules.sources import ImageSource
 from pipeline.cluster import head_file
 from pipeline.inputs import identity_of, not_needed, pseudo_labels_file
+from pipeline.overrides import key_of, quoted, word
 from pipeline.sampling import LARGE_FROM_PIXELS
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
-from pipeline.studies.jobs import Job, Plan, Run, composed, key_of, quoted, word
+from pipeline.studies.jobs import Job, Plan, Run, composed
 
 MEASUREMENTS = ("distance", "confidence", "bound")
 FROM_THE_BOUND = "bound"  # in place of a list of C: those that `cedm bound` finds worth training

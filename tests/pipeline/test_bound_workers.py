@@ -18,9 +18,12 @@ from datamodules.artifacts import UserError
 from pipeline import bound_workers
 from pipeline.bound_grid import Job
 from pipeline.bound_workers import train_side_by_side
+from pipeline.workers import Worker
 
 from .conftest import Cedm, summary
 from .test_bound_command import SHORT
+
+WORKERS = [Worker(f"GPU {name}", (), {"CUDA_VISIBLE_DEVICES": name}) for name in ("5", "7")]
 
 # Stands for `cedm cluster`: notes what it was started with, takes a moment, and writes the result, or fails.
 WORK = """
@@ -44,13 +47,12 @@ class FakeJob(Job):
 
 
 def fake_jobs(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, seconds: float) -> list[FakeJob]:
-    def command(job: FakeJob) -> list[str]:
-        return [sys.executable, "-c", WORK, str(job.path), str(job.number), str(seconds)]
+    def settings_of(job: FakeJob) -> list[str]:
+        return [str(job.path), str(job.number), str(seconds)]
 
-    monkeypatch.setattr(bound_workers, "cluster_command", command)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    cfg = OmegaConf.create({"trainer": {"accelerator": "gpu"}})
-    return [FakeJob(cfg, folder / f"{n}.done", folder / f"run{n}", n) for n in range(count)]
+    monkeypatch.setattr(bound_workers, "settings_of", settings_of)
+    monkeypatch.setattr(Worker, "command", lambda _, __, words: [sys.executable, "-c", WORK, *words])
+    return [FakeJob(OmegaConf.create(), folder / f"{n}.done", folder / f"run{n}", n) for n in range(count)]
 
 
 def test_each_job_is_trained_once_and_a_failure_keeps_the_others(
@@ -58,11 +60,11 @@ def test_each_job_is_trained_once_and_a_failure_keeps_the_others(
 ) -> None:
     jobs = fake_jobs(tmp_path, monkeypatch, count=6, seconds=0.2)
     jobs[0].path.write_text("done before")
-    with pytest.raises(UserError, match=r"1 of 5 clusterings failed:\n  job 1: exit code 1: error: out of memory"):
-        train_side_by_side(jobs, devices=[0, 1])
+    with pytest.raises(UserError, match=r"1 of 5 clusterings failed:\njob 1: exit code 1: error: out of memory"):
+        train_side_by_side(jobs, WORKERS)
     started = [line.split() for line in (tmp_path / "started").read_text().splitlines()]
     assert sorted(number for number, _ in started) == ["1", "2", "3", "4", "5"]
-    assert {device for _, device in started} == {"5", "7"}  # of those that this process may see
+    assert {device for _, device in started} == {"5", "7"}
     assert [job.is_done for job in jobs] == [True, False, True, True, True, True]
     assert "failed  job 1" in capsys.readouterr().err
 
@@ -74,7 +76,7 @@ def test_a_job_that_another_process_works_on_is_left_to_it(tmp_path: Path, monke
         assert mine
         thread = threading.Thread(target=lambda: jobs[0].path.write_text("done elsewhere"))
         threading.Timer(0.5, thread.start).start()
-        train_side_by_side(jobs, devices=[0, 1])
+        train_side_by_side(jobs, WORKERS)
     assert jobs[0].path.read_text() == "done elsewhere"
     assert not (tmp_path / "started").exists()
 
@@ -87,7 +89,7 @@ def test_a_job_whose_process_dies_elsewhere_is_taken_over(tmp_path: Path, monkey
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     threading.Timer(0.3, holder.kill).start()
-    train_side_by_side(jobs, devices=[0])
+    train_side_by_side(jobs, WORKERS[:1])
     assert jobs[0].path.read_text() == "done"
     holder.wait()
 
@@ -98,7 +100,7 @@ def test_sigterm_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     start = time.monotonic()
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped), stop_at_once():
-        train_side_by_side(jobs[2:], devices=[0, 1])
+        train_side_by_side(jobs[2:], WORKERS)
     signal.signal(signal.SIGTERM, handler)
     assert time.monotonic() - start < 20
     assert len((tmp_path / "started").read_text().splitlines()) == 2

@@ -1,16 +1,14 @@
 """Sharing jobs between workers, on jobs that take milliseconds: order, failures, going on."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from datamodules.artifacts import UserError
-from pipeline.studies import runner
 from pipeline.studies.jobs import Job
-from pipeline.studies.runner import Worker, run_jobs, workers_of
+from pipeline.studies.runner import run_jobs
+from pipeline.workers import Worker
 
 WORKERS = [Worker("a", (), {}), Worker("b", (), {})]
 
@@ -20,14 +18,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(job, worker) in the order of their start. A job's first word is a piece of Python that makes its summary."""
     order = []
 
-    def start(job: Job, worker: Worker) -> subprocess.Popen:
-        order.append((job.name, worker.name))
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / runner.LOG_FILE).open("ab") as log:
-            code = "import sys; " + job.words[0]
-            return subprocess.Popen([sys.executable, "-c", code], cwd=job.folder, stdout=log, stderr=log)
+    def command(worker: Worker, _: str, words: list[str]) -> list[str]:
+        folder = Path(words[-1].removeprefix("run_dir="))
+        order.append((folder.name, worker.name))
+        return [sys.executable, "-c", f"import os, sys; os.chdir({str(folder)!r}); {words[0]}"]
 
-    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(Worker, "command", command)
     return order
 
 
@@ -74,24 +70,3 @@ def test_a_finished_job_whose_cache_is_gone_runs_again(tmp_path: Path) -> None:
     assert found.summary() is not None
     kept.unlink()
     assert found.summary() is None
-
-
-def test_processes_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "available_cores", lambda: set(range(8)))
-    workers = workers_of("cpu", 3)
-    assert [worker.environment for worker in workers] == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert workers[0].settings == ("trainer.accelerator=cpu", "trainer.devices=1")
-    with pytest.raises(UserError, match="from 1 on"):
-        workers_of("cpu", 0)
-
-
-def test_each_gpu_is_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyTorch counts them; the numbers that a scheduler gave are kept."""
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,4,5")
-    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers_of("auto", "auto")] == ["1", "4", "5"]
-    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers_of("gpu", 2)] == ["1", "4"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert [worker.environment["CUDA_VISIBLE_DEVICES"] for worker in workers_of("gpu", -1)] == ["0", "1", "2"]
-    with pytest.raises(UserError, match="3 GPUs"):
-        workers_of("gpu", 4)

@@ -1,0 +1,111 @@
+"""The devices of this machine as workers: each runs one job at a time, in a process of its own with a log."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datamodules.artifacts import UserError
+from pipeline.command import CONFIGS
+from pipeline.processes import RUN_FOLDER_VARIABLE
+
+LOG_FILE = "log.txt"
+PATIENCE_SECONDS = 60  # for a process that was told to stop, and writes its snapshot first; then it is killed
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one job at a time runs on: the settings and the environment that give it the device for itself."""
+
+    name: str
+    settings: tuple[str, ...]
+    environment: dict[str, str]
+
+    def start(self, command: Sequence[str], folder: Path) -> subprocess.Popen:
+        """Start a job on this device, with this project's code to import; what it prints goes into the folder's log."""
+        folder.mkdir(parents=True, exist_ok=True)
+        inherited = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", RUN_FOLDER_VARIABLE)}
+        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
+        with (folder / LOG_FILE).open("ab") as log:
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            return subprocess.Popen(
+                command,
+                env=inherited | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def command(self, name: str, words: Iterable[str]) -> list[str]:
+        """`cedm NAME WORDS…` on this device, in this interpreter."""
+        return [sys.executable, "-m", f"pipeline.{name.replace('-', '_')}", *words, *self.settings]
+
+
+def workers_of(accelerator: str, devices: int | str | Sequence[int]) -> list[Worker]:
+    """A worker for each GPU, or for each process on the CPU (`trainer.devices=2`), which share its cores evenly.
+
+    Raises:
+        UserError: there are not as many devices, or `devices` is neither a number nor a list of GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if len(visible) == gpus and visible[0] else [str(index) for index in range(gpus)]
+        chosen = range(number_of(devices, gpus)) if isinstance(devices, int | str) else list(devices)
+        if not chosen or not set(chosen) <= set(range(gpus)):
+            raise UserError(f"trainer.devices={devices}: this machine has {gpus} GPUs. Type trainer.accelerator=cpu.")
+        settings = ("trainer.accelerator=gpu", "trainer.devices=1")
+        return [Worker(f"GPU {names[index]}", settings, {"CUDA_VISIBLE_DEVICES": names[index]}) for index in chosen]
+    count = number_of(devices, 1)
+    if count < 1:
+        raise UserError(f"trainer.devices={devices}: type a number of processes from 1 on, such as trainer.devices=2.")
+    kind = "mps" if accelerator == "mps" else "cpu"
+    threads = str(max(1, len(available_cores()) // count))
+    settings = (f"trainer.accelerator={kind}", "trainer.devices=1")
+    return [Worker(f"{kind} {number}", settings, {"OMP_NUM_THREADS": threads}) for number in range(count)]
+
+
+def number_of(devices: int | str | Sequence[int], every: int) -> int:
+    """`devices` as a number; auto and -1 mean every one.
+
+    Raises:
+        UserError: it is no number.
+    """
+    if devices in ("auto", -1, "-1"):
+        return every
+    try:
+        return int(devices)  # type: ignore[arg-type]  # a list ends in the message below
+    except (TypeError, ValueError) as error:
+        raise UserError(f"trainer.devices={devices}: type a number, such as trainer.devices=2, or auto.") from error
+
+
+def available_cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def end_all(processes: Sequence[subprocess.Popen]) -> None:
+    """Ask all processes to stop, and wait for them; kill those that do not."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def problem_of(code: int, folder: Path) -> str:
+    """What went wrong with a job that has ended, in its own words: its error, else the last line that it wrote."""
+    log = folder / LOG_FILE
+    last_try = log.read_text(errors="replace").rsplit("\n$ ", 1)[-1]
+    lines = [line for line in last_try.splitlines() if line.strip()]
+    start = max((number for number, line in enumerate(lines) if line.startswith("error: ")), default=len(lines) - 1)
+    said = "\n  ".join(lines[start:][:6])
+    return f"exit code {code}: {said}\n  log: {log}"
