@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.artifacts import UserError, file_stem
 from datamodules.sources import ImageSource
-from pipeline.inputs import check_clustering, plain
+from pipeline.inputs import check_clustering, identity_of, plain
 from pipeline.overrides import key_of
 from pipeline.studies.jobs import Run, composed
 
@@ -41,7 +41,7 @@ def expand(group: str, templates: Sequence[str], study: dict[str, Any]) -> Itera
 
 
 def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs of the study's grid, and a line for each group that this data set has nothing to offer for.
+    """The runs of the study's grid, and a line for each that is left out because its groups cannot be had.
 
     Raises:
         UserError: the study and the user set the same thing, or a run cannot be meant.
@@ -53,20 +53,40 @@ def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tu
         fixed.append(f"evaluation.every_kimg={kimg / points:g}")
     runs, left_out = [], []
     for group, templates in study["runs"].items():
-        refuse_both(typed, [*fixed, *templates, "seed="], group)
+        given = without_backbone(typed) if "clustering=clip" in templates else typed
+        refuse_both(given, [*fixed, *templates, "seed="], group)
         for (name, words), seed in itertools.product(expand(group, templates, study), study["seeds"]):
             if len(study["seeds"]) > 1:
                 name = f"{name}-seed{seed}"
             own = [*fixed, f"seed={seed}", *words]
-            every = (*fitting(typed, own, group), *own)
+            every = (*fitting(given, own, group), *own)
             run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"))
-            if run.method == "labels" and source.labels is None:
-                left_out.append(f"{name}: left out, {source.name!r} has no labels.")
+            problem = why_left_out(run, source)
+            if problem is not None:
+                left_out.append(f"{name}: left out, {problem}")
                 continue
             if run.method != "none" and run.cfg.assignments is None:
                 check_clustering(run.cfg, source)
             runs.append(run)
     return runs, left_out
+
+
+def why_left_out(run: Run, source: ImageSource) -> str | None:
+    """Why this data set or this machine has no such groups: labels, or CLIP's class names or weights; else None."""
+    if run.method == "labels" and source.labels is None:
+        return f"{source.name!r} has no labels."
+    if run.method == "clip":
+        try:
+            check_clustering(run.cfg, source)
+            identity_of(run.cfg)  # asks for the weights
+        except UserError as error:
+            return str(error)
+    return None
+
+
+def without_backbone(typed: Sequence[str]) -> list[str]:
+    """What the user types for the other runs is not meant for CLIP's groups, which no other backbone can make."""
+    return [text for text in typed if key_of(text).split(".")[0] != "backbone"]
 
 
 def fitting(typed: Sequence[str], own: Sequence[str], group: str) -> list[str]:

@@ -116,3 +116,19 @@ def test_the_command(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) 
 def test_a_backbone_without_text_is_refused(cedm: Cedm, workplace: Path) -> None:
     result = cedm("cluster", "clustering=clip")
     assert (result.code, "backbone=clip_vitl14" in result.err) == (2, True), result.err
+
+
+def test_a_study_sets_it_beside_other_groups(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) -> None:
+    """With its own backbone, whatever the others have; left out where its weights are not to be had."""
+    study = ["study", "study=conditioning", "study.print=true", "backbone=pixels"]
+    clip = f'study.runs.clip=["clustering=clip","backbone=clip_vitl14","backbone.path={tiny[0]}"]'
+    result = cedm(*study, clip)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    own = [line for line in lines if "clustering=clip" in line]
+    assert [line.split()[1] for line in own] == ["embed", "cluster", "train", "evaluate"]
+    assert all("clip_vitl14" in line and "backbone=pixels" not in line for line in own)
+    assert all("backbone=pixels" in line for line in lines if line not in own)
+    without = cedm(*study, clip.replace(str(tiny[0]), str(workplace / "nothing"))).out
+    assert "# clip: left out, " in without
+    assert "clustering=kmeans" in without
