@@ -16,7 +16,7 @@ from datamodules.embedding_shards import embed_shards, join_shards, missing_shar
 from datamodules.sources import ImageSource
 
 KIND = "embeddings"
-MINIMAL_STD = 1e-6  # dimensions that never change are divided by this instead of by zero
+MINIMAL_STD = 1e-6  # up to here a dimension counts as one that never changes, and tells nothing
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Embeddings:
     meta: dict[str, Any]
 
     def standardised(self) -> Tensor:
-        """(values − mean) / max(std, 1e-6), float32 [N, D]: what TEMI's heads are trained on."""
-        return (self.values - self.mean) / self.std.clamp(min=MINIMAL_STD)
+        """(values − mean) / std, 0 where a dimension never changes, float32 [N, D]: what TEMI is trained on."""
+        return (self.values - self.mean) / torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,7 @@ from datamodules.artifacts import read_artifact, write_artifact
 from lightning_modules.clustering.heads import ClusteringHeads
 
 KIND = "clustering-head"
+MINIMAL_STD = 1e-6  # as in training (`datamodules.embeddings`)
 BATCH_SIZE = 8192  # embeddings at once: 330 MB of logits at 10,000 clusters
 
 
@@ -64,13 +65,17 @@ class ClusteringHead:
         return self.head.num_clusters
 
     def assign(self, raw_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Cluster ids, int64 [N], and confidences, float32 [N], of embeddings [N, D] as the backbone gives them."""
+        """Cluster ids, int64 [N], and confidences, float32 [N], of embeddings [N, D] as the backbone gives them.
+
+        A dimension in which the training images were all alike tells nothing, however much it changes in new images.
+        """
         if raw_embeddings.ndim != 2 or raw_embeddings.shape[1] != len(self.mean):
             raise ValueError(
                 f"this head reads embeddings [images, {len(self.mean)}], not {list(raw_embeddings.shape)}: "
                 f"compute them with the backbone {self.backbone_identity}"
             )
-        standardised = ((batch - self.mean) / self.std.clamp_min(1e-6) for batch in raw_embeddings.split(BATCH_SIZE))
+        std = torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
+        standardised = ((batch - self.mean) / std for batch in raw_embeddings.split(BATCH_SIZE))
         return assign(self.head, standardised, self.temperature)
 
     def save(self, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:

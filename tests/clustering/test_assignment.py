@@ -41,6 +41,7 @@ def test_saved_head_assigns_raw_embeddings_alike(heads: ClusteringHeads, tmp_pat
     cluster_ids, confidence = loaded.assign(raw)
     assert torch.equal(cluster_ids, expected_ids)
     assert torch.equal(confidence, expected_confidence)
+    assert torch.equal(loaded.assign(raw + torch.tensor([0, 0, 0, 0, 0, 0.1]))[1], confidence)  # it tells nothing
     assert loaded.backbone_identity == identity
     assert loaded.num_clusters == 5
 
