@@ -22,21 +22,29 @@ COLOURS = {
     "none": "#555555",
     "clip": "#56B4E9",
 }
+NAMES = {
+    "temi": "TEMI",
+    "kmeans": "k-means",
+    "labels": "labels",
+    "random": "random groups",
+    "none": "no condition",
+    "clip": "CLIP",
+}
 OTHER_COLOURS = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7A6A00")
 
-Style = Literal["line", "dots", "level", "bars"]
+Style = Literal["line", "curve", "dots", "level", "bars"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud of dots, horizontal level or row of bars.
+    """One line, cloud of dots, horizontal level or row of bars. Series of one name share a line of the legend.
 
     Attributes:
         name: as the legend shows it.
         x: numbers, or names for bars; ignored for a level.
         y: one value for each x; a level has a single one.
         error: half the height of the error bars; None: none.
-        style: line, dots, level (dashed, across the whole chart) or bars.
+        style: line, curve (without marks for its points), dots, level (dashed, across the whole chart) or bars.
         notes: what is shown when a point is touched.
         colour: hexadecimal.
     """
@@ -90,11 +98,20 @@ def colour_of(method: str, position: int = 0) -> str:
     return COLOURS.get(method, OTHER_COLOURS[position % len(OTHER_COLOURS)])
 
 
+def name_of(method: str) -> str:
+    """A condition as people write it."""
+    return NAMES.get(method, method)
+
+
 def plotly_figure(chart: Chart) -> go.Figure:
     """The chart for a browser; colours of text and background are the page's business."""
     figure = go.Figure()
-    for series in chart.series:
-        figure.add_trace(plotly_trace(series, chart))
+    names = [series.name for series in chart.series]
+    for position, series in enumerate(chart.series):
+        first = series.name not in names[:position]
+        figure.add_trace(
+            plotly_trace(series, chart).update(legendgroup=series.name, showlegend=first and len(set(names)) > 1)
+        )
     if chart.shaded is not None:
         low, high, text = chart.shaded
         ends = {"x0": low, "x1": high}  # plotly wants shapes on a logarithmic axis in data units, notes in exponents
@@ -110,7 +127,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
         "zeroline": False,
         "automargin": True,
     }
-    below = 24 * -(-len(chart.series) // 3)  # the legend's lines
+    below = 24 * -(-len(set(names)) // 3)  # the legend's lines
     figure.update_layout(
         template="none",
         margin={"l": 60, "r": 16, "t": 34, "b": 60 + below},
@@ -149,9 +166,9 @@ def plotly_trace(series: Series, chart: Chart) -> go.Scatter | go.Bar:
         x=list(series.x),
         y=list(series.y),
         error_y=error,
-        mode="markers" if series.style == "dots" else "lines+markers",
+        mode={"dots": "markers", "curve": "lines"}.get(series.style, "lines+markers"),
         marker={"color": series.colour, "size": 8},
-        line={"color": series.colour, "width": 2},
+        line={"color": series.colour, "width": 1.5 if series.style == "curve" else 2},
         **common,
     )
 
@@ -180,7 +197,7 @@ def draw_png(chart: Chart, path: Path) -> None:
                 [float(x) for x in series.x],
                 series.y,
                 yerr=series.errors,
-                fmt="o" if series.style == "dots" else "o-",
+                fmt={"dots": "o", "curve": "-"}.get(series.style, "o-"),
                 markersize=4.5,
                 linewidth=1.5,
                 capsize=3,

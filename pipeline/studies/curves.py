@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from pipeline.studies.chart import Chart, Series, colour_of
+from pipeline.studies.chart import Chart, Series, colour_of, name_of
 
 MOST_POINTS = 400  # of a curve: a page is no archive
 LOSS = "train/loss"
+SINGLE_LINES = 7  # as many have names and colours of their own; more are told apart by their condition alone
 SHARE = 0.02  # each point of the smoothed loss averages this share of all points before it
 
 
@@ -38,13 +39,17 @@ def smoothed(curve: list[tuple[float, float]], share: float = SHARE) -> list[tup
 
 def loss_chart(runs: Mapping[str, tuple[Path, str]]) -> Chart | None:
     """The smoothed training loss of the runs, name → (folder, method); None where none has left a curve."""
+    curves = {name: smoothed(read_curves(folder).get(LOSS, [])) for name, (folder, _) in runs.items()}
+    named = sum(map(bool, curves.values())) <= SINGLE_LINES
     series = []
-    for position, (name, (folder, method)) in enumerate(runs.items()):
-        curve = smoothed(read_curves(folder).get(LOSS, []))
-        if curve:
-            alone = sum(other == method for _, other in runs.values()) == 1
-            colour = colour_of(method if alone else "", position)
-            series.append(Series(name, [x for x, _ in curve], [y for _, y in curve], None, "line", None, colour))
+    for position, (name, (_, method)) in enumerate(runs.items()):
+        if not curves[name]:
+            continue
+        xs, ys = [x for x, _ in curves[name]], [y for _, y in curves[name]]
+        alone = sum(other == method for _, other in runs.values()) == 1
+        colour = colour_of(method if alone or not named else "", position)
+        notes = [f"{name}: {y:.3g} after {x:g} kimg" for x, y in curves[name]]
+        series.append(Series(name if named else name_of(method), xs, ys, None, "curve", notes, colour))
     if not series:
         return None
     return Chart(

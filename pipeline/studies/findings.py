@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 
 from pipeline.studies.analysis import Correlation, compare, correlation, images_to_reach, spread
-from pipeline.studies.chart import Chart, Series, colour_of
+from pipeline.studies.chart import Chart, Series, colour_of, name_of
 from pipeline.studies.results import Result, Results
 
-NAMES = {"temi": "TEMI", "kmeans": "k-means", "none": "no condition", "labels": "labels", "random": "random groups"}
 PREDICTORS = {
     "nmi": "NMI (%)",
     "accuracy": "accuracy (%)",
@@ -17,10 +16,6 @@ PREDICTORS = {
 }
 SPOKEN = {name: text.removesuffix(" (%)") for name, text in PREDICTORS.items()} | {"C": "C"}
 CLAIMED_FEWER = 3  # times fewer images (arXiv 2403.00570: 3 to 5)
-
-
-def name_of(group: str) -> str:
-    return NAMES.get(group, group)
 
 
 def grouped(runs: Sequence[Result]) -> dict[tuple[str, int | None], list[float]]:
@@ -90,12 +85,18 @@ def best_against_controls(results: Results) -> str:
     if not own:
         return "No clustering was measured."
     winner = best(own)
-    sentences = [f"The best clustering is {describe(winner)}: {results.metric} {spread(own[winner])}."]
-    for key in [key for key in values if key[0] in ("none", "labels")] + random_best(values):
-        verdict = compare(own[winner], values[key])
-        word = {"lower": "better than", "higher": "worse than", "undecided": "not told apart from"}[verdict]
-        sentences.append(f"It is {word} {describe(key)} ({spread(values[key])}).")
-    return " ".join(sentences)
+    said = [f"The best clustering is {describe(winner)}: {results.metric} {spread(own[winner])}."]
+    controls = [key for key in values if key[0] in ("none", "labels")] + random_best(values)
+    verdicts = {key: compare(own[winner], values[key]) for key in controls}
+    for verdict, words in (("lower", "better than"), ("higher", "worse than"), ("undecided", "not told apart from")):
+        found = [f"{describe(key)} ({spread(values[key])})" for key in controls if verdicts[key] == verdict]
+        said += [f"It is {words} {enumerated(found)}."] if found else []
+    return " ".join(said)
+
+
+def enumerated(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
 
 
 def random_best(values: dict[tuple[str, int | None], list[float]]) -> list[tuple[str, int | None]]:
@@ -122,10 +123,17 @@ def inside_the_bound(results: Results) -> str:
     if shaded is None:
         return f"No C reaches the bound's threshold of {results.bound['threshold']}."
     low, high, _ = shaded
-    C = best(values)[1]
-    assert C is not None
-    place = "inside" if low <= C <= high else "below" if low > C else "above"
-    return f"TEMI's best C = {C} lies {place} the range that the bound gives, {low:g} to {high:g}."
+    winner = best(values)
+    C = winner[1] or 0
+    place = "below" if low > C else "above" if high < C else "inside"
+    said = f"TEMI's best C = {C} lies {place} the range that the bound gives, {low:g} to {high:g}"
+    if place == "inside":
+        return f"{said}."
+    inside = [key for key in values if low <= (key[1] or 0) <= high]
+    equal = [f"C = {key[1]}" for key in inside if compare(values[winner], values[key]) == "undecided"]
+    if equal:
+        return f"{said}; inside it, {enumerated(equal)} {'is' if len(equal) == 1 else 'are'} not told apart from it."
+    return f"{said}, and {'is better than all C inside it' if inside else 'no C that was tried lies inside it'}."
 
 
 def efficiency(results: Results) -> Chart:

@@ -254,13 +254,13 @@ def typed(summary: Mapping[str, Any]) -> str:
 
 
 def spelled(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """A protocol as words: nested values spelled out."""
+    """A protocol as words: nested values spelled out, those that were not set left out."""
 
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
-            return ", ".join(f"{key.replace('_', ' ')} {text(inner)}" for key, inner in value.items())
+            return ", ".join(f"{key.replace('_', ' ')} {text(v)}" for key, v in value.items() if v is not None)
         if isinstance(value, list | tuple):
             return ", ".join(map(text, value))
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
-    return {key.replace("_", " "): text(value) for key, value in protocol.items()}
+    return {key.replace("_", " "): text(value) for key, value in protocol.items() if value is not None}

@@ -50,7 +50,22 @@ def test_clusters_that_do_not_help_outside_the_bound() -> None:
         results(result("none", None, [1.0, 1.1, 0.9]), *CLUSTERS, bound=BOUND | {"coarse_end": 20.0})
     )
     assert "worse than no condition" in chart.finding
-    assert "lies below the range that the bound gives, 20 to 40" in chart.finding
+    assert (
+        "lies below the range that the bound gives, 20 to 40, and no C that was tried lies inside it." in chart.finding
+    )
+    inside = result("temi", 40, [2.1, 2.2, 1.9])
+    chart = CHARTS["granularity"](results(*CLUSTERS, inside, bound=BOUND | {"coarse_end": 20.0}))
+    assert "20 to 40; inside it, C = 40 is not told apart from it." in chart.finding
+    worse = result("temi", 40, [2.6, 2.7, 2.5])
+    chart = CHARTS["granularity"](results(*CLUSTERS, worse, bound=BOUND | {"coarse_end": 20.0}))
+    assert "20 to 40, and is better than all C inside it." in chart.finding
+
+
+def test_controls_with_the_same_verdict_share_a_sentence() -> None:
+    controls = [result("none", None, [6.0, 6.2, 5.9]), result("random", 10, [5.0, 5.1, 5.2])]
+    finding = CHARTS["granularity"](results(*controls, *CLUSTERS)).finding
+    expected = "It is better than no condition (6.03 ± 0.15) and random groups with C = 10 (5.10 ± 0.10)."
+    assert finding.endswith(expected), finding
 
 
 def test_one_set_of_seeds_decides_nothing() -> None:
