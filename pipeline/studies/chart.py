@@ -47,6 +47,7 @@ class Series:
         style: line, curve (without marks for its points), dots, level (dashed, across the whole chart) or bars.
         notes: what is shown when a point is touched.
         colour: hexadecimal.
+        marks: a short text beside each point.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Series:
     style: Style = "line"
     notes: Sequence[str] | None = None
     colour: str = OTHER_COLOURS[0]
+    marks: Sequence[str] | None = None
 
     @property
     def errors(self) -> list[float] | None:
@@ -166,7 +168,11 @@ def plotly_trace(series: Series, chart: Chart) -> go.Scatter | go.Bar:
         x=list(series.x),
         y=list(series.y),
         error_y=error,
-        mode={"dots": "markers", "curve": "lines"}.get(series.style, "lines+markers"),
+        mode={"dots": "markers", "curve": "lines"}.get(series.style, "lines+markers")
+        + ("+text" if series.marks else ""),
+        text=series.marks,
+        textposition="top center",
+        textfont={"size": 11, "color": series.colour},
         marker={"color": series.colour, "size": 8},
         line={"color": series.colour, "width": 1.5 if series.style == "curve" else 2},
         **common,
@@ -203,6 +209,10 @@ def draw_png(chart: Chart, path: Path) -> None:
                 capsize=3,
                 color=to_rgb(series.colour),
                 label=series.name,
+            )
+        for x, y, mark in zip(series.x, series.y, series.marks or (), strict=series.marks is not None):
+            axes.annotate(
+                mark, (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8, color=series.colour
             )
     if chart.shaded is not None:
         low, high, text = chart.shaded

@@ -1,6 +1,8 @@
 """The charts of a study by name, each with what it shows: the sentence is computed from the numbers, as they fall."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import mean
 
 from pipeline.studies.analysis import Correlation, compare, correlation, images_to_reach, spread
@@ -189,27 +191,41 @@ def fewer_images(results: Results) -> str:
     return " ".join(sentences)
 
 
-def correlations(results: Results) -> Chart:
-    """Clustering scores against the distance, a dot for each clustering."""
-    runs = [run for run in clusterings(results) if run.distances]
+def scatter(results: Results, score: str) -> Chart:
+    """A clustering score against the distance, a dot for each clustering, marked with its C."""
+    runs = [run for run in clusterings(results) if run.distances and score in run.scores]
     series = []
     for position, group in enumerate(dict.fromkeys(run.group for run in runs)):
-        members = [run for run in runs if run.group == group and "nmi" in run.scores]
+        members = [run for run in runs if run.group == group]
+        xs, ys = [run.scores[score] for run in members], [mean(run.distances) for run in members]
         notes = [
-            f"{run.name}: NMI {run.scores['nmi']:.1f} %, {results.metric} {mean(run.distances):.3g}" for run in members
+            f"{run.name}: {SPOKEN[score]} {x:.1f} %, {results.metric} {y:.3g}"
+            for run, x, y in zip(members, xs, ys, strict=True)
         ]
-        xs, ys = [run.scores["nmi"] for run in members], [mean(run.distances) for run in members]
-        if members:
-            series.append(Series(name_of(group), xs, ys, None, "dots", notes, colour_of(group, position)))
+        marks = [str(run.num_clusters) for run in members]
+        series.append(Series(name_of(group), xs, ys, None, "dots", notes, colour_of(group, position), marks))
+    found = correlation_table(results).get(score)
+    said = f"{SPOKEN[score]}: Pearson's r = {found.pearson}, Spearman's ρ = {found.spearman}." if found else ""
     return Chart(
-        name="correlation",
-        title="Does a better clustering make better images?",
-        x_name=PREDICTORS["nmi"],
+        name=f"correlation_{score}",
+        title=f"The distance against {SPOKEN[score]}",
+        x_name=PREDICTORS[score],
         y_name=f"{results.metric} (lower is better)",
         series=series,
-        finding=what_predicts(results),
-        how="A dot for each clustering (TEMI and k-means, no controls). Intervals: 95 % bootstrap over these dots.",
+        finding=said or f"Not to be told of {SPOKEN[score]}: fewer than four clusterings with it, or all alike.",
+        how="A dot for each clustering of the images, marked with C; no controls. "
+        "Intervals: 95 % bootstrap over these dots.",
         from_zero=False,
+    )
+
+
+def correlations(results: Results) -> Chart:
+    """NMI against the distance, with what all scores say of it."""
+    return replace(
+        scatter(results, "nmi"),
+        name="correlation",
+        title="Does a better clustering make better images?",
+        finding=what_predicts(results),
     )
 
 
@@ -308,6 +324,8 @@ CHARTS: dict[str, Callable[[Results], Chart]] = {
     "granularity": granularity,
     "efficiency": efficiency,
     "correlation": correlations,
+    "correlation_accuracy": partial(scatter, score="accuracy"),
+    "correlation_ari": partial(scatter, score="ari"),
     "bars": bars,
     "confidence": confidence,
 }

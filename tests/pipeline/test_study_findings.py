@@ -94,6 +94,8 @@ def test_correlations_leave_the_controls_out() -> None:
     assert round(table["nmi"].pearson.value, 6) == -1
     assert "accuracy" not in table  # the same for all: nothing goes with it
     finding = CHARTS["correlation"](results(*runs)).finding
+    assert CHARTS["correlation_ari"](results(*runs)).series[0].marks == ["1", "2", "3", "4", "5", "6"]
+    assert CHARTS["correlation_accuracy"](results(*runs)).finding.startswith("Not to be told of accuracy")
     assert "Shown to go with the distance: NMI of 2 scores" in finding  # the constant accuracy is no score at all
 
 
