@@ -128,7 +128,7 @@ class GeneratedByModel:
             "seeds": f"{first_seed} to {first_seed + cfg.num - 1}",
             "labels": describe_labels(cfg.clusters) if self.denoiser.label_dim else "none",
             "steps": self.sampler.num_steps(self.denoiser),
-            "sampler": {key: str(value) for key, value in plain(cfg.sampler).items()},
+            "sampler": {key: str(value) for key, value in plain(cfg.sampler).items() if value is not None},
             "weights": "EMA",
             "trained_on": self.denoiser.meta.get("dataset"),
             "nimg": self.denoiser.meta.get("nimg"),
