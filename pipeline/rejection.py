@@ -1,4 +1,4 @@
-"""Rejection sampling by confidence: of more candidates than asked for, the images that a clustering head is sure of."""
+"""Rejection sampling: of more candidates than asked for, those of each cluster that a clustering head is sure of."""
 
 import csv
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ def keep_confident(
 
 
 def most_confident(judge: Judge, images: Tensor, candidates: ImageOutput, keep: float, batch_size: int) -> Judgement:
-    """Judge images [N, C, H, W]; the `keep` most confident share stays, of equals the one in the lower row."""
+    """Judge images [N, C, H, W]; the `keep` most confident share of each cluster that was asked for stays."""
     cluster_ids, confidences = [], []
     with tqdm(total=len(images), unit="img", desc="confidence", dynamic_ncols=True) as bar:
         for part in images.split(batch_size):
@@ -140,9 +140,23 @@ def most_confident(judge: Judge, images: Tensor, candidates: ImageOutput, keep: 
             confidences.append(confidence)
             bar.update(len(part))
     confidence = torch.cat(confidences)
-    kept = torch.zeros(len(images), dtype=torch.bool)
-    kept[torch.argsort(confidence, descending=True, stable=True)[: max(1, round(keep * len(images)))]] = True
     asked = torch.full_like(candidates.seeds, -1)
     if candidates.cluster_ids is not None:
         asked = torch.tensor(candidates.cluster_ids)
+    kept = torch.zeros(len(images), dtype=torch.bool)
+    kept[by_confidence(confidence, asked)[: max(1, round(keep * len(images)))]] = True
     return Judgement(candidates.seeds, asked, torch.cat(cluster_ids), confidence, kept)
+
+
+def by_confidence(confidence: Tensor, asked: Tensor) -> Tensor:
+    """Rows [N] ordered by the share of their own cluster that is more confident; of equals the lower row comes first.
+
+    So any number of rows from the start holds the clusters in the proportions that were asked for. Taken over all
+    images instead, the most confident ones are those of the few clusters that are easy to tell.
+    """
+    share = torch.empty(len(confidence), dtype=torch.float64)
+    for cluster in asked.unique():
+        rows = torch.nonzero(asked == cluster).flatten()
+        ordered = rows[torch.argsort(confidence[rows], descending=True, stable=True)]
+        share[ordered] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+    return torch.argsort(share, stable=True)

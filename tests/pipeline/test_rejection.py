@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.rejection import Judgement, num_candidates
+from pipeline.rejection import Judgement, by_confidence, num_candidates
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
@@ -22,6 +22,14 @@ def test_summary_of_a_judgement() -> None:
     assert [agreement for _, agreement in found["deciles"]] == [0.0] * 5 + [1.0] * 5
     assert found["deciles"][0][0] == pytest.approx(0.075)
     assert found["lowest_kept_confidence"] == pytest.approx(0.55)
+
+
+def test_the_most_confident_keep_the_proportions_of_the_clusters() -> None:
+    """Cluster 7 is easy to tell, cluster 2 is not; of equals the lower row comes first."""
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.3, 0.1, 0.3, 0.2])
+    asked = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2])
+    assert by_confidence(confidence, asked).tolist() == [0, 4, 1, 6, 2, 7, 3, 5]
+    assert by_confidence(confidence, torch.full((8,), -1)).tolist() == [0, 1, 2, 3, 4, 6, 7, 5]
 
 
 @pytest.mark.parametrize(("num", "keep", "expected"), [(10, 1.0, 10), (10, 0.5, 20), (10, 0.3, 33), (1, 0.4, 2)])
@@ -39,11 +47,17 @@ def test_the_most_confident_are_kept_as_they_were_generated(cedm: Cedm, workplac
     assert result.code == 0, result.err
     rows = list(csv.DictReader((workplace / "sure/confidence.csv").open()))
     assert [int(row["seed"]) for row in rows] == list(range(3, 23))
-    ranked = sorted(rows, key=lambda row: -float(row["confidence"]))
-    assert {row["seed"] for row in ranked[:10]} == {row["seed"] for row in rows if row["kept"] == "1"}
+    chosen = [row for row in rows if row["kept"] == "1"]
+    assert len(chosen) == 10
+    for cluster in {row["asked"] for row in rows}:
+        own = [row for row in rows if row["asked"] == cluster]
+        dropped = [float(row["confidence"]) for row in own if row["kept"] == "0"]
+        kept_ones = [float(row["confidence"]) for row in own if row["kept"] == "1"]
+        assert abs(len(kept_ones) - len(dropped)) <= 1
+        assert min(kept_ones, default=1.0) >= max(dropped, default=0.0)
     assert cedm("generate", *few, "num=20", "first_seed=3", "run_dir=all").code == 0
     kept = sorted((workplace / "sure/images").glob("*/*.png"))
-    assert [int(path.stem[3:]) for path in kept] == sorted(int(row["seed"]) for row in ranked[:10])
+    assert [int(path.stem[3:]) for path in kept] == sorted(int(row["seed"]) for row in chosen)
     everything = workplace / "all/images"
     assert all(path.read_bytes() == (everything / path.parent.name / path.name).read_bytes() for path in kept)
     labels = dict(json.loads((workplace / "sure/images/dataset.json").read_text())["labels"])
