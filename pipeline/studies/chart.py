@@ -77,6 +77,8 @@ class Chart:
         finding: what it shows, in a sentence or two, from the numbers.
         how: how the numbers were measured, what bars and shades mean.
         shaded: (low, high, text) of a range of x.
+        x_log, y_log: logarithmic axes.
+        from_zero: y starts at 0.
         ticks: where x is marked; empty: wherever it looks well.
         bar_names: the bars of all series from left to right.
     """
@@ -89,6 +91,7 @@ class Chart:
     finding: str = ""
     how: str = ""
     x_log: bool = False
+    y_log: bool = False
     from_zero: bool = True
     shaded: tuple[float, float, str] | None = None
     ticks: list[float] = field(default_factory=list)
@@ -145,6 +148,8 @@ def plotly_figure(chart: Chart) -> go.Figure:
     if chart.ticks:
         figure.update_xaxes(tickvals=chart.ticks, ticktext=[f"{tick:g}" for tick in chart.ticks])
     figure.update_yaxes(title_text=chart.y_name, rangemode="tozero" if chart.from_zero else None, **axis)
+    if chart.y_log:
+        figure.update_yaxes(type="log", rangemode=None, dtick="D2")  # marks at 1, 2 and 5 of each decade
     return figure
 
 
@@ -227,7 +232,11 @@ def draw_png(chart: Chart, path: Path) -> None:
     if chart.ticks:
         axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks])
         axes.minorticks_off()
-    if chart.from_zero:
+    if chart.y_log:
+        axes.set_yscale("log", subs=(2, 5))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    elif chart.from_zero:
         axes.set_ylim(bottom=0)
     axes.set(xlabel=chart.x_name, ylabel=chart.y_name, title=chart.title)
     axes.grid(alpha=0.3)

@@ -154,6 +154,7 @@ def efficiency(results: Results) -> Chart:
         y_name=f"{results.metric} (lower is better)",
         series=series,
         finding=fewer_images(results),
+        y_log=True,
         how="Every point is measured on the same sampling seeds; between two points the curve is taken as straight.",
     )
 
@@ -316,7 +317,8 @@ def confidence(results: Results) -> Chart:
         y_name="images in the cluster asked for (%)",
         series=series,
         finding=" ".join(sentences) or "No model on TEMI's clusters was measured.",
-        how="Generated images sorted by the confidence of the clustering head, in tenths, over all sampling seeds.",
+        how="Generated images sorted by the confidence of the clustering head, in tenths, over all sampling seeds. "
+        "The most confident ones are chosen within each cluster that was asked for.",
     )
 
 
