@@ -1,7 +1,9 @@
 """A grid of images, one named row per group, as a picture for TensorBoard and for disk."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,11 @@ MARGIN = 8
 TEXT_PIXELS = 16
 LINE = 26  # height of a line of text above the images
 INK = "#444444"
+
+
+def label_font(pixels: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib: Pillow's own has neither β nor other alphabets for class names."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", pixels)
 
 
 def image_grid(
@@ -38,15 +45,16 @@ def image_grid(
     cell_height, cell_width = height * scale + GAP, width * scale + GAP
     names, groups = list(row_names or []), column_groups or {"": columns}
     lines = max((name.count("\n") + 1 for name in names), default=1)
-    font = ImageFont.load_default(size=min(TEXT_PIXELS, max(9, int(cell_height / (1.4 * lines)))))
+    font = label_font(min(TEXT_PIXELS, max(9, int(cell_height / (1.4 * lines)))))
     name_width = max((font.getlength(line) for name in names for line in name.split("\n")), default=0)
     left = MARGIN + (int(name_width) + MARGIN if names else 0)
     gaps = [2 * MARGIN * group for group, count in enumerate(groups.values()) for _ in range(count)]
     lefts = [left + gap + column * cell_width for column, gap in enumerate(gaps)]  # of each column
     top = MARGIN + LINE * (bool(title) + any(groups))
-    picture = Image.new("RGB", (lefts[-1] + cell_width + MARGIN, top + rows * cell_height + MARGIN), "white")
+    heading = label_font(TEXT_PIXELS)
+    picture_width = max(lefts[-1] + cell_width, MARGIN + int(heading.getlength(title)) + 1) + MARGIN
+    picture = Image.new("RGB", (picture_width, top + rows * cell_height + MARGIN), "white")
     draw = ImageDraw.Draw(picture)
-    heading = ImageFont.load_default(size=TEXT_PIXELS)
     draw.text((MARGIN, MARGIN), title, fill="black", font=heading)
     first = 0
     for name, count in groups.items():
