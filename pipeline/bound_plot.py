@@ -29,8 +29,21 @@ def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, t
             if result.coarse_end is not None:
                 axes.annotate(f"coarse end {low:g}", (low, 0.3), xytext=(-4, 0), ha="right", **beside)
         axes.set_xscale("log")
+        ticks = marked(sorted({m.num_clusters for m in measurements}))
+        axes.set_xticks(ticks, [str(C) for C in ticks])
+        axes.minorticks_off()
         axes.set(xlabel="number of clusters C", ylabel="utilization ratio (clusters used / C)", ylim=(0, 1.04))
         axes.set_title(f"{name}: how many clusters are worth having")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower left")
+
+
+def marked(grid: Sequence[int]) -> list[int]:
+    """Those C of a sorted grid whose numbers find room side by side on a logarithmic axis."""
+    least = (grid[-1] / grid[0]) ** (1 / 16)  # two neighbours are at least this many times apart
+    ticks: list[int] = []
+    for C in grid:
+        if not ticks or least * ticks[-1] <= C:
+            ticks.append(C)
+    return ticks
