@@ -44,7 +44,7 @@ def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tu
     """The runs of the study's grid, and a line for each that is left out because its groups cannot be had.
 
     Raises:
-        UserError: the study and the user set the same thing, or a run cannot be meant.
+        UserError: the study and the user set the same thing, a run cannot be meant, or none is left.
     """
     study = plain(cfg.study)
     kimg, points = short_kimg(cfg), study["curve_points"]
@@ -61,21 +61,26 @@ def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tu
             own = [*fixed, f"seed={seed}", *words]
             every = (*fitting(given, own, group), *own)
             run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"))
-            problem = why_left_out(run, source)
+            problem = why_left_out(run, source, templates)
             if problem is not None:
                 left_out.append(f"{name}: left out, {problem}")
                 continue
             if run.method != "none" and run.cfg.assignments is None:
                 check_clustering(run.cfg, source)
             runs.append(run)
+    if not runs:
+        raise UserError("\n".join(["No run is left of this study.", *left_out]))
     return runs, left_out
 
 
-def why_left_out(run: Run, source: ImageSource) -> str | None:
-    """Why this data set or this machine has no such groups: labels, or CLIP's class names or weights; else None."""
+def why_left_out(run: Run, source: ImageSource, templates: Sequence[str]) -> str | None:
+    """Why there are no such groups here: no labels, or nothing to make a backbone of the study's own choice from.
+
+    None where there are. A backbone that the user chose is not left out but refused, by its own message.
+    """
     if run.method == "labels" and source.labels is None:
         return f"{source.name!r} has no labels."
-    if run.method == "clip":
+    if any(key_of(text) == "backbone" for text in templates):
         try:
             check_clustering(run.cfg, source)
             identity_of(run.cfg)  # asks for the weights

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from .conftest import Cedm
 
@@ -50,6 +51,21 @@ def test_every_study_prints_its_commands(cedm: Cedm, workplace: Path, name: str)
     assert {words[1] for words in printed} <= {"embed", "cluster", "train", "bound", "evaluate", "generate"}
     assert all(any(word.startswith("run_dir=") for word in words) for words in printed)
     assert not (workplace / "runs").exists()
+
+
+def test_runs_that_cannot_be_had_are_left_out(cedm: Cedm, workplace: Path) -> None:
+    """Backbones of the study's own choosing without their weights, and labels of a folder that has none."""
+    gone = "[backbone=dino_vitb16, backbone.path=nowhere]"
+    own = own_study(workplace, f"  pixels: [backbone=pixels]\n  gone: {gone}\n")
+    result = cedm("study", own, "study=mine", "study.print=true", *TINY)
+    assert result.code == 0, result.err
+    assert "# gone: left out, " in result.out
+    assert [words[1] for words in commands(result.out)] == ["embed", "cluster", "train", "evaluate"]
+    (workplace / "images").mkdir()
+    Image.new("L", (8, 8)).save(workplace / "images/one.png")
+    (workplace / "own/study/mine.yaml").write_text("question: Is it so?\nruns:\n  labels: [clustering=labels]\n")
+    result = cedm("study", own, "study=mine", "dataset=folder", f"dataset.path={workplace / 'images'}")
+    assert (result.code, "No run is left" in result.err, "no labels" in result.err) == (2, True, True), result.err
 
 
 def test_studies_share_the_jobs_that_are_the_same(cedm: Cedm) -> None:
