@@ -89,10 +89,11 @@ def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rul
 
 
 def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None, most: int = 3) -> list[int]:
-    """At most three C of the grid from the coarse end to the bound, evenly spaced on a logarithmic scale."""
+    """At most three C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
     if bound is None:
         return []
-    candidates = [C for C in grid if (coarse or 0) <= C <= bound] or [bound]
+    start = min(grid, key=lambda C: abs(math.log(C / coarse))) if coarse else grid[0]
+    candidates = [C for C in grid if start <= C <= bound] or [bound]
     low, high = math.log(candidates[0]), math.log(candidates[-1])
     wanted = [low + (high - low) * step / (most - 1) for step in range(most)]
     return sorted({min(candidates, key=lambda C: abs(math.log(C) - place)) for place in wanted})

@@ -44,4 +44,5 @@ def test_what_is_worth_training_lies_between_the_two_ends() -> None:
     grid = [10, 20, 40, 80, 160, 320, 640]
     assert worth_training(grid, coarse=30, bound=320) == [40, 80, 320]
     assert worth_training(grid, coarse=None, bound=40) == [10, 20, 40]
+    assert worth_training(grid, coarse=27, bound=40) == [20, 40]  # 20 is nearer to 27 than 40 is
     assert worth_training(grid, coarse=100, bound=80) == [80]
