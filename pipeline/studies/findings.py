@@ -247,15 +247,16 @@ def what_predicts(results: Results) -> str:
     if not table:
         return "Not to be told: fewer than four clusterings with a distance, or they are all alike."
     n = next(iter(table.values())).n
-    parts = [f"{SPOKEN[name]}: ρ = {found.spearman}" for name, found in table.items()]
-    asked = [name for name in ("accuracy", "nmi", "ari") if name in table]
-    going = [SPOKEN[name] for name in asked if table[name].spearman.excludes_zero]
-    verdict = f"Shown to go with the distance: {', '.join(going) or 'none'} of {len(asked)} scores of quality."
-    return (
-        f"Over {n} clusterings, Spearman's rank correlation with {results.metric} is "
-        + "; ".join(parts)
-        + f". {verdict}"
-    )
+    told = {
+        name: f"{SPOKEN[name]} (ρ = {table[name].spearman})"
+        for name in ("C", "accuracy", "nmi", "ari")
+        if name in table
+    }
+    going = [text for name, text in told.items() if table[name].spearman.excludes_zero]
+    rest = [text for text in told.values() if text not in going]
+    shown = f"{enumerated(going) or 'nothing'} {'go' if len(going) > 1 else 'goes'} with {results.metric}"
+    others = f" Not shown to: {enumerated(rest)}." if rest else ""
+    return f"Over {n} clusterings, by rank correlation, {shown}.{others}"
 
 
 def bars(results: Results) -> Chart:

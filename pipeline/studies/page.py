@@ -236,6 +236,7 @@ def distance_chart(along: Mapping[str, Any], name: str) -> Chart:
         y_name=f"{along['name']} (lower is better)",
         series=[series],
         how="Every point is measured on the same sampling seeds.",
+        y_log=True,
     )
 
 

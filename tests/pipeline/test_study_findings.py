@@ -96,7 +96,9 @@ def test_correlations_leave_the_controls_out() -> None:
     finding = CHARTS["correlation"](results(*runs)).finding
     assert CHARTS["correlation_ari"](results(*runs)).series[0].marks == ["1", "2", "3", "4", "5", "6"]
     assert CHARTS["correlation_accuracy"](results(*runs)).finding.startswith("Not to be told of accuracy")
-    assert "Shown to go with the distance: NMI of 2 scores" in finding  # the constant accuracy is no score at all
+    assert "by rank correlation, C (ρ = -1.00 [-1.00, -1.00]) and NMI (ρ = -1.00 [-1.00, -1.00]) go with" in finding
+    assert "Not shown to: ARI" in finding
+    assert "accuracy" not in finding  # the same for all: nothing goes with it
 
 
 def test_confidence_is_compared_with_as_many_images_without_choice() -> None:
