@@ -20,7 +20,8 @@ from pipeline.workers import Worker, end_all, problem_of
 LOOK_EVERY_SECONDS = 1.0  # at jobs that another machine works on
 # What is the grid's or the device's, and not the clustering's.
 OWN_KEYS = (
-    *("run_dir", "overwrite", "conditioning", "assignments", "seed", "clustering.num_clusters", "clustering.beta"),
+    *("bound", "run_dir", "overwrite", "conditioning", "assignments", "seed"),
+    *("clustering.num_clusters", "clustering.beta"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
 )
 

@@ -9,11 +9,12 @@ def word(key: str, value: object) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value for Hydra's command line, in quotes where it needs them."""
+    """A text for Hydra's command line, in quotes unless it is a plain path, which nothing but a text can be."""
     text = str(value)
-    if re.fullmatch(r"[\w./:+-]+", text):
+    if "/" in text and re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
         return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    # Hydra takes a backslash for itself, unless a quote or the end follows.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
     return f'"{escaped}"'
 
 

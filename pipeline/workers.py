@@ -4,7 +4,9 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from datamodules.artifacts import UserError
 from pipeline.command import CONFIGS
 from pipeline.processes import RUN_FOLDER_VARIABLE
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 LOG_FILE = "log.txt"
 PATIENCE_SECONDS = 60  # for a process that was told to stop, and writes its snapshot first; then it is killed
 
@@ -32,7 +35,7 @@ class Worker:
         inherited = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", RUN_FOLDER_VARIABLE)}
         inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
         with (folder / LOG_FILE).open("ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.write(f"\n$ {shlex.join(command)}\n".encode())
             log.flush()
             return subprocess.Popen(
                 command,
@@ -48,27 +51,37 @@ class Worker:
 
 
 def workers_of(accelerator: str, devices: int | str | Sequence[int]) -> list[Worker]:
-    """A worker for each GPU, or for each process on the CPU (`trainer.devices=2`), which share its cores evenly.
+    """A worker for each GPU, or for each process on the CPU (`trainer.devices=2`); they share the cores evenly.
 
     Raises:
-        UserError: there are not as many devices, or `devices` is neither a number nor a list of GPUs.
+        UserError: another accelerator, not as many devices, or `devices` is neither a number nor a list of GPUs.
     """
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator}: type one of {', '.join(ACCELERATORS)}.")
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if len(visible) == gpus and visible[0] else [str(index) for index in range(gpus)]
+        names = visible[:gpus] if visible[0] else [str(index) for index in range(gpus)]
         chosen = range(number_of(devices, gpus)) if isinstance(devices, int | str) else list(devices)
         if not chosen or not set(chosen) <= set(range(gpus)):
             raise UserError(f"trainer.devices={devices}: this machine has {gpus} GPUs. Type trainer.accelerator=cpu.")
-        settings = ("trainer.accelerator=gpu", "trainer.devices=1")
-        return [Worker(f"GPU {names[index]}", settings, {"CUDA_VISIBLE_DEVICES": names[index]}) for index in chosen]
+        settings, threads = ("trainer.accelerator=gpu", "trainer.devices=1"), share_of_cores(len(chosen))
+        return [
+            Worker(f"GPU {names[index]}", settings, {"CUDA_VISIBLE_DEVICES": names[index]} | threads)
+            for index in chosen
+        ]
     count = number_of(devices, 1)
     if count < 1:
         raise UserError(f"trainer.devices={devices}: type a number of processes from 1 on, such as trainer.devices=2.")
     kind = "mps" if accelerator == "mps" else "cpu"
-    threads = str(max(1, len(available_cores()) // count))
     settings = (f"trainer.accelerator={kind}", "trainer.devices=1")
-    return [Worker(f"{kind} {number}", settings, {"OMP_NUM_THREADS": threads}) for number in range(count)]
+    return [Worker(f"{kind} {number}", settings, share_of_cores(count)) for number in range(count)]
+
+
+def share_of_cores(count: int) -> dict[str, str]:
+    """The environment in which each of `count` processes uses its share of the cores, or what the user has set."""
+    share = max(1, len(available_cores()) // count)
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
 
 
 def number_of(devices: int | str | Sequence[int], every: int) -> int:
@@ -91,14 +104,17 @@ def available_cores() -> set[int]:
 
 
 def end_all(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask all processes to stop, and wait for them; kill those that do not."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    """Ask all processes to stop, and wait for them; kill those that do not, or that a second signal finds at work."""
+    try:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
 
 
 def problem_of(code: int, folder: Path) -> str:
