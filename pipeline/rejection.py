@@ -18,6 +18,7 @@ from pipeline.image_output import ImageOutput
 from pipeline.inputs import plain
 
 TENTHS = 10
+GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,16 @@ def most_confident(judge: Judge, images: Tensor, candidates: ImageOutput, keep: 
 
 
 def by_confidence(confidence: Tensor, asked: Tensor) -> Tensor:
-    """Rows [N] ordered by the share of their own cluster that is more confident; of equals the lower row comes first.
+    """Rows [N] ordered by the share of their own cluster that is more confident.
 
-    So any number of rows from the start holds the clusters in the proportions that were asked for. Taken over all
-    images instead, the most confident ones are those of the few clusters that are easy to tell.
+    So the first rows hold the clusters in the proportions that were asked for, as nearly as whole images can. Taken
+    over all images instead, the most confident ones are those of the few clusters that are easy to tell.
     """
     share = torch.empty(len(confidence), dtype=torch.float64)
-    for cluster in asked.unique():
+    for position, cluster in enumerate(asked.unique(), start=1):
         rows = torch.nonzero(asked == cluster).flatten()
         ordered = rows[torch.argsort(confidence[rows], descending=True, stable=True)]
-        share[ordered] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+        # Where in its step a cluster's turn comes is spread evenly, or all small clusters would have to wait.
+        turn = position * GOLDEN_RATIO % 1
+        share[ordered] = (torch.arange(len(rows), dtype=torch.float64) + turn) / len(rows)
     return torch.argsort(share, stable=True)

@@ -25,11 +25,14 @@ def test_summary_of_a_judgement() -> None:
 
 
 def test_the_most_confident_keep_the_proportions_of_the_clusters() -> None:
-    """Cluster 7 is easy to tell, cluster 2 is not; of equals the lower row comes first."""
+    """Cluster 7 is easy to tell, cluster 2 is not; small clusters have their turn."""
     confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.3, 0.1, 0.3, 0.2])
     asked = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2])
     assert by_confidence(confidence, asked).tolist() == [0, 4, 1, 6, 2, 7, 3, 5]
     assert by_confidence(confidence, torch.full((8,), -1)).tolist() == [0, 1, 2, 3, 4, 6, 7, 5]
+    asked = torch.cat([torch.arange(400), 400 + torch.arange(600) // 20])  # half of the clusters' mass in ones
+    kept = by_confidence(torch.rand(1000, generator=torch.Generator().manual_seed(0)), asked)[:100]
+    assert 36 <= int((kept < 400).sum()) <= 44  # a tenth of them, too
 
 
 @pytest.mark.parametrize(("num", "keep", "expected"), [(10, 1.0, 10), (10, 0.5, 20), (10, 0.3, 33), (1, 0.4, 2)])
