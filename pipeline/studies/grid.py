@@ -80,9 +80,10 @@ def why_left_out(run: Run, source: ImageSource, templates: Sequence[str]) -> str
     """
     if run.method == "labels" and source.labels is None:
         return f"{source.name!r} has no labels."
+    if run.method == "clip" and run.cfg.clustering.class_names is None and not source.class_names:
+        return f"{source.name!r} tells no class names. Type clustering.class_names=[…]."
     if any(key_of(text) == "backbone" for text in templates):
         try:
-            check_clustering(run.cfg, source)
             identity_of(run.cfg)  # asks for the weights
         except UserError as error:
             return str(error)
