@@ -188,7 +188,7 @@ def chart_ends(chart: Chart) -> list[float]:
     """Lowest and highest x of everything in the chart that has an x."""
     xs = [float(x) for series in chart.series if series.style != "level" for x in series.x if not isinstance(x, str)]
     if len(set(xs)) < 2:
-        return [0.5 * xs[0], 2 * xs[0]] if xs else [0.0, 1.0]
+        return [0.5 * xs[0], 2 * xs[0]] if xs else [1.0, 10.0]
     return [min(xs), max(xs)]
 
 

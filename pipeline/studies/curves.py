@@ -41,13 +41,13 @@ def loss_chart(runs: Mapping[str, tuple[Path, str]]) -> Chart | None:
     """The smoothed training loss of the runs, name → (folder, method); None where none has left a curve."""
     curves = {name: smoothed(read_curves(folder).get(LOSS, [])) for name, (folder, _) in runs.items()}
     named = sum(map(bool, curves.values())) <= SINGLE_LINES
+    apart = len({method for _, method in runs.values()}) == len(runs)
     series = []
     for position, (name, (_, method)) in enumerate(runs.items()):
         if not curves[name]:
             continue
         xs, ys = [x for x, _ in curves[name]], [y for _, y in curves[name]]
-        alone = sum(other == method for _, other in runs.values()) == 1
-        colour = colour_of(method if alone or not named else "", position)
+        colour = colour_of(method if apart or not named else "", position)
         notes = [f"{name}: {y:.3g} after {x:g} kimg" for x, y in curves[name]]
         series.append(Series(name if named else name_of(method), xs, ys, None, "curve", notes, colour))
     if not series:

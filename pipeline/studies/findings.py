@@ -21,10 +21,10 @@ CLAIMED_FEWER = 3  # times fewer images (arXiv 2403.00570: 3 to 5)
 
 
 def grouped(runs: Sequence[Result]) -> dict[tuple[str, int | None], list[float]]:
-    """(group, C) → its distances over all sets of sampling seeds and all training seeds."""
+    """(variant, C) → its distances over all sets of sampling seeds and all training seeds."""
     found: dict[tuple[str, int | None], list[float]] = {}
     for run in runs:
-        found.setdefault((run.group, run.num_clusters), []).extend(run.distances)
+        found.setdefault((run.variant, run.num_clusters), []).extend(run.distances)
     return {key: distances for key, distances in found.items() if distances}
 
 
@@ -42,20 +42,23 @@ def clusterings(results: Results) -> list[Result]:
     return [run for run in results.runs if run.is_clustering]
 
 
-def error_bars(results: Results) -> str:
-    seeds = len({run.seed for run in results.runs})
+def error_bars(results: Results, pooled: bool = True) -> str:
+    """What the error bars mean; `pooled`: trainings from several seeds make one point."""
+    seeds = len({run.seed for run in results.runs}) if pooled else 1
     sets = max((len(run.distances) for run in results.runs), default=0)
-    trainings = "one training for each point" if seeds == 1 else f"{seeds} trainings for each point"
+    trainings = "one training for each" if seeds == 1 else f"{seeds} trainings for each point"
     if sets < 2 and seeds < 2:
-        return "One set of sampling seeds and one training for each point, so there are no error bars."
-    return f"Error bars: standard deviation over {sets} sets of sampling seeds; {trainings}."
+        return "One set of sampling seeds and one training for each, so there are no error bars."
+    return (
+        f"Error bars: standard deviation over {sets} {'set' if sets == 1 else 'sets'} of sampling seeds; {trainings}."
+    )
 
 
 def granularity(results: Results) -> Chart:
     """Distance against C, with the conditions that have no C of their own as levels, and the bound's range shaded."""
     values = grouped(results.runs)
     series, grid = [], sorted({run.num_clusters for run in results.runs if run.num_clusters and run.group != "labels"})
-    for position, group in enumerate(dict.fromkeys(run.group for run in results.runs)):
+    for position, group in enumerate(dict.fromkeys(run.variant for run in results.runs)):
         points = [(C, spread(values[group, C])) for C in grid if (group, C) in values]
         colour = colour_of(group, position)
         if group in ("none", "labels"):
@@ -140,13 +143,15 @@ def inside_the_bound(results: Results) -> str:
 
 def efficiency(results: Results) -> Chart:
     """Distance against images seen, and how many times fewer of them each condition needs than none does."""
+    apart = len({run.method for run in results.runs}) == len(results.runs)
     series = []
     for position, run in enumerate(results.runs):
         if run.curve:
             xs, ys = [kimg for kimg, _ in run.curve], [distance for _, distance in run.curve]
             notes = [f"{run.name}: {y:.3g} after {x:g} kimg" for x, y in run.curve]
-            method = run.method if sum(other.method == run.method for other in results.runs) == 1 else ""
-            series.append(Series(run.name, xs, ys, None, "line", notes, colour_of(method, position)))
+            series.append(
+                Series(run.name, xs, ys, None, "line", notes, colour_of(run.method if apart else "", position))
+            )
     return Chart(
         name="efficiency",
         title="Distance against images seen",
@@ -213,7 +218,8 @@ def scatter(results: Results, score: str) -> Chart:
         x_name=PREDICTORS[score],
         y_name=f"{results.metric} (lower is better)",
         series=series,
-        finding=said or f"Not to be told of {SPOKEN[score]}: fewer than four clusterings with it, or all alike.",
+        finding=said
+        or f"Not to be told of {SPOKEN[score]}: unknown of some clusterings, or they are fewer than four or alike.",
         how="A dot for each clustering of the images, marked with C; no controls. "
         "Intervals: 95 % bootstrap over these dots.",
         from_zero=False,
@@ -247,11 +253,7 @@ def what_predicts(results: Results) -> str:
     if not table:
         return "Not to be told: fewer than four clusterings with a distance, or they are all alike."
     n = next(iter(table.values())).n
-    told = {
-        name: f"{SPOKEN[name]} (ρ = {table[name].spearman})"
-        for name in ("C", "accuracy", "nmi", "ari")
-        if name in table
-    }
+    told = {name: f"{SPOKEN[name]} (ρ = {found.spearman})" for name, found in table.items()}
     going = [text for name, text in told.items() if table[name].spearman.excludes_zero]
     rest = [text for text in told.values() if text not in going]
     shown = f"{enumerated(going) or 'nothing'} {'go' if len(going) > 1 else 'goes'} with {results.metric}"
@@ -275,7 +277,7 @@ def bars(results: Results) -> Chart:
         y_name=f"{results.metric} (lower is better)",
         series=series,
         finding=first_and_second(ranked, results.metric),
-        how=error_bars(results),
+        how=error_bars(results, pooled=False),
         bar_names=[run.name for run in ranked],
     )
 

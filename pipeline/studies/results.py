@@ -64,6 +64,11 @@ class Result:
         """Whether its groups were found in the images: not given, not random, not absent."""
         return self.method not in CONTROLS
 
+    @property
+    def variant(self) -> str:
+        """What sets it apart from the other runs but for C and the seed: the group, and values of the study's lists."""
+        return self.name.removesuffix(f"-seed{self.seed}").replace(f"-{self.num_clusters}", "", 1)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Result":
         """What `dataclasses.asdict` and JSON made of it."""

@@ -1,5 +1,6 @@
 """The sentences of a study are computed: what doesn't hold in the numbers isn't said."""
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.studies.chart import plotly_figure
@@ -66,6 +67,14 @@ def test_controls_with_the_same_verdict_share_a_sentence() -> None:
     finding = CHARTS["granularity"](results(*controls, *CLUSTERS)).finding
     expected = "It is better than no condition (6.03 ± 0.15) and random groups with C = 10 (5.10 ± 0.10)."
     assert finding.endswith(expected), finding
+
+
+def test_runs_of_one_c_that_differ_in_a_setting_are_not_pooled() -> None:
+    plain, dropped = result("temi", 10, [1.0, 1.1, 0.9]), result("temi", 10, [9.0, 9.1, 8.9])
+    runs = [replace(plain, name="temi-10-0.0"), replace(dropped, name="temi-10-0.1")]
+    chart = CHARTS["granularity"](results(result("none", None, [6.0, 6.2, 5.9]), *runs))
+    assert "The best clustering is temi-0.0 with C = 10: fd_pixels 1.00 ± 0.10." in chart.finding
+    assert [series.name for series in chart.series][1:] == ["temi-0.0", "temi-0.1"]
 
 
 def test_one_set_of_seeds_decides_nothing() -> None:
