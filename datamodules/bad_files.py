@@ -1,7 +1,6 @@
 """Files that cannot be used: found by trying them all once, remembered, and named."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ import PIL
 from tqdm import tqdm
 
 from datamodules.artifacts import UserError, file_stem, fingerprint, write_json
+from datamodules.cores import available_cores
 from datamodules.decoding import UnusableImageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _try_all(reader: "Reader", name: str) -> Iterator[tuple[str, str]]:
         return bad
 
     bar = tqdm(total=len(reader.ids), desc=f"looking for bad files in {name}", unit=" images", delay=2)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter lock
+    with bar, ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
         for bad in threads.map(try_chunk, range(0, len(reader.ids), CHUNK)):
             yield from bad
             bar.update(min(CHUNK, len(reader.ids) - bar.n))

@@ -1,6 +1,5 @@
 """Images with their pseudo-labels: the batches that diffusion models are trained on."""
 
-import os
 import signal
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.artifacts import UserError
+from datamodules.cores import cores_of_each
 from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
@@ -121,7 +121,8 @@ class ImageDataModule(L.LightningDataModule):
             labels = self.pseudo_labels.compact()
         num_workers = self.num_workers
         if num_workers is None:
-            num_workers = 0 if self.store.in_memory else min(8, max(1, (os.cpu_count() or 1) // world_size))
+            processes = 1 if self.trainer is None else self.trainer.num_devices  # on this machine
+            num_workers = 0 if self.store.in_memory else min(8, cores_of_each(processes))
         return DataLoader(
             LabelledImages(self.store, labels, self.stream),
             sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),

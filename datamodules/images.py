@@ -3,7 +3,6 @@
 The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.artifacts import UserError
+from datamodules.cores import available_cores
 from datamodules.decoding import check_header
 from datamodules.sources import ImageSource
 
@@ -156,7 +156,7 @@ class ImageStore:
 
         starts = range(0, len(images), DECODE_CHUNK)
         bar = tqdm(total=len(images), desc=f"decoding {self.source.name}", unit=" images", delay=2)
-        with bar, ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter lock
+        with bar, ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
             for count in threads.map(decode_chunk, starts):
                 bar.update(count)
         return images

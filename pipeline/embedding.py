@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig
 
 from datamodules.artifacts import DamagedArtifactError, MissingArtifactError, UserError
 from datamodules.backbones import Backbone, build_backbone
+from datamodules.cores import cores_of_each
 from datamodules.embedding_shards import embed_shards, missing_shards, shard_path, shards_of
 from datamodules.embeddings import Embeddings, collect_embeddings, embedding_bar, load_embeddings, make_embeddings
 from datamodules.sources import ImageSource
@@ -70,7 +71,7 @@ def embed_in_processes(source: ImageSource, folder: Path, missing: list[range], 
             f"-m (--multirun) with {len(devices)} devices: each process would start the whole sweep. Type "
             "trainer.devices=1, or the runs one by one."
         )
-    threads = str(max(1, (os.cpu_count() or 1) // len(devices)))
+    threads = str(cores_of_each(len(devices)))
     command = [sys.executable, "-m", "pipeline.embed", *sys.argv[1:]]
     processes = []
     try:
@@ -107,6 +108,8 @@ def embed_share(cfg: DictConfig, source: ImageSource) -> bool:
     threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     devices = devices_of(cfg)
     device = devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory, too, is of the current device
     shards = [rows for rows in shards_of(len(source))[rank::count] if not shard_path(Path(folder), rows).exists()]
     embed_shards(
         source,
@@ -177,5 +180,4 @@ def workers_per_device(cfg: DictConfig, devices: list[torch.device]) -> int:
         if not str(wanted).isdigit():
             raise UserError(f"embedding.num_workers={wanted}: type auto or a whole number, such as 4.")
         return int(wanted)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if devices[0].type == "cpu" else max(1, min(MAX_WORKERS, cores // len(devices) - 1))
+    return 0 if devices[0].type == "cpu" else max(1, min(MAX_WORKERS, cores_of_each(len(devices)) - 1))

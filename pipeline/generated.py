@@ -1,6 +1,5 @@
 """The images that an evaluation is about: files as they lie there, or made by a model while they are measured."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.artifacts import UserError, file_digest
+from datamodules.cores import available_cores
 from datamodules.images import to_uint8
 from datamodules.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -76,7 +76,7 @@ class GeneratedFiles:
         return len(self.source)
 
     def gather(self, indices: Tensor) -> Tensor:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter lock
+        with ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
             return torch.stack(list(threads.map(self._read, indices.tolist())))
 
     def name(self, index: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from datamodules.artifacts import UserError
+from datamodules.cores import cores_of_each
 from pipeline.command import CONFIGS
 from pipeline.processes import RUN_FOLDER_VARIABLE
 
@@ -80,8 +81,7 @@ def workers_of(accelerator: str, devices: int | str | Sequence[int]) -> list[Wor
 
 def share_of_cores(count: int) -> dict[str, str]:
     """The environment in which each of `count` processes uses its share of the cores, or what the user has set."""
-    share = max(1, len(available_cores()) // count)
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores_of_each(count)))}
 
 
 def number_of(devices: int | str | Sequence[int], every: int) -> int:
@@ -96,11 +96,6 @@ def number_of(devices: int | str | Sequence[int], every: int) -> int:
         return int(devices)  # type: ignore[arg-type]  # a list ends in the message below
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer.devices={devices}: type a number, such as trainer.devices=2, or auto.") from error
-
-
-def available_cores() -> set[int]:
-    """The cores that this process may use."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def end_all(processes: Sequence[subprocess.Popen]) -> None:

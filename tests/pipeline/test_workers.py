@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from callbacks.stopping import Stopped, stop_at_once
+from datamodules import cores
 from datamodules.artifacts import UserError
-from pipeline import workers
 from pipeline.workers import Worker, end_all, problem_of, workers_of
 
 
 def test_processes_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "available_cores", lambda: set(range(8)))
+    monkeypatch.setattr(cores, "available_cores", lambda: list(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = workers_of("cpu", 3)
     assert [worker.environment for worker in found] == [{"OMP_NUM_THREADS": "2"}] * 3
