@@ -14,6 +14,7 @@ displayed:
 """
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -63,12 +64,14 @@ def draw_parameters(seed: int, positions: Tensor, probability: float, img_resolu
     )
 
 
-def apply(images: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Transforms images; images that are at most flipped are not resampled, their pixels stay exact.
+def apply(images: Tensor, parameters: Tensor, resample_all: bool | None = None) -> tuple[Tensor, Tensor]:
+    """Transforms images; the pixels of images that are at most flipped stay exact.
 
     Args:
         images: `[B, C, H, W]` in [-1, 1], float.
         parameters: `[B, 8]`, see the top of this file.
+        resample_all: Compute also what the exact pixels then replace. Not on a CPU; but a GPU has done it sooner than
+            it has told how many images to leave out, for which everything else would have to wait. None: as suits.
 
     Returns:
         The images and their augmentation labels `[B, 9]`, all zeros for an image that stays as it is.
@@ -78,10 +81,12 @@ def apply(images: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     images = torch.where(x_flip == 1, images.flip(3), images)
     images = torch.where(y_flip == 1, images.flip(2), images)
 
-    unmoved = parameters.new_tensor([1, 0, 1, 0, 0])  # scale, angle, anisotropic scale, shifts; its axis is no matter
-    moved = (parameters[:, [2, 3, 4, 6, 7]] != unmoved).any(dim=1).nonzero().squeeze(1)
-    if len(moved):
-        images = images.index_copy(0, moved, _resample(images[moved], parameters[moved]))
+    _, _, scale, angle, stretch, _, x_shift, y_shift = parameters.unbind(1)
+    moved = (scale != 1) | (angle != 0) | (stretch != 1) | (x_shift != 0) | (y_shift != 0)  # [B]
+    if resample_all or (resample_all is None and images.device.type != "cpu"):
+        images = torch.where(moved.reshape(-1, 1, 1, 1), _resample(images, parameters), images)
+    elif len(rows := moved.nonzero().squeeze(1)):
+        images = images.index_copy(0, rows, _resample(images[rows], parameters[rows]))
     return images, labels(parameters, *images.shape[2:])
 
 
@@ -142,9 +147,15 @@ def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
 
+@cache
+def _wavelet(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """SYM6, copied to each device once."""
+    return torch.tensor(SYM6, dtype=dtype, device=device)
+
+
 def _upsample(images: Tensor) -> Tensor:
     """`[B, C, H, W]` to `[B, C, 2H, 2W]`; pixel p comes to lie at 2p."""
-    kernel = math.sqrt(2) * torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    kernel = math.sqrt(2) * _wavelet(images.dtype, images.device)
     x = images.flatten(0, 1).unsqueeze(1)  # [B·C, 1, H, W]
     x = F.conv_transpose2d(x, kernel.reshape(1, 1, -1, 1), stride=(2, 1), padding=(CENTRE_TAP, 0))
     x = F.conv_transpose2d(x, kernel.reshape(1, 1, 1, -1), stride=(1, 2), padding=(0, CENTRE_TAP))
@@ -153,7 +164,7 @@ def _upsample(images: Tensor) -> Tensor:
 
 def _downsample(images: Tensor) -> Tensor:
     """`[B, C, 2H + 10, 2W + 10]` to `[B, C, H, W]`; what lies at 2p + 5 becomes pixel p."""
-    kernel = torch.tensor(SYM6, dtype=images.dtype, device=images.device) / math.sqrt(2)
+    kernel = _wavelet(images.dtype, images.device) / math.sqrt(2)
     x = images.flatten(0, 1).unsqueeze(1)  # [B·C, 1, 2H + 10, 2W + 10]
     x = F.conv2d(x, kernel.reshape(1, 1, -1, 1), stride=(2, 1))
     x = F.conv2d(x, kernel.reshape(1, 1, 1, -1), stride=(1, 2))

@@ -23,8 +23,9 @@ def drawn() -> Tensor:
     return augment.draw_parameters(0, torch.arange(100_000), probability=0.12, img_resolution=32)
 
 
-def test_reference_images_and_labels(golden):
-    images, labels = augment.apply(golden["input.images"], golden["input.parameters"])
+@pytest.mark.parametrize("resample_all", [False, True])
+def test_reference_images_and_labels(golden, resample_all):
+    images, labels = augment.apply(golden["input.images"], golden["input.parameters"], resample_all)
     torch.testing.assert_close(images, golden["output.images"], rtol=0, atol=1e-4)
     torch.testing.assert_close(labels, golden["output.augment_labels"], rtol=0, atol=1e-5)
 
@@ -43,8 +44,9 @@ def test_an_image_does_not_depend_on_its_batch(golden):
     torch.testing.assert_close(one_label[0], labels[7])
 
 
-def test_identity_leaves_every_bit(golden):
-    images, labels = augment.apply(golden["input.images"], IDENTITY.repeat(24, 1))
+@pytest.mark.parametrize("resample_all", [False, True])
+def test_identity_leaves_every_bit(golden, resample_all):
+    images, labels = augment.apply(golden["input.images"], IDENTITY.repeat(24, 1), resample_all)
     assert torch.equal(images, golden["input.images"])
     assert torch.equal(labels, torch.zeros(24, 9))
 
