@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.schedule import EveryKimg, Schedule, ends_step
-from callbacks.stopping import Stopped, stop_requested
+from callbacks.stopping import Stopped, ask_all
 from datamodules.artifacts import UserError, atomic_path, set_aside
 from lightning_modules.edm_module import EDMModule
 
@@ -53,6 +54,7 @@ class Snapshots(Checkpoint):
 
     def __init__(self, folder: Path, every: Schedule, keep: int = 2) -> None:
         self.folder, self.every, self.keep = folder, every, keep
+        self._stop_requested: Callable[[], bool] = lambda: False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count passes anew: the number of devices, and with it the passes in a step, may have changed since."""
@@ -72,12 +74,16 @@ class Snapshots(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["world_size"] = trainer.world_size
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if ends_step(trainer, batch_idx):  # asked now, so that the answer is there when the pass is done
+            self._stop_requested = ask_all(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        stop = stop_requested(trainer)
+        stop = self._stop_requested()
         if stop or self.every.is_due(trainer, pl_module, batch_idx):
             self.save(trainer)
         if stop:

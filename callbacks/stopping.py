@@ -1,18 +1,19 @@
 """SIGTERM ends a command where nothing is half-done: at once, or between two batches of a training.
 
 Lightning's own handlers wait for the other processes inside the handler, which hangs where only some of them got the
-signal; so they are left out, and the processes agree at the end of each optimizer step instead.
+signal; so they are left out, and the processes agree during each optimizer step instead.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
@@ -66,6 +67,8 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
     """
     connector = trainer._signal_connector
     connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # Nor need it ask rank 0 before each pass whether they were called, which makes a GPU wait for the processor.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     numbers: list[int] = [signal.SIGTERM]
     if isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
         numbers.append(signal.SIGUSR1)
@@ -81,14 +84,33 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
         raise Stopped
 
 
-def stop_requested(trainer: Trainer) -> bool:
-    """Whether any process was asked to end. All processes call this at the same place, and get the same answer."""
+def ask_all(trainer: Trainer) -> Callable[[], bool]:
+    """Ask all processes whether any was asked to end. All call this at the same place, and get the same answer.
+
+    The answer is what the returned function returns: it waits for what a GPU was given to do before the question, but
+    not for what it is given after.
+    """
     if trainer.world_size == 1:
-        return request.received > 0
-    received = torch.tensor(request.received, device=trainer.strategy.root_device)
-    agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
-    request.received = max(request.received, agreed)  # a signal may have come meanwhile: it counts the next time
-    return agreed > 0
+        return lambda: request.received > 0
+    flag = torch.full((), request.received, device=trainer.strategy.root_device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    answer = flag.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event() if flag.is_cuda else None
+    if arrived is not None:
+        arrived.record()
+
+    def agreed() -> bool:
+        if arrived is not None:
+            arrived.synchronize()
+        request.received = max(request.received, int(answer))  # a signal may have come meanwhile: it counts next time
+        return int(answer) > 0
+
+    return agreed
+
+
+def stop_requested(trainer: Trainer) -> bool:
+    """`ask_all`, and the answer at once."""
+    return ask_all(trainer)()
 
 
 def queue_again() -> None:

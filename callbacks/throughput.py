@@ -90,13 +90,14 @@ class ImageProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
-        bar.update(min((batch_idx + 1) * self.images_per_pass, self.total) - bar.n)
-        bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+        redrawn = bar.update(min((batch_idx + 1) * self.images_per_pass, self.total) - bar.n)
+        if redrawn:  # not after each pass: reading the loss waits for all that a GPU was given to do
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self.train_progress_bar.refresh()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -93,7 +94,7 @@ class EDMModule(LightningModule):
         torch.manual_seed(torch_seed(self.hparams["seed"], self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
         loss = losses.mean()
-        mean_loss = cast(Tensor, self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"))  # of all ranks
+        mean_loss = mean_over_ranks(loss.detach())
         if not mean_loss.isfinite():
             self._stop_non_finite(losses, batch.positions)
         self.recent_loss = torch.where(self.recent_loss.isnan(), mean_loss, 0.99 * self.recent_loss + 0.01 * mean_loss)
@@ -184,3 +185,12 @@ class EDMModule(LightningModule):
             f"the loss is not finite at {self.nimg:,} images seen (step {self.trainer.global_step}); the weights were "
             f"not updated. {where}. Type a lower training.lr, or trainer.precision=32-true."
         )
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes. Lightning's own would make them wait for one another at a barrier first."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
