@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -24,12 +24,19 @@ def grid_rows(frequencies: Tensor, max_rows: int) -> list[int]:
 
 
 def sample_rows(
-    denoiser: Denoiser, generate: Generate, max_rows: int, columns: int, batch_size: int
+    denoiser: Denoiser,
+    generate: Generate,
+    max_rows: int,
+    columns: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    all_gather: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> tuple[Tensor, list[str]]:
     """Images [rows, columns, C, H, W] of seeds 0, 1, … with the EMA weights, and the rows' names.
 
     Conditional models: a row for each of the most frequent clusters, the same seeds in every row. Unconditional ones:
-    eight rows.
+    eight rows. Several processes make a share each; `all_gather` stacks [n, …] of each to [world_size, n, …].
     """
     if denoiser.label_dim:
         assert denoiser.cluster_frequencies is not None
@@ -40,11 +47,14 @@ def sample_rows(
         names = [f"cluster {int(denoiser.cluster_ids[row])}" for row in rows]
     else:
         labels, seeds, names = None, torch.arange(8 * columns), []
+    share = -(-len(seeds) // world_size)
+    own = (rank + world_size * torch.arange(share)) % len(seeds)  # equally many for all: some images are made twice
     parts = [
-        generate(denoiser, part, None if labels is None else labels[start : start + batch_size])
-        for start, part in zip(range(0, len(seeds), batch_size), seeds.split(batch_size), strict=True)
+        generate(denoiser, seeds[part], None if labels is None else labels[part]) for part in own.split(batch_size)
     ]
-    return torch.cat(parts).unflatten(0, (-1, columns)), names
+    everyones = all_gather(torch.cat(parts)).reshape(world_size, share, *parts[0].shape[1:])
+    images = everyones.transpose(0, 1).flatten(0, 1)[: len(seeds)]  # rank r made r, r + world_size, …
+    return images.unflatten(0, (-1, columns)), names
 
 
 class SampleGrid(Callback):
@@ -65,15 +75,24 @@ class SampleGrid(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
+        if self.every.is_due(trainer, pl_module, batch_idx):
             assert isinstance(pl_module, EDMModule)
             self.draw(trainer, pl_module)
 
     def draw(self, trainer: Trainer, pl_module: EDMModule) -> None:
-        """Generate, draw and write one grid."""
+        """Generate on all ranks, draw and write one grid."""
         images, names = sample_rows(
-            pl_module.averaged_denoiser, self.generate, self.max_rows, self.columns, self.batch_size
+            pl_module.averaged_denoiser,
+            self.generate,
+            self.max_rows,
+            self.columns,
+            self.batch_size,
+            trainer.global_rank,
+            trainer.world_size,
+            lambda own: cast(Tensor, pl_module.all_gather(own)),
         )
+        if not trainer.is_global_zero:
+            return
         picture = image_grid(images, names)
         kimg = round(pl_module.nimg / 1000)
         with atomic_path(self.folder / f"kimg{kimg:06d}.png") as temporary:

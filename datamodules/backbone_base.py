@@ -2,7 +2,8 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ class Backbone(nn.Module, ABC):
     @torch.no_grad()
     def features_of(self, inputs: Sequence[Tensor]) -> Tensor:
         """Features of what `prepare` returned, wherever it lies: float32 [B, dim], on the backbone's device."""
-        return torch.cat([self._features(part.to(self.device, non_blocking=True)) for part in inputs])
+        with full_float32():
+            return torch.cat([self._features(part.to(self.device, non_blocking=True)) for part in inputs])
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stays in evaluation mode: a backbone is frozen, whatever module it is put into."""
@@ -85,3 +87,14 @@ def prepare(preparation: Preparation, images: Sequence[Tensor]) -> list[Tensor]:
 def grey_as_rgb(images: Tensor) -> Tensor:
     """[B, 1, H, W] or [B, 3, H, W] to [B, 3, H, W]."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions in float32 on GPUs too, not in TF32, PyTorch's default there, which keeps ten bits of a number."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

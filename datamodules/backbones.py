@@ -7,8 +7,7 @@ backbone whether they come from the hub or from a folder.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,7 @@ class InceptionBackbone(Backbone):
         return grey_as_rgb  # the network resizes for itself
 
     def _features(self, inputs: Tensor) -> Tensor:
-        with _full_float32():
-            return self.network(inputs)[0]
+        return self.network(inputs)[0]
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
@@ -153,17 +151,6 @@ def _hub_files(settings: Mapping[str, Any]) -> list[Path]:
 
 def _pixels_identity(resolution: int, channels: int) -> dict[str, Any]:
     return {"kind": "pixels", "resolution": resolution, "channels": channels}
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Convolutions in float32 on GPUs too, not in TF32, PyTorch's default there, which keeps ten bits of a number."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _check_loads_safely(weights: Path) -> None:

@@ -5,6 +5,7 @@ the data set alone. So several processes can share the work, on one device each,
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -87,18 +88,25 @@ def embed_shards(
         )
     )
     bf16 = precision == "bf16-mixed" and backbone.takes_bf16
-    for rows in shards:
-        parts = []  # on the device until the shard is whole: the network need not wait for each batch
-        for start in range(0, len(rows), batch_size):
-            batch = next(inputs)
-            if isinstance(batch, UserError):
-                raise batch
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                parts.append(backbone.features_of(batch))
-            on_images(len(rows[start : start + batch_size]))
-        values = torch.cat(parts).cpu()  # [len(rows), dim]
-        _check_finite(source, backbone, rows, values)
-        write_artifact(shard_path(folder, rows), KIND, {"values": values}, {"backbone": backbone.identity})
+    with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
+        writing: Future[None] | None = None
+        for rows in shards:
+            parts = []  # on the device until the shard is whole: the network need not wait for each batch either
+            for start in range(0, len(rows), batch_size):
+                batch = next(inputs)
+                if isinstance(batch, UserError):
+                    raise batch
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    parts.append(backbone.features_of(batch))
+                on_images(len(rows[start : start + batch_size]))
+            values = torch.cat(parts).cpu()  # [len(rows), dim]
+            _check_finite(source, backbone, rows, values)
+            path, meta = shard_path(folder, rows), {"backbone": backbone.identity}
+            if writing is not None:
+                writing.result()  # raises what went wrong
+            writing = writer.submit(write_artifact, path, KIND, {"values": values}, meta)
+        if writing is not None:
+            writing.result()
 
 
 def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metrics.prdc import BLOCK_SIZE, distance_blocks
+from metrics.prdc import BLOCK_ENTRIES, distance_blocks
 
+ROWS_AT_ONCE = 4096
 ROUNDING = 1e-4  # of the training images' spacing: features of one image differ by less from batch to batch
 
 
@@ -57,7 +58,7 @@ class Memorisation:
         return self.ratios.argsort(stable=True)[:count]
 
 
-def training_neighbours(reference: Tensor, block_size: int = BLOCK_SIZE) -> TrainingNeighbours:
+def training_neighbours(reference: Tensor, block_entries: int = BLOCK_ENTRIES) -> TrainingNeighbours:
     """Nearest other training image of each, from features [M, D].
 
     Raises:
@@ -65,12 +66,12 @@ def training_neighbours(reference: Tensor, block_size: int = BLOCK_SIZE) -> Trai
     """
     if len(reference) < 2:
         raise ValueError(f"a nearest other training image needs at least 2 of them, not {len(reference)}")
-    indices = nearest_rows(reference, None, block_size)
+    indices = nearest_rows(reference, None, block_entries)
     return TrainingNeighbours(indices, _distances(reference, reference, indices))
 
 
 def memorisation(
-    features: Tensor, reference: Tensor, neighbours: TrainingNeighbours, block_size: int = BLOCK_SIZE
+    features: Tensor, reference: Tensor, neighbours: TrainingNeighbours, block_entries: int = BLOCK_ENTRIES
 ) -> Memorisation:
     """Hold generated images against the training images.
 
@@ -78,20 +79,20 @@ def memorisation(
         features: [N, D], of generated images.
         reference: [M, D], of the training images.
         neighbours: of `reference`.
-        block_size: rows of the N × M distances held at once.
+        block_entries: how many of the N × M distances are held at once; at least a row of them.
     """
     reference = reference.to(features.device)
-    nearest = nearest_rows(features, reference, block_size)
+    nearest = nearest_rows(features, reference, block_entries)
     distances = _distances(features, reference, nearest)
     equal = distances <= ROUNDING * neighbours.distances.median()  # a copy, also of an image that is there twice
     ratios = torch.where(equal, 0.0, distances / neighbours.distances[nearest])
     return Memorisation(nearest, distances, ratios)
 
 
-def nearest_rows(features: Tensor, others: Tensor | None, block_size: int = BLOCK_SIZE) -> Tensor:
+def nearest_rows(features: Tensor, others: Tensor | None, block_entries: int = BLOCK_ENTRIES) -> Tensor:
     """Index of the row of `others` [M, D] nearest to each row of `features` [N, D]; None: of its nearest other row."""
     nearest = []
-    for start, distances in distance_blocks(features, features if others is None else others, block_size):
+    for start, distances in distance_blocks(features, features if others is None else others, block_entries):
         if others is None:
             rows = torch.arange(len(distances), device=features.device)
             distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
@@ -101,5 +102,5 @@ def nearest_rows(features: Tensor, others: Tensor | None, block_size: int = BLOC
 
 def _distances(features: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
     """Distance of each row to its nearest, float64 [N]: from their difference, so that equal rows are at 0."""
-    parts = zip(features.split(BLOCK_SIZE), nearest.split(BLOCK_SIZE), strict=True)
+    parts = zip(features.split(ROWS_AT_ONCE), nearest.split(ROWS_AT_ONCE), strict=True)
     return torch.cat([(x - others[rows.to(x.device)]).cpu().double().norm(dim=1) for x, rows in parts])

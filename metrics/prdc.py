@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metrics.collected_features import CollectedFeatures
 
-BLOCK_SIZE = 4096  # rows of the distance matrix at once: 800 MB against 50,000 images
+BLOCK_ENTRIES = 1 << 28  # of the distance matrix at once: 1 GB
 
 
 class PRDC(CollectedFeatures):
@@ -28,7 +28,7 @@ class PRDC(CollectedFeatures):
         return prdc(self.collected(), self.reference, self.k)
 
 
-def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOCK_SIZE) -> dict[str, float]:
+def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = BLOCK_ENTRIES) -> dict[str, float]:
     """How much of the generated images lies among the real ones, and the other way round.
 
     Around each image lies a ball that reaches to its k-th nearest neighbour of the same set, itself not counted.
@@ -37,7 +37,7 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOC
         features: [N, D], of generated images.
         reference: [M, D], of real images.
         k: which neighbour.
-        block_size: rows of the N × M distances held at once.
+        block_entries: how many of the N × M distances are held at once; at least a row of them.
 
     Returns:
         precision: share of generated images in some real image's ball.
@@ -53,13 +53,13 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOC
             f"k={k} needs more than k images on both sides, not {len(features)} generated and {len(reference)} real"
         )
     reference = reference.to(features.device)
-    real_radii = kth_neighbour_distances(reference, k, block_size)  # [M]
-    generated_radii = kth_neighbour_distances(features, k, block_size)  # [N]
+    real_radii = kth_neighbour_distances(reference, k, block_entries)  # [M]
+    generated_radii = kth_neighbour_distances(features, k, block_entries)  # [N]
 
     num_precise, num_balls = 0, 0
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=features.device)
     covered = torch.zeros_like(recalled)
-    for start, distances in distance_blocks(features, reference, block_size):  # [b, M]
+    for start, distances in distance_blocks(features, reference, block_entries):  # [b, M]
         in_real_ball = distances <= real_radii
         in_generated_ball = distances <= generated_radii[start : start + len(distances), None]
         num_precise += int(in_real_ball.any(dim=1).sum())
@@ -74,17 +74,18 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_size: int = BLOC
     }
 
 
-def kth_neighbour_distances(features: Tensor, k: int, block_size: int = BLOCK_SIZE) -> Tensor:
+def kth_neighbour_distances(features: Tensor, k: int, block_entries: int = BLOCK_ENTRIES) -> Tensor:
     """Distance of each row of [N, D] to its k-th nearest other row, [N]."""
     radii = []
-    for start, distances in distance_blocks(features, features, block_size):  # [b, N]
+    for start, distances in distance_blocks(features, features, block_entries):  # [b, N]
         rows = torch.arange(len(distances), device=features.device)
         distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
         radii.append(distances.kthvalue(k, dim=1).values)
     return torch.cat(radii)
 
 
-def distance_blocks(a: Tensor, b: Tensor, block_size: int) -> Iterator[tuple[int, Tensor]]:
+def distance_blocks(a: Tensor, b: Tensor, block_entries: int) -> Iterator[tuple[int, Tensor]]:
     """Euclidean distances of a block of rows of a [N, D] to all rows of b [M, D], with the block's first row."""
-    for start in range(0, len(a), block_size):
-        yield start, torch.cdist(a[start : start + block_size], b)
+    rows = max(1, block_entries // len(b))
+    for start in range(0, len(a), rows):
+        yield start, torch.cdist(a[start : start + rows], b)

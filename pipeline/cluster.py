@@ -152,7 +152,7 @@ def train_temi(
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
         ImageProgressBar(clustering.batch_size, module.max_steps * clustering.batch_size, "TEMI", unit="pair"),
     ]
-    fit(
+    trainer = fit(
         cfg,
         folder,
         module,
@@ -163,7 +163,8 @@ def train_temi(
         outcomes=("temi/utilization_ratio", "train/loss"),
         log_every_steps=max(1, min(50, data.steps_per_epoch)),
     )
-    cluster_ids, confidence = module.cpu().predict(embeddings.standardised())
+    module.to(trainer.strategy.root_device)  # where Lightning trained it, and has taken it away from
+    cluster_ids, confidence = (found.cpu() for found in module.predict(embeddings.standardised()))
     head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
     if module.global_rank == 0:
         for file in (folder / "head.safetensors", head_file(path)):

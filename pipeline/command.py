@@ -9,11 +9,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -71,7 +73,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task_in_plain_words)
 
-    def main() -> None:
+    def run() -> None:
         nonlocal composed
         composed = False
         if any("_target_" in word for word in sys.argv[1:]):  # Hydra would import and call what its own groups name
@@ -87,7 +89,28 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             fail("interrupted", code=130)
 
+    def main() -> None:
+        try:
+            run()
+        except BaseException as error:
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                leave_at_once(error)
+            raise
+
     return main
+
+
+def leave_at_once(error: BaseException) -> NoReturn:
+    """End this process without the clean-up at exit, where Lightning leaves NCCL's process group.
+
+    That waits for the other ranks, which may be waiting for this one: none would end.
+    """
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    code = error.code if isinstance(error, SystemExit) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def run_alone(name: str) -> None:

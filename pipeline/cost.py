@@ -61,8 +61,19 @@ def measure_cost(
     """Time forward and backward passes of a copy of `module` on `device`.
 
     The number of images at once doubles up to the batch's until one pass takes more than half a second, so that a
-    large network on a slow machine is measured within seconds too. The module and the random state stay as they are.
+    large network on a slow machine is measured within seconds too. The module and the random state stay as they are,
+    and a GPU's memory is free again.
     """
+    try:
+        return _measure_copy(module, batch, device, num_devices, images, precision)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure_copy(
+    module: EDMModule, batch: ImageBatch, device: torch.device, num_devices: int, images: int, precision: str
+) -> Cost:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trial = copy.deepcopy(module).to(device).train()
         count = min(4, len(batch.positions))

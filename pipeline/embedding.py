@@ -7,7 +7,6 @@ write its share of the shards and end. The first process waits for them and join
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from datamodules.embeddings import Embeddings, collect_embeddings, embedding_bar
 from datamodules.sources import ImageSource
 from pipeline.command import typed_command
 from pipeline.inputs import plain
+from pipeline.processes import end_with_parent
 
 SHARE_VARIABLE = "CEDM_EMBED_SHARE"  # "1/4 PID FOLDER": the second of four that process PID starts; shards go to FOLDER
 POLL_SECONDS = 0.3
@@ -105,7 +105,7 @@ def embed_share(cfg: DictConfig, source: ImageSource) -> bool:
         return False
     place, parent, folder = os.environ[SHARE_VARIABLE].split(" ", 2)
     rank, count = map(int, place.split("/"))
-    threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
+    end_with_parent(int(parent))  # nobody else would join the shards, which are whole or not there
     devices = devices_of(cfg)
     device = devices[rank]
     if device.type == "cuda":
@@ -121,13 +121,6 @@ def embed_share(cfg: DictConfig, source: ImageSource) -> bool:
         precision=precision_on(cfg, device),
     )
     return True
-
-
-def _end_with_parent(parent: int) -> None:
-    """Nobody would join the shards of a process whose parent was killed. Shards are whole or not there."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
 
 
 def devices_of(cfg: DictConfig) -> list[torch.device]:

@@ -1,6 +1,7 @@
 """`cedm generate`: a trained model → images with their labels, and a grid to look at."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.processes import join, side_by_side
 from pipeline.rejection import judge_of, keep_confident, num_candidates
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.sampling import Sampler, typed_sampler
+
+WRITERS = 8  # images that are written at a time
 
 
 @command
@@ -46,6 +49,7 @@ def generate(cfg: DictConfig) -> None:
             return
         chosen: dict[str, Any] = {}
         if judge is not None:
+            judge.to(fabric.device)
             rows, output, chosen = keep_confident(cfg, folder, judge, output)
             seeds, labels = seeds[rows], None if labels is None else labels[rows]
         written, grid = output.finish(), output.write_grid(labels)
@@ -92,10 +96,10 @@ def write_images(
         dynamic_ncols=True,
         disable=not fabric.is_global_zero,
     )
-    for row, image in generated(sampler, denoiser, output.seeds, labels, cfg.batch_size, missing):
-        output.write(row, image)
-        progress.update()
-    progress.close()
+    with progress, ThreadPoolExecutor(WRITERS) as writers:  # each file is waited for until it is on the disk
+        for rows, images in generated(sampler, denoiser, output.seeds, labels, cfg.batch_size, missing):
+            for _ in writers.map(output.write, rows, images):
+                progress.update()
     fabric.barrier()
 
 
@@ -106,11 +110,10 @@ def cluster_ids_of(denoiser: Denoiser, labels: Tensor | None) -> list[int] | Non
 
 def generated(
     sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None, batch_size: int, rows: list[int]
-) -> Iterator[tuple[int, Tensor]]:
-    """(row, uint8 image [C, H, W]) for each of the `rows` of seeds and labels."""
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of the `rows` of seeds and labels, with their uint8 images [B, C, H, W]."""
     for part in torch.tensor(rows, dtype=torch.int64).split(batch_size):
-        images = sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
-        yield from zip(part.tolist(), images, strict=True)
+        yield part.tolist(), sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
 
 
 def denoiser_file(ckpt: Path) -> Path:

@@ -108,6 +108,8 @@ class GeneratedByModel:
 
     def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
+        if cfg.trainer.channels_last:
+            self.denoiser.to(memory_format=torch.channels_last)
         own = (self.denoiser.img_resolution, self.denoiser.img_channels)
         if own != (cfg.dataset.resolution, cfg.dataset.channels):
             raise UserError(

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from callbacks.stopping import Stopped
 from datamodules.artifacts import UserError
 from pipeline.command import OwnProcessNeeded
 
+PARENT_POLL_SECONDS = 0.3
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
 
 
@@ -57,6 +60,7 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
             )
         raise OwnProcessNeeded
     if inherited and "LOCAL_RANK" in os.environ:
+        end_with_parent(os.getppid())  # rank 0: without it, this process would wait for an answer
         return machine, Path(inherited)
     if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
         scout.strategy.setup_environment()
@@ -109,6 +113,17 @@ def side_by_side(cfg: DictConfig) -> Iterator[Fabric]:
             for process in getattr(fabric.strategy.launcher, "procs", []):
                 process.terminate()
         raise
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on this process ends as soon as the one that started it is gone, whatever it is waiting for."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def adopt_torchrun(cfg: DictConfig) -> None:

@@ -28,6 +28,10 @@ class Judge:
     head: ClusteringHead
     backbone: Backbone
 
+    def to(self, device: torch.device) -> None:
+        """Where images are looked at; the head itself is small and stays on the CPU."""
+        self.backbone.to(device)
+
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cluster ids, int64 [B], and maximum softmax probabilities, float32 [B], of uint8 images [B, C, H, W]."""
         return self.head.assign(self.backbone.extract(images).cpu())

@@ -67,8 +67,8 @@ def test_prdc_equals_the_definitions_whatever_the_blocks(k: int) -> None:
     features, reference = 0.7 * torch.randn(40, 3) + 0.5, torch.randn(50, 3)
     expected = prdc_by_hand(features, reference, k)
     assert len(set(expected.values())) == 4  # no two scores agree by chance
-    for block_size in (7, 1000):
-        assert prdc(features, reference, k, block_size=block_size) == pytest.approx(expected)
+    for block_entries in (7, 1000):
+        assert prdc(features, reference, k, block_entries=block_entries) == pytest.approx(expected)
     metric = PRDC(reference, k=k)
     metric.update(features)
     assert metric.compute() == pytest.approx(expected)

@@ -19,12 +19,12 @@ def by_hand(features: Tensor, reference: Tensor) -> tuple[list[int], list[float]
     return nearest, ratios
 
 
-@pytest.mark.parametrize("block_size", [7, 1000])
-def test_it_is_the_definition_whatever_the_blocks(block_size: int) -> None:
+@pytest.mark.parametrize("block_entries", [7, 1000])
+def test_it_is_the_definition_whatever_the_blocks(block_entries: int) -> None:
     torch.manual_seed(0)
     features, reference = torch.randn(40, 3), torch.randn(50, 3)
-    neighbours = training_neighbours(reference, block_size)
-    found = memorisation(features, reference, neighbours, block_size)
+    neighbours = training_neighbours(reference, block_entries)
+    found = memorisation(features, reference, neighbours, block_entries)
     nearest, ratios = by_hand(features, reference)
     assert found.nearest.tolist() == nearest
     assert found.ratios.tolist() == pytest.approx(ratios, rel=1e-5)

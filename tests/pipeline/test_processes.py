@@ -44,6 +44,9 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
     assert "64 = 2 × cpu × 32 images × 1 accumulated" in out
     assert_same_model(workplace / "one", two)
     assert out.count("fd_pixels") == 1
+    (grid_of_one,), (grid_of_two,) = ((folder / "grids").glob("*.png") for folder in (workplace / "one", two))
+    difference = np.array(Image.open(grid_of_one)).astype(int) - np.array(Image.open(grid_of_two))
+    assert np.abs(difference).mean() < 1  # each image in its place, whichever rank made it
 
 
 def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) -> None:
