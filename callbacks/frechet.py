@@ -1,5 +1,6 @@
 """The Fréchet distance of generated images to the data set, while the model trains."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,7 @@ class FrechetDistance(Callback):
         name: `fid` (Inception), `fdd` (DINOv2 ViT-L/14) or `fd_<backbone>`.
         extractor: a backbone: `extract(uint8 images [B, C, H, W]) -> [B, D]`.
         reference: statistics of the data set's features by the same extractor.
+        sampling: how `generate` makes its images, for the protocol.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class FrechetDistance(Callback):
         every_kimg: float,
         num_images: int,
         batch_size: int = 128,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
         self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
+        self.sampling = dict(sampling or {})
         self.history: list[tuple[float, float]] = []  # (kimg, distance)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +95,8 @@ class FrechetDistance(Callback):
             "num_reference": self.reference.n,
             "weights": "EMA",
             "seeds": f"0 to {self.num_images - 1}",
-            "labels": "drawn from the clusters' frequencies",
+            "resized": "no",
+            **self.sampling,
         }
 
     @torch.no_grad()

@@ -72,6 +72,9 @@ class Statistics:
             raise UserError(f"{path}: mu is {list(mean.shape)} and sigma {list(cov.shape)}; {expected}")
         if not (mean.isfinite().all() and cov.isfinite().all()):
             raise UserError(f"{path}: holds values that are not finite; {expected}")
+        scale = cov.diagonal().abs().max()
+        if not torch.allclose(cov, cov.mT, rtol=0, atol=1e-6 * float(scale)) or (cov.diagonal() < 0).any():
+            raise UserError(f"{path}: sigma is no covariance: not symmetric, or with negative variances; {expected}")
         return cls(mean, cov)
 
 

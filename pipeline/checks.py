@@ -20,6 +20,8 @@ POSITIVE = (
     "training.lr",
     "training.ema_halflife_kimg",
     "sampler.sigma_min",
+    "sampler.sigma_max",
+    "sampler.rho",
     "evaluation.every_kimg",
     "evaluation.batch_size",
     "evaluation.grid_every_kimg",
@@ -32,6 +34,7 @@ POSITIVE = (
     "study.final_kimg",
     "study.keep",
 )
+LARGEST_SEED = 2**62  # a sum with the number of images stays in 64 bits
 # (lowest, highest) of settings whose default does not tell, or that end somewhere
 WHOLE_NUMBERS = {
     "seed": (0, 2**63 - 1),
@@ -48,7 +51,7 @@ WHOLE_NUMBERS = {
     "study.num_images": (2, None),
     "study.sampling_sets": (1, None),
     "sets": (1, None),
-    "first_seed": (0, None),
+    "first_seed": (0, LARGEST_SEED),
     "kid.num_subsets": (1, None),
     "kid.subset_size": (2, None),
     "prdc.k_precision_recall": (1, None),
@@ -64,6 +67,9 @@ NUMBERS = {
     "training.ema_rampup_ratio": (0, None),
     "clustering.warmup_epochs": (0, None),
     "sampler.churn": (0, None),
+    "sampler.S_min": (0, None),
+    "sampler.S_max": (0, None),
+    "sampler.S_noise": (0, None),
     "sampler.guidance": (0, None),
     "churn": (0, None),
     "guidance": (0, None),
@@ -98,7 +104,7 @@ def check_settings(cfg: DictConfig, defaults: DictConfig) -> None:
         raise UserError(f"{key}={value}: {KINDS[type(expected)]} is expected, such as {key}={expected}.")
     for key in POSITIVE:
         value = given.get(key)
-        if isinstance(value, Real) and value <= 0:
+        if isinstance(value, int | float) and not value > 0:  # NaN is not
             raise UserError(f"{key}={value}: it must be above 0, such as {key}={standard[key]}.")
     for key, limits in (WHOLE_NUMBERS | NUMBERS).items():
         check_limits(key, given.get(key), limits, whole=key in WHOLE_NUMBERS)
@@ -117,7 +123,7 @@ def check_limits(key: str, value: Any, limits: tuple[float, float | None], whole
         return
     low, high = limits
     fitting = isinstance(value, int if whole else Real) and not isinstance(value, bool)
-    if not fitting or value < low or (high is not None and value > high):
+    if not fitting or not value >= low or (high is not None and value > high):  # NaN is not
         kind = "a whole number" if whole else "a number"
         raise UserError(f"{key}={value}: {kind} from {low}{'' if high is None else f' to {high}'} is expected.")
 

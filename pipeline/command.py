@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import torch
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -69,7 +70,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         except MissingMandatoryValue as error:
             key = str(error.full_key)
             with_make = " (with make: DATA=VALUE)" if key == "dataset.path" else ""
-            fail(f"{key} must be given. Type {key}=VALUE{with_make}.\nSee `cedm {name} --help`.")
+            fail(f"{key} must be given. Type {key}=VALUE{with_make}.\nSee `cedm {name.replace('_', '-')} --help`.")
 
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task_in_plain_words)
 
@@ -78,6 +79,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         composed = False
         if any("_target_" in word for word in sys.argv[1:]):  # Hydra would import and call what its own groups name
             fail("_target_: this project makes nothing of names in settings. Leave it out.")
+        torch.backends.cudnn.allow_tf32 = False  # 32-true is float32 in convolutions too, which GPUs round to ten bits
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
         try:
             with stop_at_once():

@@ -153,7 +153,7 @@ def table(summary: Mapping[str, Any], folder: Path) -> str:
     for name, score in summary["scores"].items():
         values = score["sets"] + ([score["best"], score["mean"]] if num_sets > 1 else [])
         arrow = "" if name in NEITHER_IS_BETTER else " ↑" if name in HIGHER_IS_BETTER else " ↓"
-        lines.append(f"{name + arrow:<18}" + "".join(f"{number(v):>10}" for v in values) + "   " + how(score))
+        lines.append(f"{name + arrow:<18}" + "".join(f" {number(v):>9}" for v in values) + "   " + how(score))
     first = next(iter(summary["scores"].values()))["protocol"]
     generated, reference = first["generated"], first["reference"]
     made = "".join(f"\ngenerated         {g['num_images']:,} images, {origin(g)}" for g in generated)

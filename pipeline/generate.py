@@ -7,22 +7,24 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError, file_digest, file_stem
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.sampler import draw_labels
+from pipeline.checks import LARGEST_SEED
 from pipeline.command import command
 from pipeline.image_output import ImageOutput, check_format
-from pipeline.inputs import plain
+from pipeline.inputs import denoiser_file, plain
 from pipeline.processes import join, side_by_side
 from pipeline.rejection import judge_of, keep_confident, num_candidates
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.sampling import Sampler, typed_sampler
+from pipeline.sampling import Sampler, place, typed_sampler
 
 WRITERS = 8  # images that are written at a time
+MOST_IMAGES = 10**9
 
 
 @command
@@ -39,7 +41,7 @@ def generate(cfg: DictConfig) -> None:
     if judge is not None:
         inputs["head"] = file_digest(cfg.head)
     settings = run_settings(cfg, inputs, ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler"))
-    cfg.dataset.name = denoiser.meta.get("dataset", "unknown")
+    cfg.dataset.name = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
     _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
     with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
         place = folder if judge is None else folder / "candidates"
@@ -56,7 +58,7 @@ def generate(cfg: DictConfig) -> None:
         results = {
             "num_images": len(seeds),
             "images": str(written),
-            "steps": sampler.num_steps(denoiser),
+            "steps": sampler.num_steps(denoiser.img_resolution),
             "sampler": plain(cfg.sampler),
             "nimg": denoiser.meta.get("nimg"),
             **chosen,
@@ -74,7 +76,7 @@ def check_guidance(sampler: Sampler, denoiser: Denoiser, ckpt: Path) -> None:
     if denoiser.meta.get("label_dropout") == 0:
         raise UserError(
             f"guidance={sampler.guidance}: {ckpt} never saw an image without its label. "
-            "Type guidance=1, or train with training.label_dropout=0.1."
+            "Type guidance=1, or a model that was trained with training.label_dropout=0.1."
         )
 
 
@@ -82,9 +84,7 @@ def write_images(
     cfg: DictConfig, fabric: Fabric, output: ImageOutput, sampler: Sampler, denoiser: Denoiser, labels: Tensor | None
 ) -> None:
     """Generate on all devices, rank r of W the images r, r + W, …, but for those that are there already."""
-    denoiser.to(fabric.device)
-    if cfg.trainer.channels_last:
-        denoiser.to(memory_format=torch.channels_last)
+    place(denoiser, fabric.device)
     fabric.barrier()  # rank 0 has opened the run folder
     own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
     missing = [row for row in own if not output.is_there(row)]
@@ -116,30 +116,21 @@ def generated(
         yield part.tolist(), sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
 
 
-def denoiser_file(ckpt: Path) -> Path:
-    """The denoiser in a run folder, or the file itself.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = ckpt / "denoiser.safetensors" if ckpt.is_dir() else ckpt
-    if not path.is_file():
-        raise UserError(
-            f"ckpt={ckpt}: there is no {path}. Give a denoiser.safetensors or the folder of a training run, "
-            "such as runs/digits/train-temi-40/TIME; `make train` makes one."
-        )
-    return path
-
-
 def seeds_of(cfg: DictConfig) -> Tensor:
     """`seeds`, or `num` from `first_seed` on, and more where not all of them are kept."""
     if cfg.seeds is None:
         if not isinstance(cfg.num, int) or cfg.num < 1:
             raise UserError(f"num={cfg.num}: type a number of images, such as num=64.")
-        return cfg.first_seed + torch.arange(num_candidates(cfg.num, cfg.keep))
-    seeds = list(cfg.seeds) if not isinstance(cfg.seeds, int) else [cfg.seeds]
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={cfg.seeds}: type a list of different whole numbers, such as seeds=[3,17].")
+        count = num_candidates(cfg.num, cfg.keep)
+        if count > MOST_IMAGES:
+            raise UserError(f"num={cfg.num}: at most {MOST_IMAGES:,} images are generated at once.")
+        return cfg.first_seed + torch.arange(count)
+    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
+    usable = all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds)
+    if not seeds or not usable or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"seeds={cfg.seeds}: type a list of different whole numbers from 0 to {LARGEST_SEED}, such as seeds=[3,17]."
+        )
     return torch.tensor(seeds)
 
 
@@ -150,23 +141,25 @@ def labels_of(cfg: DictConfig, denoiser: Denoiser, seeds: Tensor) -> Tensor | No
         if clusters != "frequencies":
             raise UserError(f"clusters={clusters}: this model was trained without clusters. Leave clusters= out.")
         return None
-    assert denoiser.cluster_frequencies is not None
-    assert denoiser.cluster_ids is not None
+    if denoiser.cluster_frequencies is None or denoiser.cluster_ids is None:
+        raise UserError(
+            f"ckpt={cfg.get('ckpt', cfg.get('generated'))}: this model has labels, but does not tell which clusters "
+            "they are. Set cluster_frequencies and cluster_ids before save_pretrained."
+        )
     if clusters == "frequencies":
         return draw_labels(seeds, denoiser.cluster_frequencies)
     if clusters == "uniform":
         return draw_labels(seeds, torch.ones(denoiser.label_dim))
     index = {int(cluster): label for label, cluster in enumerate(denoiser.cluster_ids)}
-    wanted = [clusters] if isinstance(clusters, int) else clusters
-    unknown = wanted if isinstance(wanted, str) else [cluster for cluster in wanted if cluster not in index]
-    if unknown or not wanted:
+    wanted = list(clusters) if isinstance(clusters, ListConfig) else [clusters]
+    if not wanted or not all(isinstance(cluster, int) and cluster in index for cluster in wanted):
         raise UserError(
             f"clusters={clusters}: type clusters=frequencies, clusters=uniform, or a list of cluster ids such as "
             f"clusters=[{','.join(map(str, list(index)[:2]))}]; this model knows {len(index)} of them, "
             f"from {min(index)} to {max(index)}."
         )
     chosen = torch.tensor([index[cluster] for cluster in wanted])
-    return chosen[torch.arange(len(seeds)) % len(chosen)]
+    return chosen[seeds % len(chosen)]  # by its seed, whichever others were asked for
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The images that an evaluation is about: files as they lie there, or made by a model while they are measured."""
 
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +18,8 @@ from datamodules.images import to_uint8
 from datamodules.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.generate import check_guidance, labels_of
-from pipeline.inputs import plain
 from pipeline.run_folder import read_settings, read_summary
-from pipeline.sampling import typed_sampler
+from pipeline.sampling import place, spelled, typed_sampler
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MODEL_FILE = "denoiser.safetensors"
@@ -54,11 +56,9 @@ class GeneratedFiles:
     """
 
     def __init__(self, path: Path, cfg: DictConfig) -> None:
-        kind = "folder" if path.is_dir() else "zip"
-        try:
+        kind = "folder" if path.is_dir() else "npy" if path.suffix == ".npy" else "zip"
+        with in_words_of_this_setting():
             self.source = open_source(kind, path.stem, path, cache_dir=cfg.cache_dir)
-        except UserError as error:
-            raise UserError(str(error).replace("dataset.path", "generated")) from error
         self.path, self.resolution, self.channels = path, cfg.dataset.resolution, cfg.dataset.channels
         self.dataset = cfg.dataset.name
         self._read(0)  # tell of another size now
@@ -86,12 +86,15 @@ class GeneratedFiles:
         pass
 
     def _read(self, index: int) -> Tensor:
-        image = self.source.image(index)
-        assert isinstance(image, Image.Image)
-        channels = 1 if image.mode in GREY_MODES else 3
-        if image.size != (self.resolution, self.resolution) or channels != self.channels:
+        with in_words_of_this_setting():
+            image = self.source.image(index)
+        if isinstance(image, Image.Image):
+            width, height, channels = image.width, image.height, 1 if image.mode in GREY_MODES else 3
+        else:  # [H, W, C]
+            height, width, channels = image.shape
+        if (width, height, channels) != (self.resolution, self.resolution, self.channels):
             raise UserError(
-                f"generated={self.path}: {self.source.ids[index]!r} has {image.width}×{image.height} pixels and "
+                f"generated={self.path}: {self.source.ids[index]!r} has {width}×{height} pixels and "
                 f"{channels} channels; dataset={self.dataset} is measured at {self.resolution}×{self.resolution} and "
                 f"{self.channels}. Choose the data set that the images are to resemble, or its dataset.resolution= and "
                 "dataset.channels=. Generated images are never resized here: that alone would change the distance."
@@ -108,8 +111,6 @@ class GeneratedByModel:
 
     def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
-        if cfg.trainer.channels_last:
-            self.denoiser.to(memory_format=torch.channels_last)
         own = (self.denoiser.img_resolution, self.denoiser.img_channels)
         if own != (cfg.dataset.resolution, cfg.dataset.channels):
             raise UserError(
@@ -128,9 +129,9 @@ class GeneratedByModel:
             "sha256": self.fingerprint,
             "num_images": cfg.num,
             "seeds": f"{first_seed} to {first_seed + cfg.num - 1}",
-            "labels": describe_labels(cfg.clusters) if self.denoiser.label_dim else "none",
-            "steps": self.sampler.num_steps(self.denoiser),
-            "sampler": {key: str(value) for key, value in plain(cfg.sampler).items() if value is not None},
+            "labels": describe_labels(cfg.clusters, self.denoiser),
+            "steps": self.sampler.num_steps(self.denoiser.img_resolution),
+            "sampler": spelled(cfg.sampler),
             "weights": "EMA",
             "trained_on": self.denoiser.meta.get("dataset"),
             "nimg": self.denoiser.meta.get("nimg"),
@@ -148,7 +149,7 @@ class GeneratedByModel:
         return f"seed {int(self.seeds[index])}"
 
     def to(self, device: torch.device) -> None:
-        self.denoiser.to(device)
+        place(self.denoiser, device)
 
 
 def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:
@@ -179,6 +180,16 @@ def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:
     return [GeneratedFiles(path, cfg) for path in resolved]
 
 
+@contextmanager
+def in_words_of_this_setting() -> Iterator[None]:
+    """Messages about a data set speak of `dataset.path=`, and of leaving files out, which would change a distance."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error).replace("dataset.path", "generated")
+        raise UserError(re.sub(r", or type dataset\.on_bad_file=skip[^.]*", "", words)) from error
+
+
 def resolve(path: Path) -> Path:
     """The images or the model that a path means: a run folder stands for what was made in it.
 
@@ -188,7 +199,7 @@ def resolve(path: Path) -> Path:
     if path.is_dir() and (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
     if path.is_dir() and read_settings(path) is not None:  # a run folder
-        for images in (path / "images.zip", path / "images"):
+        for images in (path / "images.zip", path / "images.npy", path / "images"):
             if read_summary(path, "generate") is not None and images.exists():
                 return images
         raise UserError(
@@ -212,14 +223,19 @@ def made_by(path: Path) -> dict[str, Any]:
     return {
         "made_by": {
             **{key: summary.get(key) for key in ("steps", "sampler", "nimg")},
-            **{key: settings.get(key) for key in ("num", "seeds", "clusters")},
+            **{key: settings.get(key) for key in ("num", "first_seed", "seeds", "clusters", "keep")},
             "model_sha256": summary.get("inputs", {}).get("denoiser"),
+            "head_sha256": summary.get("inputs", {}).get("head"),
         }
     }
 
 
-def describe_labels(clusters: Any) -> str:
-    """The setting `clusters` in words."""
+def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
+    """The setting `clusters` in words, as it works out for this model."""
+    if not denoiser.label_dim:
+        return "none"
+    if clusters == "frequencies" and "imported_from" in denoiser.meta:
+        return "drawn uniformly, as a published file does not tell the classes' frequencies"
     if clusters == "frequencies":
         return "drawn from the clusters' frequencies"
     return "drawn uniformly" if clusters == "uniform" else f"clusters {clusters} in turn"

@@ -159,3 +159,18 @@ def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | Non
 def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:
     """Changes with any image's cluster."""
     return None if labels is None else fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])
+
+
+def denoiser_file(path: Path, setting: str = "ckpt") -> Path:
+    """The denoiser in a run folder, or the file itself.
+
+    Raises:
+        UserError: there is none; the message names the `setting` that asked for it.
+    """
+    file = path / "denoiser.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"{setting}={path}: there is no {file}. Give a denoiser.safetensors or the folder of a training run, "
+            "such as runs/digits/train-temi-40/TIME; `make train` makes one."
+        )
+    return file

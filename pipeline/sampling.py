@@ -41,6 +41,11 @@ class Sampler:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise UserError(
+                f"sampler.sigma_min={self.sigma_min} sampler.sigma_max={self.sigma_max}: the noise falls from "
+                "sigma_max to sigma_min, which is above 0, such as sampler.sigma_min=0.002 sampler.sigma_max=80."
+            )
         interval = self.guidance_interval
         if interval is not None and not (
             isinstance(interval, Sequence)
@@ -53,9 +58,9 @@ class Sampler:
                 "such as sampler.guidance_interval=[0.2,3], or null for all."
             )
 
-    def num_steps(self, denoiser: Denoiser) -> int:
-        """`steps`, or the published number for the denoiser's resolution."""
-        return self.steps or (40 if denoiser.img_resolution >= LARGE_FROM_PIXELS else 18)
+    def num_steps(self, resolution: int) -> int:
+        """`steps`, or the published number for images of this resolution."""
+        return self.steps or (40 if resolution >= LARGE_FROM_PIXELS else 18)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> Tensor:
@@ -74,7 +79,7 @@ class Sampler:
                 latents(seeds, shape),
                 one_hot,
                 solver=self.solver,
-                num_steps=self.num_steps(denoiser),
+                num_steps=self.num_steps(denoiser.img_resolution),
                 sigma_min=self.sigma_min,
                 sigma_max=self.sigma_max,
                 rho=self.rho,
@@ -84,7 +89,30 @@ class Sampler:
                 S_noise=self.S_noise,
                 churn_noise=churn_noise(seeds, shape),
             )
+        if not images.isfinite().all():
+            broken = seeds[~images.isfinite().flatten(1).all(dim=1)].tolist()
+            raise UserError(
+                f"the model makes no image of the seeds {', '.join(map(str, broken[:8]))}"
+                f"{', …' if len(broken) > 8 else ''}: values are not finite. "
+                + (
+                    "Its weights are broken, or the sampler's settings are."
+                    if self.precision == "32-true"
+                    else f"Type sampler.precision=32-true in place of {self.precision}."
+                )
+            )
         return images_to_uint8(images)
+
+
+def spelled(sampler: DictConfig) -> dict[str, str]:
+    """The sampler's settings as a protocol has them."""
+    return {key: str(value) for key, value in plain(sampler).items() if value is not None}
+
+
+def place(denoiser: Denoiser, device: torch.device) -> None:
+    """Move a denoiser to where it is to work, in the memory format in which it was trained."""
+    denoiser.to(device)
+    if denoiser.meta.get("channels_last", True):
+        denoiser.to(memory_format=torch.channels_last)
 
 
 def typed_sampler(cfg: DictConfig) -> Sampler:

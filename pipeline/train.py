@@ -25,11 +25,11 @@ from lightning_modules.edm_module import EDMModule
 from pipeline.command import command, program
 from pipeline.cost import measure_cost
 from pipeline.fit import fit
-from pipeline.inputs import plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
+from pipeline.inputs import denoiser_file, plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
 from pipeline.processes import Machine, join
 from pipeline.reference import extractor_settings, frechet_extractor, reference_statistics
 from pipeline.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
-from pipeline.sampling import Sampler
+from pipeline.sampling import Sampler, spelled
 
 AUGMENT_DIM = 9
 LARGEST_IN_PIXELS = 64
@@ -170,8 +170,6 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
         )
     except ValueError as error:
         raise UserError(f"network: {error}") from error
-    if cfg.init_from is not None:
-        start_from(denoiser, Path(cfg.init_from))
     labels = data.pseudo_labels
     denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
     denoiser.meta = {
@@ -179,7 +177,10 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
         "conditioning": groups_name(cfg, labels),
         "num_clusters": labels.num_clusters if labels is not None else 0,
         "label_dropout": cfg.training.label_dropout,
+        "channels_last": cfg.trainer.channels_last,
     }
+    if cfg.init_from is not None:
+        start_from(denoiser, denoiser_file(Path(str(cfg.init_from)), "init_from"))
     check_halflives(cfg.training.ema_halflife_kimg, list(cfg.training.extra_ema_halflife_kimg))
     hparams = {key: value for key, value in plain(cfg.training).items() if key not in NOT_OF_THE_MODULE}
     module = EDMModule(denoiser, seed=cfg.seed, **hparams)
@@ -202,15 +203,21 @@ def check_halflives(first: float, others: list[float]) -> None:
 
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
-    """Copy weights from another denoiser; those for the labels start anew where the groups are others.
+    """Copy weights and sigma_data from another denoiser.
+
+    Weights for the labels start anew where these stand for other clusters, those for augmentation where there was none.
 
     Raises:
         UserError: the file is no denoiser, or of another network.
     """
     other = Denoiser.from_pretrained(path)
     own, given = denoiser.state_dict(), other.state_dict()
+    anew = ["map_augment"] if not other.augment_dim else []
+    if cluster_ids_of(denoiser) != cluster_ids_of(other):
+        anew.append("map_label")
+    own = {name: weight for name, weight in own.items() if not any(part in name for part in anew)}
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
-    missing = [name for name in own if name not in fitting and "map_label" not in name]
+    missing = [name for name in own if name not in fitting]
     if missing:
         raise UserError(
             f"init_from={path}: its network is another one ({other.settings} for {other.img_channels} channels of "
@@ -218,6 +225,12 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
             "Choose the same network= and dataset.resolution=."
         )
     denoiser.load_state_dict(fitting, strict=False)
+    denoiser.sigma_data = other.sigma_data
+
+
+def cluster_ids_of(denoiser: Denoiser) -> list[int] | None:
+    """The cluster that each label stands for; None without labels."""
+    return None if denoiser.cluster_ids is None else denoiser.cluster_ids.tolist()
 
 
 def announce(
@@ -269,7 +282,18 @@ def watchers(
         name, extractor = found
         reference = reference_statistics(cfg, store, extractor, machine.device)
         distance = FrechetDistance(
-            name, extractor, reference, sampler, evaluation.every_kimg, evaluation.num_images, evaluation.batch_size
+            name,
+            extractor,
+            reference,
+            sampler,
+            evaluation.every_kimg,
+            evaluation.num_images,
+            evaluation.batch_size,
+            {
+                "steps": sampler.num_steps(cfg.dataset.resolution),
+                "sampler": spelled(cfg.sampler),
+                "labels": "drawn from the clusters' frequencies" if data.num_classes else "none",
+            },
         )
         callbacks.append(distance)
     callbacks += [

@@ -6,6 +6,7 @@ refuses all others; the source text is never executed.
 """
 
 import io
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -45,6 +46,18 @@ PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
         "label_dropout": 0,
     },
 }
+
+# What a damaged or made-up pickle can end in.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 # What tells the architectures apart, in the published words.
 PUBLISHED_ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -112,14 +125,20 @@ def denoiser_from_edm(
     settings = {
         key: full[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
     }
-    denoiser = build_denoiser(
-        {"architecture": _architecture(full), **settings}, img_resolution, img_channels, label_dim, augment_dim
-    )
-    denoiser.sigma_data = sigma_data
+    architecture = _architecture(full)
+    sizes = {"img_resolution": img_resolution, "img_channels": img_channels, "sigma_data": sigma_data}
+    if wrong := [f"{key}={value}" for key, value in sizes.items() if not 0 < value < math.inf]:
+        raise ValueError(f"{', '.join(wrong)}: expected a number above 0")
     try:
+        denoiser = build_denoiser(
+            {"architecture": architecture, **settings}, img_resolution, img_channels, label_dim, augment_dim
+        )
         denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"the weights do not fit the settings of this {model_type}: {error}") from error
+    if broken := [name for name, tensor in denoiser.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"the weights {broken[0]} are not finite")
+    denoiser.sigma_data = sigma_data
     return denoiser.eval()
 
 
@@ -146,9 +165,16 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
             snapshot = _TensorsOnlyUnpickler(file).load()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
+    try:
+        return _take_apart(snapshot, path)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
 
+
+def _take_apart(snapshot: Any, path: Path) -> PublishedNetwork:
+    """The EMA network of an unpickled snapshot."""
     denoiser = snapshot.get("ema") if isinstance(snapshot, dict) else None
     if not isinstance(denoiser, _Inert) or denoiser.class_name != "EDMPrecond":
         found = getattr(denoiser, "class_name", type(denoiser).__name__)
@@ -172,6 +198,21 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
         network={"model_type": model.class_name, **settings},
         sigma_data=float(attributes.get("sigma_data", 0.5)),
     )
+
+
+class _Function:
+    """A function for a pickle to call. Nothing about it can be set, as a pickle may try with all that it is handed."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("refused: the file sets attributes of a function, which no EDM snapshot does")
 
 
 class _Inert:
@@ -208,13 +249,13 @@ class _TensorsOnlyUnpickler(pickle.Unpickler):
     HARMLESS: Mapping[tuple[str, str], Callable[..., Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "scalar"): _numpy_scalar,
-        ("numpy._core.multiarray", "scalar"): _numpy_scalar,
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        ("torch.storage", "_load_from_bytes"): _load_storage,
+        ("numpy.core.multiarray", "scalar"): _Function(_numpy_scalar),
+        ("numpy._core.multiarray", "scalar"): _Function(_numpy_scalar),
+        ("torch._utils", "_rebuild_parameter"): _Function(torch._utils._rebuild_parameter),
+        ("torch._utils", "_rebuild_tensor_v2"): _Function(torch._utils._rebuild_tensor_v2),
+        ("torch.storage", "_load_from_bytes"): _Function(_load_storage),
         ("torch.nn.modules.container", "ModuleDict"): _Inert,
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _inert_object,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_inert_object),
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -153,6 +153,39 @@ def test_other_names_are_refused_and_never_called(golden_network, write_pickle, 
     assert not canary.exists()
 
 
+def test_functions_that_are_handed_over_stay_as_they_are(tmp_path):
+    sets_attributes = b"ctorch._utils\n_rebuild_tensor_v2\nN}(V__defaults__\n(I1\ntu\x86b."
+    (tmp_path / "network.pkl").write_bytes(sets_attributes)
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    with pytest.raises(ValueError, match=r"network\.pkl: refused: the file sets attributes"):
+        read_edm_pickle(tmp_path / "network.pkl")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("img_resolution", None, "not a readable EDM snapshot"),
+        ("img_resolution", float("inf"), "not a readable EDM snapshot"),
+        ("sigma_data", 0.0, "sigma_data=0"),
+        ("img_channels", -1, "img_channels=-1"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_refused(golden_network, write_pickle, setting, value, message):
+    content = snapshot(golden_network("ddpmpp"))
+    content["ema"].attributes[setting] = value
+    with pytest.raises(ValueError, match=message):
+        denoiser_from_edm(*read_edm_pickle(write_pickle(content)))
+
+
+def test_weights_that_are_not_finite_are_refused(golden_network):
+    golden = golden_network("ddpmpp")
+    name = "model.map_layer0.bias"
+    broken = {**golden.weights, name: golden.weights[name] * torch.nan}
+    with pytest.raises(ValueError, match=r"model\.map_layer0\.bias are not finite"):
+        denoiser_from_edm(broken, **golden.arguments)
+
+
 def test_code_in_the_bytes_of_a_tensor_does_not_run(golden_network, write_pickle, tmp_path):
     canary = tmp_path / "canary"
     content = snapshot(golden_network("ddpmpp"))
@@ -195,6 +228,8 @@ def test_files_that_are_no_pickle_are_refused(tmp_path, content):
         ({"encoder_type": "skip"}, "encoder_type='skip' is not 'standard'"),
         ({"embeding_type": "fourier"}, r"unknown settings \['embeding_type'\]"),
         ({"model_channels": 32}, "weights do not fit"),
+        ({"model_channels": None}, "weights do not fit"),
+        ({"channel_mult": 3}, "weights do not fit"),
     ],
 )
 def test_networks_that_this_project_lacks_are_refused(golden_network, change, message):
