@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, fingerprint
+from datamodules.artifacts import UserError, file_digest, fingerprint
 from datamodules.sources import ImageSource
 from pipeline.cluster import head_file
 from pipeline.inputs import identity_of, not_needed, pseudo_labels_file
 from pipeline.overrides import key_of, quoted, word
+from pipeline.run_folder import run_settings
 from pipeline.sampling import LARGE_FROM_PIXELS
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import Job, Plan, Run, composed
+from pipeline.train import GROUPS
 
 MEASUREMENTS = ("distance", "confidence", "bound")
 FROM_THE_BOUND = "bound"  # in place of a list of C: those that `cedm bound` finds worth training
@@ -37,10 +40,15 @@ class Planner:
     def add(
         self, name: str, command: str, words: Sequence[str], needs: Sequence[str], identity: object, images: float = 0
     ) -> str:
-        """One more job, unless there is one of this name; its name."""
+        """One more job, unless there is one of this name; its name.
+
+        `identity` is all that decides what it finds: settings as composed, and fingerprints of what they name. A folder
+        of the same identity is taken whatever it is called, as after `study.seeds=[0]` became `study.seeds=[0,1]`.
+        """
         if name not in self.jobs:
-            known = fingerprint({"command": command, "identity": identity, "source": self.source.fingerprint})
-            folder = Path(self.cfg.study.jobs_dir) / f"{name}-{known[:8]}"
+            known = fingerprint({"command": command, "identity": identity, "source": self.source.fingerprint})[:8]
+            parent = Path(self.cfg.study.jobs_dir)
+            folder = next(iter(sorted(parent.glob(f"{command}-*{known}"))), parent / f"{name}-{known}")
             self.jobs[name] = Job(name, command, tuple(words), folder, tuple(needs), round(images))
         return name
 
@@ -71,7 +79,18 @@ class Planner:
             cfg.training.duration_kimg / cfg.evaluation.every_kimg * sampling_images(cfg, cfg.evaluation.num_images)
         )
         images = 1000 * cfg.training.duration_kimg + (watching if cfg.evaluation.backbone else 0)
-        return self.add(f"train-{run.name}", "train", run.words, self.groups(run), list(run.words), images)
+        return self.add(f"train-{run.name}", "train", run.words, self.groups(run), self.identity(run), images)
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """All that decides what becomes of a run: its settings, and the content of the files that they name."""
+        cfg, files = run.cfg, {}
+        if run.method != "none" and cfg.assignments is None:
+            files["pseudo_labels"] = pseudo_labels_file(cfg, self.source).name  # holds their fingerprint
+        for key in ("assignments", "init_from"):
+            path = Path(str(cfg[key]).split("::")[0])
+            if cfg[key] is not None and path.is_file():
+                files[key] = file_digest(path, cfg.cache_dir)
+        return {"settings": run_settings(cfg, files, GROUPS), "assignments": cfg.assignments}
 
     def distance(self, run: Run, train: str) -> str:
         """The final model's distance on several sets of sampling seeds."""
@@ -83,7 +102,8 @@ class Planner:
             f"sets={study.sampling_sets}",
         ]
         images = study.sampling_sets * sampling_images(run.cfg, self.num_images)
-        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], words, images)
+        identity = [self.identity(run), *self.measured(), study.sampling_sets]
+        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], identity, images)
 
     def measured(self) -> list[str]:
         """What `cedm evaluate` is to measure, and on how many images of a set."""
@@ -104,10 +124,12 @@ class Planner:
                 f"first_seed={number * candidates}",
             ]
             images = sampling_images(run.cfg, candidates)
-            made.append(self.add(f"generate-{run.name}-set{number}", "generate", words, [train], words, images))
+            identity = [self.identity(run), head.name, study.keep, self.num_images, number]
+            made.append(self.add(f"generate-{run.name}-set{number}", "generate", words, [train], identity, images))
         folders = ",".join(quoted(self.jobs[name].folder / "images") for name in made)
         words = [*run.words, f"generated=[{folders}]", *self.measured()]
-        self.add(f"evaluate-{run.name}-confident", "evaluate", words, made, words)
+        identity = [self.identity(run), *self.measured(), study.sampling_sets, study.keep]
+        self.add(f"evaluate-{run.name}-confident", "evaluate", words, made, identity)
 
     def final(self, runs: Sequence[Run]) -> Run | None:
         """The best run once more, for `study.final_kimg`; None as long as the distance of one of them is unknown."""
@@ -129,7 +151,9 @@ class Planner:
         """The upper bound on C from utilization ratios."""
         settings = [f"bound.{key}={value}" for key, value in self.cfg.bound.items() if key != "grid"]
         words = [*self.typed, "clustering=temi", *settings, f"bound.grid=[{','.join(map(str, grid))}]"]
-        return self.add("bound", "bound", words, needs, words)
+        cfg = composed("bound", words, origin="study.measure=[bound]")
+        identity = [run_settings(cfg, {}, ("bound", "dataset", "clustering", "seed")), identity_of(cfg)]
+        return self.add("bound", "bound", words, needs, identity)
 
     def first_bound(self) -> str:
         """The bound before there is any run, on the C of its grid that the data set is large enough for."""

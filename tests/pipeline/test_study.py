@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -74,6 +75,26 @@ def test_studies_share_the_jobs_that_are_the_same(cedm: Cedm) -> None:
     ours = {line for line in two.out.splitlines() if " train " in line}
     assert len(ours) == 6  # none, labels, two random ones, k-means and TEMI
     assert ours <= set(one.out.splitlines())
+
+
+def test_a_job_is_known_by_what_its_files_hold_and_not_by_its_name(cedm: Cedm, workplace: Path) -> None:
+    own = own_study(workplace, "  own: [assignments=ids.npy]\n")
+    planned = []
+    for ids in (np.arange(1797) % 3, np.arange(1797) % 4):
+        np.save("ids.npy", ids)
+        result = cedm("study", own, "study=mine", "study.print=true", *TINY)
+        assert result.code == 0, result.err
+        planned.append(result.out)
+    assert planned[0] != planned[1]
+    folder = Path(
+        next(word for word in commands(planned[1])[0] if word.startswith("run_dir=")).split("=")[1].strip('"')
+    )
+    folder.mkdir(
+        parents=True
+    )  # as if it were trained: with another seed beside it, the same training is named after it
+    both = cedm("study", own, "study=mine", "study.print=true", "study.seeds=[0,1]", *TINY)
+    trained = [words for words in commands(both.out) if words[1] == "train"]
+    assert [str(folder) in " ".join(words) for words in trained] == [True, False]
 
 
 def test_each_clustering_and_each_embedding_is_made_once(cedm: Cedm) -> None:
