@@ -64,13 +64,13 @@ def cluster(cfg: DictConfig) -> None:
     check_clustering(cfg, source)
     path = pseudo_labels_file(cfg, source)
     inputs = {"dataset": source.fingerprint}
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
     labels = None if cfg.overwrite else made_before(path)
     if labels is not None:
         print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
-        write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
+        write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs, settings)
         print(f"Next: {typed_command('train')}")
         return
-    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
     what = f"cluster-{cfg.clustering.method}"
     if cfg.clustering.num_clusters is not None and cfg.clustering.method not in NAMED_GROUPS:
         what += f"-{cfg.clustering.num_clusters}"

@@ -58,10 +58,10 @@ def embed(cfg: DictConfig) -> None:
         "backbone": identity,
     }
     inputs = {"dataset": source.fingerprint}
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
     if done_before:
-        write_optional_summary(cfg, "embed", results, inputs)
+        write_optional_summary(cfg, "embed", results, inputs, settings)
     else:
-        settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
         folder = choose_run_folder(cfg, f"embed-{cfg.backbone.name}", settings)
         with opened_run_folder(folder, settings, cfg.overwrite):
             keep_report(report, folder)

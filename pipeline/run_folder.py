@@ -190,11 +190,22 @@ def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs
 
 
 def write_optional_summary(
-    cfg: DictConfig, command: str, results: Mapping[str, Any], inputs: Mapping[str, str]
+    cfg: DictConfig,
+    command: str,
+    results: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
 ) -> None:
-    """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`."""
+    """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`.
+
+    That may hold this very run, stopped before its end, when another run made the same in the meantime.
+
+    Raises:
+        UserError: it holds another run.
+    """
     if cfg.run_dir is not None:
-        if read_settings(Path(cfg.run_dir)) is not None and read_summary(Path(cfg.run_dir), command) is None:
+        there = read_settings(Path(cfg.run_dir))
+        if there not in (None, settings) and read_summary(Path(cfg.run_dir), command) is None:
             raise UserError(f"run_dir={cfg.run_dir} holds another run. Choose another run_dir for {command}.")
         print(f"summary     {write_summary(Path(cfg.run_dir), command, results, inputs)}")
 
