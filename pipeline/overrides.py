@@ -1,6 +1,8 @@
-"""Hydra's `key=value` words, to read and to write."""
+"""Hydra's words, to read and to write."""
 
 import re
+
+from hydra.core.hydra_config import HydraConfig
 
 
 def word(key: str, value: object) -> str:
@@ -21,3 +23,11 @@ def quoted(value: object) -> str:
 def key_of(override: str) -> str:
     """The key of `key=value`, `+key=value` or `~key`."""
     return override.lstrip("+~").split("=", 1)[0]
+
+
+def config_folder() -> list[str]:
+    """`--config-dir=FOLDER` where the user typed it: what another command needs to know the same YAML files."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]

@@ -1,6 +1,7 @@
 """The devices of this machine as workers: each runs one job at a time, in a process of its own with a log."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import torch
 from datamodules.artifacts import UserError
 from datamodules.cores import cores_of_each
 from pipeline.command import CONFIGS
+from pipeline.overrides import config_folder
 from pipeline.processes import RUN_FOLDER_VARIABLE
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 LOG_FILE = "log.txt"
+ERROR = re.compile(r"(?:.*[|\]].*?)?(error: .*)")  # at the start of a line, or behind a progress bar on the same one
 PATIENCE_SECONDS = 60  # for a process that was told to stop, and writes its snapshot first; then it is killed
 
 
@@ -48,7 +51,8 @@ class Worker:
 
     def command(self, name: str, words: Iterable[str]) -> list[str]:
         """`cedm NAME WORDS…` on this device, in this interpreter."""
-        return [sys.executable, "-m", f"pipeline.{name.replace('-', '_')}", *words, *self.settings]
+        module = f"pipeline.{name.replace('-', '_')}"
+        return [sys.executable, "-m", module, *config_folder(), *words, *self.settings]
 
 
 def workers_of(accelerator: str, devices: int | str | Sequence[int]) -> list[Worker]:
@@ -117,6 +121,7 @@ def problem_of(code: int, folder: Path) -> str:
     log = folder / LOG_FILE
     last_try = log.read_text(errors="replace").rsplit("\n$ ", 1)[-1]
     lines = [line for line in last_try.splitlines() if line.strip()]
-    start = max((number for number, line in enumerate(lines) if line.startswith("error: ")), default=len(lines) - 1)
-    said = "\n  ".join(lines[start:][:6])
+    errors = {number: found[1] for number, line in enumerate(lines) if (found := ERROR.match(line))}
+    start = max(errors, default=len(lines) - 1)
+    said = "\n  ".join([*([errors[start]] if errors else lines[start : start + 1]), *lines[start + 1 :][:5]])
     return f"exit code {code}: {said}\n  log: {log}"

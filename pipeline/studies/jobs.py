@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.artifacts import UserError
 from pipeline.command import program
-from pipeline.overrides import word
+from pipeline.overrides import config_folder, word
 from pipeline.run_folder import read_summary
 
+FINAL = "-final"  # what the name of the best run ends in that is trained again, for longer
 CACHED = ("pseudo_labels", "embeddings")  # what a finished job's summary may point to in the cache
 
 
@@ -46,7 +47,7 @@ class Job:
         return [*self.words, word("run_dir", self.folder)]
 
     def __str__(self) -> str:
-        return shlex.join([program(), self.command, *self.arguments])
+        return shlex.join([program(), self.command, *config_folder(), *self.arguments])
 
     def summary(self) -> dict[str, Any] | None:
         """What it found; None as long as it isn't finished, or what it wrote into the cache is gone."""
@@ -58,12 +59,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """One model of the study: `name` is `temi-40`, of the `group` `temi`."""
+    """One model of the study: `name` is `temi-40`, of the `group` `temi`; `values` are of lists that do not set C."""
 
     name: str
     group: str
     words: tuple[str, ...]
     cfg: DictConfig
+    values: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -75,13 +77,17 @@ class Run:
 class Plan:
     """The runs of a study, and the jobs that make and measure them, each after those that it needs.
 
-    `left_out` tells what is not among them, and why; `final` is the best run, trained for longer.
+    Attributes:
+        left_out: what is not among them, and why.
+        final: the best run, trained for longer.
+        later: what follows from results that are not there yet, and the most that it costs in training images.
     """
 
     runs: list[Run]
     jobs: list[Job]
     left_out: list[str]
     final: Run | None = None
+    later: tuple[str, int] = ("", 0)
 
     def job(self, name: str) -> Job | None:
         return next((job for job in self.jobs if job.name == name), None)

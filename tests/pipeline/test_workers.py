@@ -60,6 +60,23 @@ def test_a_second_signal_kills_what_the_first_did_not_end() -> None:
     assert process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            " 12%|█▏   | 3/24 [00:01<00:09, 2.3img/s]error: no such file\nType it right.",
+            "error: no such file\n  Type it",
+        ),
+        ("3img [00:01, 2.3img/s]error: no such file", "error: no such file"),
+        ("error: 1 of 2 failed:\nC = 5: exit code 2: error: too few", "error: 1 of 2 failed:\n  C = 5: exit code 2"),
+        (" 9%|▉  | 1/9\rerror: first\n$ again\nRuntimeError: second", "RuntimeError: second"),
+    ],
+)
+def test_an_error_is_found_behind_a_progress_bar(tmp_path: Path, said: str, told: str) -> None:
+    (tmp_path / "log.txt").write_text(f"\n$ cedm train\n{said}\n")
+    assert problem_of(2, tmp_path).startswith(f"exit code 2: {told}")
+
+
 def test_a_log_holds_all_tries_and_the_last_one_says_what_went_wrong(tmp_path: Path) -> None:
     worker = Worker("cpu 0", (), {})
     worker.start([sys.executable, "-c", "print('error: out of memory', end='')"], tmp_path).wait()
