@@ -10,9 +10,10 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 5000
+PERMUTATIONS = 9999  # all of them where there are no more: up to 7 pairs
 LEVEL = 0.95
 
-Verdict = Literal["lower", "higher", "undecided"]
+Verdict = Literal["lower", "higher", "undecided", "untested"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Crossing:
 
 
 def images_to_reach(curve: Sequence[tuple[float, float]], target: float) -> Crossing | None:
-    """The first point at which a falling curve of (kimg, distance) is at or below `target`; None where it never is.
+    """Where the running minimum of a curve of (kimg, distance) first is at or below `target`; None where it never is.
 
-    Between two measured points the curve is taken as straight.
+    The best so far is what a training has reached, whatever noise comes after. Between two measured points the curve
+    is taken as straight.
     """
     before: tuple[float, float] | None = None
     for kimg, distance in sorted(curve):
@@ -55,8 +57,35 @@ def images_to_reach(curve: Sequence[tuple[float, float]], target: float) -> Cros
                 return Crossing(kimg, at_most=True)
             share = (before[1] - target) / (before[1] - distance)
             return Crossing(before[0] + share * (kimg - before[0]), at_most=False)
-        before = kimg, distance
+        before = kimg, distance if before is None else min(before[1], distance)
     return None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How many times fewer images one curve needs than another: between `low` and `high`, which are equal if known."""
+
+    low: float
+    high: float
+
+    def reaches(self, times: float) -> bool | None:
+        """Whether it is at least so many times; None where the curves don't tell."""
+        return True if self.low >= times else False if self.high < times else None
+
+
+def images_saved(base: Sequence[tuple[float, float]], rival: Sequence[tuple[float, float]]) -> Saving:
+    """How many times fewer images `rival` needs for the best that `base` reaches; both take their first crossing.
+
+    Where a first point is at the target already, the crossing lies somewhere before it, and where the rival never gets
+    there, somewhere after its end.
+    """
+    target = min(distance for _, distance in base)
+    ours, theirs = images_to_reach(base, target), images_to_reach(rival, target)
+    assert ours is not None
+    if theirs is None:
+        return Saving(0.0, ours.kimg / max(kimg for kimg, _ in rival))
+    ratio = ours.kimg / theirs.kimg
+    return Saving(0.0 if ours.at_most else ratio, math.inf if theirs.at_most else ratio)
 
 
 @dataclass(frozen=True)
@@ -77,11 +106,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r and Spearman's ρ of n pairs."""
+    """Pearson's r and Spearman's ρ of n pairs; `p_value` of the latter, from permutations."""
 
     n: int
     pearson: Interval
     spearman: Interval
+    p_value: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the ranks go together: resampled pairs alone are overconfident where they are few."""
+        return self.spearman.excludes_zero and self.p_value < 1 - LEVEL
 
 
 def correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation | None:
@@ -109,21 +144,58 @@ def correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correl
         spearman=interval(
             stats.spearmanr(a, b).statistic, stats.rankdata(a[rows], axis=1), stats.rankdata(b[rows], axis=1)
         ),
+        p_value=rank_p_value(a, b, seed),
     )
 
 
-def compare(a: Sequence[float], b: Sequence[float]) -> Verdict:
-    """Whether the values `a` are lower or higher than `b`: Welch's t-test at 5 %; undecided with one value on a side.
+def rank_p_value(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
+    """Two-sided p of Spearman's ρ: over all orders of the pairs where they are few, else over random ones."""
+    ours, theirs = stats.rankdata(x) - (len(x) + 1) / 2, stats.rankdata(y)
+    found = stats.permutation_test(
+        (ours,),
+        lambda shuffled, axis: (shuffled * theirs).sum(axis=axis),  # ρ up to a factor that no order changes
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=seed,
+    )
+    return float(found.pvalue)
 
-    The values are distances on several sets of sampling seeds, so that is what the verdict is sure of: the same two
-    models, sampled again. It doesn't speak of models that were trained again from other seeds.
+
+def p_value(a: Sequence[float], b: Sequence[float], paired: bool) -> float | None:
+    """How often chance alone makes such a difference of the means: a two-sided t-test, None with one value on a side.
+
+    Args:
+        paired: value i of one side has something in common with value i of the other, as two models sampled from the
+            same seeds: a t-test of their differences; otherwise Welch's.
     """
     if min(len(a), len(b)) < 2:
+        return None
+    if not paired:
+        if np.ptp(a) == 0 and np.ptp(b) == 0:
+            return 1.0 if a[0] == b[0] else 0.0
+        return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    error = stdev(differences) / math.sqrt(len(differences))
+    if error == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return 2 * float(stats.t.sf(abs(mean(differences)) / error, len(differences) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several comparisons, corrected for their number: 5 % is then the chance of any false verdict."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def verdict(a: Sequence[float], b: Sequence[float], p: float | None) -> Verdict:
+    """Whether the values `a` are lower or higher than `b`, at 5 %."""
+    if p is None:
+        return "untested"
+    if p >= 1 - LEVEL:
         return "undecided"
-    difference = mean(a) - mean(b)
-    if np.ptp(a) == 0 and np.ptp(b) == 0:
-        return "undecided" if difference == 0 else "lower" if difference < 0 else "higher"
-    p_value = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
-    if math.isnan(p_value) or p_value >= 1 - LEVEL:
-        return "undecided"
-    return "lower" if difference < 0 else "higher"
+    return "lower" if mean(a) < mean(b) else "higher"

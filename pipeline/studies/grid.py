@@ -21,8 +21,12 @@ INSTEAD = {
 }
 
 
-def expand(group: str, templates: Sequence[str], study: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """(name, words) of each run of a group: every `{key}` in its settings takes each value of the list `study.key`.
+def expand(
+    group: str, templates: Sequence[str], study: dict[str, Any]
+) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
+    """(name, words, values) of each run of a group: every `{key}` in it takes each value of the list `study.key`.
+
+    `values` are those of the lists that do not set C.
 
     Raises:
         UserError: the study has no such list.
@@ -34,10 +38,12 @@ def expand(group: str, templates: Sequence[str], study: dict[str, Any]) -> Itera
                 f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is "
                 f"{study.get(key, 'not there')}. Type study.{key}=[…]."
             )
+    of_C = [key for key in keys if f"clustering.num_clusters={{{key}}}" in templates]
     for values in itertools.product(*(study[key] for key in keys)):
         chosen = dict(zip(keys, values, strict=True))
         name = file_stem(group, *map(str, values))
-        yield name, [text.format(**chosen) for text in templates]
+        others = tuple(str(value) for key, value in chosen.items() if key not in of_C)
+        yield name, [text.format(**chosen) for text in templates], others
 
 
 def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -55,12 +61,12 @@ def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tu
     for group, templates in study["runs"].items():
         given = without_backbone(typed) if "clustering=clip" in templates else typed
         refuse_both(given, [*fixed, *templates, "seed="], group)
-        for (name, words), seed in itertools.product(expand(group, templates, study), study["seeds"]):
+        for (name, words, values), seed in itertools.product(expand(group, templates, study), study["seeds"]):
             if len(study["seeds"]) > 1:
                 name = f"{name}-seed{seed}"
             own = [*fixed, f"seed={seed}", *words]
             every = (*fitting(given, own, group), *own)
-            run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"))
+            run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"), values)
             problem = why_left_out(run, source, templates)
             if problem is not None:
                 left_out.append(f"{name}: left out, {problem}")

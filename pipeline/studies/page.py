@@ -23,7 +23,7 @@ from pipeline.studies.curves import loss_chart
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.gallery import galleries
 from pipeline.studies.results import Result, Results
-from pipeline.studies.tables import table_of_correlations, table_of_runs
+from pipeline.studies.tables import final_training, table_of_correlations, table_of_runs
 
 TEMPLATES = Path(__file__).parent
 NUMBER_FORMAT = "{:.4g}"
@@ -130,16 +130,15 @@ def study_page(folder: Path) -> Page:
         tables.append(Table(f"What goes with {results.metric}.", *table_of_correlations(results)))
     shown = results.final or run_to_show(results.runs)
     pictures, notes = pictures_of(Path(shown.folder)) if shown is not None else ([], [])
-    trained = [*results.runs, *([results.final] if results.final is not None else [])]
-    loss = loss_chart({run.name: (Path(run.folder), run.method) for run in trained})
+    loss = loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained})
     return Page(
         title=f"{results.name} on {results.dataset}",
         question=results.question,
         answer=answer_of(results, charts),
         facts={
             "data set": results.dataset,
-            "models": str(len(results.runs)),
-            "images seen": ", ".join(sorted({f"{run.kimg:g} kimg" for run in results.runs})),
+            "models": str(len(results.trained)),
+            "images seen": ", ".join(f"{kimg:g} kimg" for kimg in sorted({run.kimg for run in results.trained})),
             "distance": results.metric or "none",
         },
         charts=charts,
@@ -150,19 +149,19 @@ def study_page(folder: Path) -> Page:
         protocols={f"{results.metric}, {when}": spelled(how) for when, how in results.protocol.items()},
         command=typed(summary),
         single_commands=[job["command"] for job in summary["jobs"].values()],
-        notes=[*notes, *(f"Missing: {name}." for name in results.missing), *map(": ".join, summary["failed"].items())],
+        notes=[
+            *notes,
+            *(f"Missing: {name}." for name in results.missing),
+            *results.left_out,
+            *map(": ".join, summary["failed"].items()),
+        ],
     )
 
 
 def answer_of(results: Results, charts: Sequence[Chart]) -> list[str]:
     """The answer: what the first chart shows, and what came of the final training."""
-    said = [chart.finding for chart in charts[:1] if chart.finding]
-    if results.final is not None:
-        distance = f": {results.metric} {spread(results.final.distances)}" if results.final.distances else ""
-        said.append(
-            f"The best was trained for {results.final.kimg:g} kimg{distance}. It lies in {results.final.folder}."
-        )
-    return said
+    said = [*(chart.finding for chart in charts[:1]), final_training(results)]
+    return [text for text in said if text]
 
 
 def run_to_show(runs: Sequence[Result]) -> Result | None:

@@ -37,6 +37,7 @@ class Result:
 
     Attributes:
         name: `temi-40`, of the `group` `temi`.
+        values: of the study's lists that do not set C, such as the backbone of this run.
         method: what it is conditioned on: temi, kmeans, labels, random, … or none.
         num_clusters: C that was asked for; None without condition.
         kimg: thousand training images seen.
@@ -58,6 +59,7 @@ class Result:
     scores: dict[str, float] = field(default_factory=dict)
     confidence: Confidence | None = None
     folder: str = ""
+    values: list[str] = field(default_factory=list)
 
     @property
     def is_clustering(self) -> bool:
@@ -67,14 +69,22 @@ class Result:
     @property
     def variant(self) -> str:
         """What sets it apart from the other runs but for C and the seed: the group, and values of the study's lists."""
-        return self.name.removesuffix(f"-seed{self.seed}").replace(f"-{self.num_clusters}", "", 1)
+        return "-".join([self.group, *self.values])
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Result":
         """What `dataclasses.asdict` and JSON made of it."""
         found = data["confidence"]
         confidence = found and Confidence(**{**found, "deciles": [tuple(pair) for pair in found["deciles"]]})
-        return cls(**{**data, "curve": [tuple(pair) for pair in data["curve"]], "confidence": confidence})
+        curve = [tuple(pair) for pair in data["curve"]]
+        return cls(**{"values": values_in_name(data), **data, "curve": curve, "confidence": confidence})
+
+
+def values_in_name(data: Mapping[str, Any]) -> list[str]:
+    """Of a study that was written before `values` were: what its name holds beside group, C and seed."""
+    name = data["name"].removesuffix(f"-seed{data['seed']}").removeprefix(data["group"])
+    rest = f"{name}-".replace(f"-{data['num_clusters']}-", "-", 1).strip("-")
+    return [rest] if rest else []
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Results:
         bound: the summary of `cedm bound`, where it was asked for.
         protocol: how the final distances were measured, and those along the training.
         missing: names of the runs that failed or lack a measurement.
+        left_out: what was not run, and why.
     """
 
     name: str
@@ -102,6 +113,12 @@ class Results:
     bound: dict[str, Any] | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[Result]:
+        """Every model, the final one last."""
+        return [*self.runs, *([self.final] if self.final is not None else [])]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,6 +130,7 @@ class Results:
         return cls(
             runs=[Result.from_json(run) for run in data["runs"]],
             final=data["final"] and Result.from_json(data["final"]),
+            left_out=data.get("left_out", []),
             **{name: data[name] for name in names},
         )
 
@@ -126,19 +144,21 @@ def gather(plan: Plan, name: str, question: str, dataset: str) -> Results:
             missing.append(run.name)
         if trained is None:
             continue
+        whose = f" of {run.name}" if run is plan.final else ""  # trained for longer, and judged in its own way
         along = trained.get("distances")
         if evaluated is not None:
-            metric, _, protocol["final model"] = distances_in(evaluated)
+            metric, _, protocol[f"final model{whose}"] = distances_in(evaluated)
             metrics.append(metric)
         if along:
-            protocol["along the training"] = {
+            protocol[f"along the training{whose}"] = {
                 key: along[key] for key in along if key not in ("kimg_and_distance", "name")
             }
             metrics.append(along["name"])
         runs.append(result_of(plan, run, trained, evaluated))
     final = runs.pop() if plan.final is not None and runs and runs[-1].name == plan.final.name else None
     bound = summary_of(plan, "bound")
-    return Results(name, question, dataset, metrics[0] if metrics else "", runs, final, bound, protocol, missing)
+    metric = metrics[0] if metrics else ""
+    return Results(name, question, dataset, metric, runs, final, bound, protocol, missing, plan.left_out)
 
 
 def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> Result:
@@ -166,6 +186,7 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
         scores={name: float(clustered[name]) for name in SCORES if clustered.get(name) is not None},
         confidence=confidence_of(plan, run),
         folder=str(train.folder),
+        values=list(run.values),
     )
 
 

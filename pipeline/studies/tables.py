@@ -9,8 +9,9 @@ from statistics import mean
 from datamodules.artifacts import atomic_path
 from pipeline.studies.analysis import spread
 from pipeline.studies.chart import Chart, draw_png
-from pipeline.studies.findings import correlation_table
+from pipeline.studies.jobs import FINAL
 from pipeline.studies.results import SCORES, Result, Results
+from pipeline.studies.sentences import correlation_table
 
 Row = dict[str, str | int | float | None]
 
@@ -19,8 +20,8 @@ def write_tables(folder: Path, results: Results, charts: Sequence[Chart]) -> Non
     """`results.csv`, `results.md`, `distances.csv` with every single measurement, and a PNG file of each chart."""
     for chart in charts:
         draw_png(chart, folder / f"{chart.name}.png")
-    write(folder / "results.csv", as_csv([row_of(run) for run in results.runs]))
-    write(folder / "distances.csv", as_csv([row for run in results.runs for row in measurements_of(run)]))
+    write(folder / "results.csv", as_csv([row_of(run) for run in results.trained]))
+    write(folder / "distances.csv", as_csv([row for run in results.trained for row in measurements_of(run)]))
     write(folder / "results.md", as_markdown(results, charts))
 
 
@@ -69,10 +70,10 @@ def shown(value: str | int | float | None) -> str:
 
 def table_of_runs(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table that people read, the best first."""
-    with_scores = any("nmi" in run.scores for run in results.runs)
+    with_scores = any("nmi" in run.scores for run in results.trained)
     header = ["model", "C", "kimg", f"{results.metric}", *(["used", "NMI", "accuracy"] if with_scores else [])]
     lines = []
-    for run in sorted(results.runs, key=lambda run: mean(run.distances) if run.distances else float("inf")):
+    for run in sorted(results.trained, key=lambda run: mean(run.distances) if run.distances else float("inf")):
         distance = str(spread(run.distances)) if run.distances else "missing"
         line = [run.name, shown(run.num_clusters), f"{run.kimg:g}", distance]
         if with_scores:
@@ -88,15 +89,15 @@ def table_of_runs(results: Results) -> tuple[list[str], list[list[str]]]:
 def table_of_correlations(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and lines: what is correlated with the distance, and how sure that is."""
     lines = [
-        [name, str(found.n), str(found.pearson), str(found.spearman)]
+        [name, str(found.n), str(found.pearson), str(found.spearman), f"{found.p_value:.2g}"]
         for name, found in correlation_table(results).items()
     ]
-    return ["score", "clusterings", "Pearson's r [95 %]", "Spearman's ρ [95 %]"], lines
+    return ["score", "clusterings", "Pearson's r [95 %]", "Spearman's ρ [95 %]", "p of ρ"], lines
 
 
 def as_markdown(results: Results, charts: Sequence[Chart]) -> str:
     """Question, findings with their pictures, tables."""
-    parts = [f"# {results.question}", f"Data set: {results.dataset}."]
+    parts = [f"# {results.question}", f"Data set: {results.dataset}.", final_training(results)]
     for chart in charts:
         parts += [chart.finding, f"![{chart.title}]({chart.name}.png)", chart.how]
     parts.append(markdown_table(*table_of_runs(results)))
@@ -104,7 +105,18 @@ def as_markdown(results: Results, charts: Sequence[Chart]) -> str:
         parts.append(markdown_table(*table_of_correlations(results)))
     if results.missing:
         parts.append(f"Missing: {', '.join(results.missing)}.")
+    parts += results.left_out
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def final_training(results: Results) -> str:
+    """What came of the model that was trained for longer; empty where there is none."""
+    final = results.final
+    if final is None:
+        return ""
+    distance = f": {results.metric} {spread(final.distances)}" if final.distances else ""
+    short = final.name.removesuffix(FINAL)
+    return f"The best, {short}, was trained again for {final.kimg:g} kimg{distance}. It lies in {final.folder}."
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

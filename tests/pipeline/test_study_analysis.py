@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.studies.analysis import compare, correlation, images_to_reach, spread
+from pipeline.studies.analysis import correlation, holm, images_saved, images_to_reach, p_value, spread, verdict
 
 
 def test_spread_of_one_value_has_no_deviation() -> None:
@@ -73,15 +73,84 @@ def test_where_nothing_can_be_said(x: list[float], y: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "verdict"),
+    ("a", "b", "expected"),
     [
         ([2.0, 2.1, 1.9], [5.0, 5.2, 4.9], "lower"),
         ([5.0, 5.2, 4.9], [2.0, 2.1, 1.9], "higher"),
         ([2.0, 3.0, 1.0], [2.5, 1.5, 3.5], "undecided"),
-        ([1.0], [9.0], "undecided"),  # one value has no spread to compare with
+        ([1.0], [9.0], "untested"),  # one value has no spread to compare with
         ([1.0, 1.0], [2.0, 2.0], "lower"),
         ([1.0, 1.0], [1.0, 1.0], "undecided"),
     ],
 )
-def test_verdicts(a: list[float], b: list[float], verdict: str) -> None:
-    assert compare(a, b) == verdict
+@pytest.mark.parametrize("paired", [True, False])
+def test_verdicts(a: list[float], b: list[float], expected: str, paired: bool) -> None:
+    assert verdict(a, b, p_value(a, b, paired)) == expected
+
+
+def test_p_values_agree_with_scipy_and_pairs_tell_more() -> None:
+    """Sampling seeds that move both models alike hide a difference from Welch's test, and not from the paired one."""
+    a, b = [2.0, 3.0, 4.0, 5.0], [2.1, 3.2, 4.1, 5.3]
+    assert p_value(a, b, paired=True) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert p_value(a, b, paired=False) == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    assert verdict(a, b, p_value(a, b, paired=True)) == "lower"
+    assert verdict(a, b, p_value(a, b, paired=False)) == "undecided"
+
+
+def test_holm_corrects_for_the_number_of_comparisons() -> None:
+    """The example of the method: 4, 3, 2 and 1 times the values in their order, never falling, at most 1."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "rival", "low", "high"),
+    [
+        ([(10, 9), (20, 5), (30, 7)], [(10, 9), (20, 5), (30, 7)], 1, 1),  # the same curve, also where it rises again
+        ([(10, 9), (20, 7), (40, 5)], [(10, 9), (20, 5), (40, 4)], 2, 2),
+        ([(10, 9), (20, 7), (40, 5)], [(10, 4), (40, 3)], 4, math.inf),
+        ([(10, 9), (20, 7), (40, 5)], [(10, 9), (40, 6)], 0, 1),
+        ([(10, 5), (20, 7)], [(10, 9), (20, 1)], 0, 10 / 15),
+        ([(10, 5), (20, 7)], [(10, 5), (20, 7)], 0, math.inf),
+    ],
+)
+def test_images_saved(base: list, rival: list, low: float, high: float) -> None:
+    found = images_saved(base, rival)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_lower_limit_is_no_failure() -> None:
+    found = images_saved([(10, 9), (20, 5)], [(10, 4), (20, 3)])  # at least twice
+    assert [found.reaches(times) for times in (2, 3)] == [True, None]
+    assert images_saved([(10, 9), (20, 5)], [(10, 9), (20, 3)]).reaches(3) is False
+
+
+def test_what_was_reached_is_not_lost_to_noise() -> None:
+    """Between (20, 6), where a worse point follows, and (40, 2): the best so far is what goes on to fall."""
+    reached = images_to_reach([(10, 9), (20, 6), (30, 8), (40, 2)], 4)
+    assert reached is not None
+    assert reached.kimg == pytest.approx(35)
+
+
+def test_few_points_are_not_called_a_correlation() -> None:
+    """Four in perfect order: resampled pairs are sure of it, but 2 of the 24 orders are as good."""
+    found = correlation([1, 2, 3, 4], [8, 6, 3, 1])
+    assert found is not None
+    assert found.spearman.excludes_zero
+    assert found.p_value == pytest.approx(2 / 24)
+    assert not found.is_shown
+    five = correlation([1, 2, 3, 4, 5], [8, 6, 3, 1, 0])
+    assert five is not None
+    assert five.p_value == pytest.approx(2 / 120)
+    assert five.is_shown
+
+
+def test_many_points_have_the_p_value_of_theory() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(30)
+    y = 0.4 * x + rng.standard_normal(30)
+    found = correlation(x, y)
+    assert found is not None
+    assert found.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, rel=0.3)

@@ -1,14 +1,16 @@
 """The sentences of a study are computed: what doesn't hold in the numbers isn't said."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.studies.chart import plotly_figure
 from pipeline.studies.curves import smoothed
 from pipeline.studies.distances import distances_in
-from pipeline.studies.findings import CHARTS, correlation_table
+from pipeline.studies.findings import CHARTS
 from pipeline.studies.results import Confidence, Result, Results
-from pipeline.studies.tables import as_csv, as_markdown, measurements_of, row_of
+from pipeline.studies.sentences import correlation_table
+from pipeline.studies.tables import as_csv, as_markdown, measurements_of, row_of, write_tables
 
 
 def result(group: str, num_clusters: int | None = None, distances: list[float] | None = None, **more: Any) -> Result:
@@ -26,7 +28,7 @@ BOUND = {
     "upper_bound": 40,
     "coarse_end": 8.0,
     "threshold": 0.96,
-    "measurements": [{"num_clusters": C} for C in (5, 10, 40)],
+    "measurements": [{"num_clusters": C} for C in (5, 10, 40, 80)],
 }
 CLUSTERS = (
     result("temi", 5, [3.0, 3.1, 2.9]),
@@ -71,7 +73,7 @@ def test_controls_with_the_same_verdict_share_a_sentence() -> None:
 
 def test_runs_of_one_c_that_differ_in_a_setting_are_not_pooled() -> None:
     plain, dropped = result("temi", 10, [1.0, 1.1, 0.9]), result("temi", 10, [9.0, 9.1, 8.9])
-    runs = [replace(plain, name="temi-10-0.0"), replace(dropped, name="temi-10-0.1")]
+    runs = [replace(plain, values=["0.0"]), replace(dropped, values=["0.1"])]
     chart = CHARTS["granularity"](results(result("none", None, [6.0, 6.2, 5.9]), *runs))
     assert "The best clustering is temi-0.0 with C = 10: fd_pixels 1.00 ± 0.10." in chart.finding
     assert [series.name for series in chart.series][1:] == ["temi-0.0", "temi-0.1"]
@@ -79,8 +81,10 @@ def test_runs_of_one_c_that_differ_in_a_setting_are_not_pooled() -> None:
 
 def test_one_set_of_seeds_decides_nothing() -> None:
     chart = CHARTS["granularity"](results(result("none", None, [6.0]), result("temi", 10, [2.0])))
-    assert "not told apart from no condition" in chart.finding
+    assert "It is not tested against no condition (6), as a side has a single value." in chart.finding
     assert "no error bars" in chart.how
+    alike = CHARTS["bars"](results(result("none", None, [6.0]), result("temi", 10, [2.0]))).finding
+    assert alike == "The best is temi-10 with fd_pixels 2. Not tested against it: none."
 
 
 def test_how_many_times_fewer_images() -> None:
@@ -88,10 +92,131 @@ def test_how_many_times_fewer_images() -> None:
     fast = result("temi", 10, curve=[(10.0, 4.0), (40.0, 2.0)])
     slow = result("temi", 80, curve=[(10.0, 10.0), (40.0, 5.0)])
     found = CHARTS["efficiency"](results(plain, fast, slow)).finding
-    assert "fd_pixels is 4 after 40 kimg" in found
-    assert "With TEMI (temi-10) that takes at most 10 kimg, at least 4.0 times fewer." in found
-    assert "1 of 2 models on clusters need at least 3 times fewer images" in found  # one does not get there
-    assert "With TEMI, no model gets there." in CHARTS["efficiency"](results(plain, slow)).finding
+    assert "Without condition, the lowest fd_pixels is 4, reached after 40 kimg." in found
+    assert "With TEMI (temi-10, the first of 2) that takes at most 10 kimg, at least 4.0 times fewer." in found
+    assert "At least 3 times fewer images: 1 of 2 models on clusters." in found  # one does not get there
+    alone = CHARTS["efficiency"](results(plain, slow)).finding
+    assert "With TEMI, no model gets there. At least 3 times fewer images: no, for the model on clusters." in alone
+
+
+def test_two_equal_curves_need_as_many_images() -> None:
+    """Also where they rise again after their best."""
+    curve = [(10.0, 10.0), (20.0, 4.0), (40.0, 5.0)]
+    found = CHARTS["efficiency"](results(result("none", None, curve=curve), result("temi", 10, curve=curve))).finding
+    assert found == (
+        "Without condition, the lowest fd_pixels is 4, reached after 20 kimg. "
+        "With TEMI (temi-10) that takes 20 kimg, as many. "
+        "At least 3 times fewer images: no, for the model on clusters."
+    )
+
+
+def test_a_lower_limit_counts_for_neither_side() -> None:
+    plain = result("none", None, curve=[(10.0, 10.0), (20.0, 4.0)])
+    twice, late = result("temi", 10, curve=[(10.0, 3.0)]), result("temi", 80, curve=[(10.0, 9.0), (20.0, 5.0)])
+    found = CHARTS["efficiency"](results(plain, twice)).finding
+    assert "at least 2.0 times fewer" in found
+    assert "images: undecided, for the model" in found
+    found = CHARTS["efficiency"](results(plain, twice, late)).finding
+    assert "images: none of 2 models on clusters, undecided for 1." in found
+
+
+def test_several_trainings_without_condition_are_told_apart() -> None:
+    runs = [
+        replace(result(group, curve=[(10.0, 9.0), (20.0 + 10 * seed, 4.0)]), seed=seed, name=f"{group}-seed{seed}")
+        for seed in (0, 1)
+        for group in ("none", "temi")
+    ]
+    found = CHARTS["efficiency"](results(*runs)).finding
+    assert "Without condition (none-seed0), the lowest fd_pixels is 4, reached after 20 kimg." in found
+    assert "Without condition (none-seed1), the lowest fd_pixels is 4, reached after 30 kimg." in found
+    assert "With TEMI (temi-seed1) that takes 30 kimg, as many." in found
+
+
+def test_sets_of_one_training_are_not_trainings() -> None:
+    """Two trainings of each, whose sets agree: 6 values a side look certain, 2 means a side tell nothing."""
+
+    def trained(group: str, num_clusters: int | None, means: list[float]) -> list[Result]:
+        sets = [[m - 0.01, m, m + 0.01] for m in means]
+        return [replace(result(group, num_clusters, values), seed=seed) for seed, values in enumerate(sets)]
+
+    chart = CHARTS["granularity"](results(*trained("none", None, [3.0, 2.0]), *trained("temi", 10, [1.9, 2.4])))
+    assert "It is not told apart from no condition (2.50 ± 0.71)." in chart.finding
+    assert "standard deviation over 2 trainings, each the mean of 3 sets" in chart.how
+    assert "Welch's t-test between the means of the trainings" in chart.how
+    uneven = CHARTS["granularity"](results(result("none", None, [6.0, 6.1, 6.2]), *trained("temi", 10, [1.0, 1.1])))
+    assert "not tested against no condition" in uneven.finding
+
+
+def test_sets_from_the_same_seeds_are_compared_one_by_one() -> None:
+    """Every set is a tenth lower, and the sets differ by more than that among themselves."""
+    plain, ours = result("none", None, [2.0, 3.0, 4.0]), result("temi", 10, [1.9, 2.91, 3.89])
+    assert "better than no condition" in CHARTS["granularity"](results(plain, ours)).finding
+
+
+def test_the_best_of_many_is_judged_as_one_of_many() -> None:
+    """A difference that is certain of a single clustering (p = 0.01) is not of the best of eight."""
+    plain = result("none", None, [3.0, 3.0, 3.0])
+    lucky = result("temi", 10, [2.0, 2.2, 1.9])
+    others = [result("temi", C, [3.0, 3.1, 2.9]) for C in range(20, 90, 10)]
+    assert "better than no condition" in CHARTS["granularity"](results(plain, lucky)).finding
+    chart = CHARTS["granularity"](results(plain, lucky, *others))
+    assert "The best clustering is TEMI with C = 10" in chart.finding
+    assert "not told apart from no condition" in chart.finding
+    assert "Holm's correction over the 8 clusterings" in chart.how
+
+
+def test_controls_are_known_by_what_they_do_and_not_by_their_name() -> None:
+    runs = [
+        result("base", None, [6.0, 6.2, 5.9], method="none"),
+        result("dice", 10, [6.1, 6.2, 5.8], method="random"),
+        result("truth", 10, [1.0, 1.1, 0.9], method="labels"),
+    ]
+    chart = CHARTS["granularity"](results(*runs, *CLUSTERS))
+    assert "better than base (6.03 ± 0.15) and dice with C = 10 (6.03 ± 0.21)." in chart.finding
+    assert "worse than truth (1.00 ± 0.10)." in chart.finding
+    assert [series.style for series in chart.series] == ["level", "line", "level", "line"]
+
+
+def test_temi_is_compared_with_kmeans_at_equal_c() -> None:
+    kmeans = [
+        result("kmeans", 5, [4.0, 4.11, 3.9]),
+        result("kmeans", 10, [2.0, 2.05, 1.97]),
+        result("kmeans", 80, [1.6, 1.71, 1.5]),
+        result("kmeans", 99, [1.0, 1.0, 1.0]),
+    ]
+    finding = CHARTS["granularity"](results(*CLUSTERS, *kmeans)).finding
+    expected = (
+        "With as many clusters, TEMI is better than k-means at C = 5, worse than k-means at C = 80 and "
+        "not told apart from k-means at C = 10."
+    )
+    assert expected in finding
+
+
+def test_conditioning_compares_temi_with_each_other_condition() -> None:
+    runs = [
+        result("none", None, [6.0, 6.2, 5.9]),
+        result("clip", 10, [1.0, 1.12, 0.9]),
+        result("kmeans", 10, [2.02, 2.05, 1.97]),
+        result("random", 80, [6.0, 6.2, 5.9]),  # not as many groups as TEMI has clusters
+    ]
+    finding = CHARTS["conditions"](results(*runs, CLUSTERS[1])).finding
+    assert finding == (
+        "TEMI with C = 10: fd_pixels 2.00 ± 0.10. "
+        "It is better than no condition (6.03 ± 0.15). "
+        "It is worse than CLIP with C = 10 (1.01 ± 0.11). "
+        "It is not told apart from k-means with C = 10 (2.013 ± 0.040)."
+    )
+
+
+def test_the_ends_of_the_bound() -> None:
+    """Nothing was tried above its upper end, and a coarse end above the upper one."""
+    last = BOUND | {"measurements": [{"num_clusters": C} for C in (5, 10, 40)]}
+    chart = CHARTS["granularity"](results(*CLUSTERS, bound=last))
+    assert "inside the range that the bound gives, 8 to at least 40." in chart.finding
+    assert chart.shaded == (8.0, 40.0, "bound: 8 to at least 40")
+    upside_down = CHARTS["granularity"](results(*CLUSTERS, bound=BOUND | {"upper_bound": 5, "coarse_end": 20.0}))
+    assert "inside the range that the bound gives, 5 to 20." in upside_down.finding
+    assert upside_down.shaded == (5.0, 20.0, "bound: 5 to 20")
 
 
 def test_correlations_leave_the_controls_out() -> None:
@@ -105,8 +230,9 @@ def test_correlations_leave_the_controls_out() -> None:
     finding = CHARTS["correlation"](results(*runs)).finding
     assert CHARTS["correlation_ari"](results(*runs)).series[0].marks == ["1", "2", "3", "4", "5", "6"]
     assert CHARTS["correlation_accuracy"](results(*runs)).finding.startswith("Not to be told of accuracy")
-    assert "by rank correlation, C (ρ = -1.00 [-1.00, -1.00]) and NMI (ρ = -1.00 [-1.00, -1.00]) go with" in finding
-    assert "Not shown to: ARI" in finding
+    both = "C (ρ = -1.00 [-1.00, -1.00]) and NMI (ρ = -1.00 [-1.00, -1.00])"
+    assert f"by rank correlation: the higher {both}, the lower fd_pixels." in finding
+    assert "Not shown to go with it: ARI" in finding
     assert "accuracy" not in finding  # the same for all: nothing goes with it
 
 
@@ -130,10 +256,34 @@ def test_results_survive_json_and_tables_hold_every_measurement() -> None:
     sure = Confidence(0.8, 0.9, 0.5, [(0.5, 0.8)], [1.0])
     before = results(result("temi", 10, [2.0, 3.0], curve=[(1.0, 9.0)], confidence=sure), bound=BOUND)
     assert Results.from_json(before.as_json()) == before
+    written_before = before.as_json()
+    del written_before["left_out"], written_before["runs"][0]["values"]
+    assert Results.from_json(written_before) == before
     rows = measurements_of(before.runs[0])
     assert [(row["kimg"], row["distance"]) for row in rows] == [(1.0, 9.0), (40.0, 2.0), (40.0, 3.0)]
     assert as_csv([row_of(before.runs[0])]).splitlines()[1].startswith("temi-10,temi,10,pixels,0,40,2.5,0.707107,2")
     assert "| temi-10 | 10 | 40 | 2.50 ± 0.71 |" in as_markdown(before, [])
+
+
+def test_what_the_name_of_an_older_result_holds() -> None:
+    """A value that begins with C's digits is not C."""
+    old = asdict(result("temi", 10)) | {"name": "temi-1024-10-seed0"}
+    del old["values"]
+    assert Result.from_json(old).values == ["1024"]
+    assert Result.from_json(old).variant == "temi-1024"
+
+
+def test_the_final_model_stands_in_every_table(workplace: Path) -> None:
+    short = result("temi", 10, [2.0, 3.0])
+    final = replace(short, name="temi-10-final", kimg=400.0, distances=[1.0, 1.2], folder="there")
+    found = results(short, final=final, left_out=["labels: left out, there are none."])
+    text = as_markdown(found, [])
+    assert "The best, temi-10, was trained again for 400 kimg: fd_pixels 1.10 ± 0.14. It lies in there." in text
+    assert "| temi-10-final | 10 | 400 | 1.10 ± 0.14 |" in text
+    assert "labels: left out, there are none." in text
+    write_tables(Path(), found, [])
+    assert "temi-10-final,temi,10,pixels,0,400,1.1," in Path("results.csv").read_text()
+    assert Path("distances.csv").read_text().count("temi-10-final") == 2
 
 
 def test_a_smoothed_curve_keeps_its_end_and_fits_a_page() -> None:
