@@ -100,10 +100,11 @@ auto: $(READY)  ## From a folder of images to a model: how many clusters, then f
 study: $(READY)  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
 	@$(PY) -m pipeline.study study=$(STUDY) $(OVERRIDES)
 
-# The newest study of the data set, where none is named.
-report: RUN ?= $(shell ls -td runs/$(DATASET)/study-*/*/summary.json 2>/dev/null | grep -v study-jobs | head -n 1 | xargs -r dirname)
+# The newest study, of the data set where one is typed: that of a folder of images bears the folder's name.
+STUDIED = $(if $(filter file,$(origin DATASET)),*,$(DATASET))
+report: RUN ?= $(shell ls -td runs/$(STUDIED)/study-*/*/summary.json 2>/dev/null | grep -v study-jobs | head -n 1 | xargs -r dirname)
 report: $(READY)  ## One HTML page of the newest study, or of RUN=FOLDER
-	@test -n "$(RUN)" || { echo 'error: no study of $(DATASET) in runs/. Type make study, or make report RUN=FOLDER'; exit 2; }
+	@test -n "$(RUN)" || { echo 'error: no study in runs/$(STUDIED)/. Type make study, or make report RUN=FOLDER'; exit 2; }
 	@$(PY) -m pipeline.report 'run="$(RUN)"' $(ARGS)
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only

@@ -52,15 +52,18 @@ def study(cfg: DictConfig) -> None:
     with opened_run_folder(folder, settings, cfg.overwrite):
         print(f"study       {cfg.study.question}\nfolder      {folder}\njobs        {cfg.study.jobs_dir}")
         failed: dict[str, str] = {}
+        announce(cfg, source, plan, workers)
         while any(job.summary() is None and job.name not in failed for job in plan.jobs):
-            announce(cfg, source, plan, workers)
             failed |= run_jobs([job for job in plan.jobs if job.name not in failed], workers)
-            plan = plan if failed else make_plan(cfg, source, typed)  # with what is known now, there may be more
+            if not failed:
+                plan = make_plan(cfg, source, typed)  # with what is known now, there may be more
+                announce(cfg, source, plan, workers)
         results = gather(plan, name, str(cfg.study.question), source.name)
         write_results(cfg, folder, plan, results, failed, inputs)
     if failed:
         problems = "\n".join(f"{job}: {problem}" for job, problem in failed.items())
-        fail(f"{len(failed)} of {len(plan.jobs)} jobs failed:\n{problems}\nTyped again, the study goes on.", code=1)
+        jobs = "job" if len(plan.jobs) == 1 else "jobs"
+        fail(f"{len(failed)} of {len(plan.jobs)} {jobs} failed:\n{problems}\nTyped again, the study goes on.", code=1)
 
 
 def owns(key: str) -> bool:
@@ -78,18 +81,23 @@ def check_plots(cfg: DictConfig) -> None:
 
 def commands_of(plan: Plan) -> str:
     """A line for each job, in an order in which they can be run."""
-    return "\n".join([*(str(job) for job in plan.jobs), *(f"# {line}" for line in plan.left_out)])
+    later = [f"Later: {plan.later[0]}."] if plan.later[0] else []
+    return "\n".join([*(str(job) for job in plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])])
 
 
 def announce(cfg: DictConfig, source: ImageSource, plan: Plan, workers: Sequence[Worker]) -> None:
     """Say what is to be done and what it will cost, before it starts."""
     waiting = [job for job in plan.jobs if job.summary() is None]
     kinds = Counter(job.command for job in waiting)
-    to_do = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
-    print(f"to do       {to_do}; {len(plan.jobs) - len(waiting)} jobs are done")
+    to_do = ", ".join(f"{count} × {kind}" for kind, count in kinds.items()) or "nothing"
+    done = len(plan.jobs) - len(waiting)
+    print(f"to do       {to_do}; {done} {'job is' if done == 1 else 'jobs are'} done")
     for line in plan.left_out:
         print(f"            {line}")
-    images = sum(job.images for job in waiting)
+    later, later_images = plan.later
+    if later:
+        print(f"later       {later}; counted below")
+    images = sum(job.images for job in waiting) + later_images
     if images:
         cost = measured_cost(cfg, source, images, workers)
         print(

@@ -9,6 +9,7 @@ from typing import Literal
 UPPER_BETA = 0.6  # spreads the images over all clusters as far as the data allow
 COARSE_BETA = 1.0  # lets the number of clusters used saturate
 COARSE_FROM = 100  # where it has saturated
+MOST_WORTH_TRAINING = 3  # numbers of clusters to train diffusion models on
 
 Rule = Literal["largest", "unbroken"]
 
@@ -88,8 +89,10 @@ def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rul
     return Bound(bound, coarse, worth_training(grid, coarse, bound), by_seed)
 
 
-def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None, most: int = 3) -> list[int]:
-    """At most three C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
+def worth_training(
+    grid: Sequence[int], coarse: float | None, bound: int | None, most: int = MOST_WORTH_TRAINING
+) -> list[int]:
+    """At most `most` C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
     if bound is None:
         return []
     start = min(grid, key=lambda C: abs(math.log(C / coarse))) if coarse else grid[0]

@@ -1,5 +1,6 @@
 """From a study's YAML to its jobs: which commands with which settings, in which order, and where their results lie."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -9,17 +10,20 @@ from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError, file_digest, fingerprint
 from datamodules.sources import ImageSource
+from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
 from pipeline.cluster import head_file
 from pipeline.inputs import identity_of, not_needed, pseudo_labels_file
+from pipeline.measures import METRICS, check_sizes, plan_of
 from pipeline.overrides import key_of, quoted, word
 from pipeline.run_folder import run_settings
 from pipeline.sampling import LARGE_FROM_PIXELS
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
-from pipeline.studies.jobs import Job, Plan, Run, composed
+from pipeline.studies.jobs import FINAL, Job, Plan, Run, composed
 from pipeline.train import GROUPS
 
 MEASUREMENTS = ("distance", "confidence", "bound")
+FRECHET = ("fid", "fdd", "fd")
 FROM_THE_BOUND = "bound"  # in place of a list of C: those that `cedm bound` finds worth training
 
 
@@ -74,11 +78,7 @@ class Planner:
 
     def train(self, run: Run) -> str:
         """The diffusion model of a run, after what it needs; the job's name."""
-        cfg = run.cfg
-        watching = (
-            cfg.training.duration_kimg / cfg.evaluation.every_kimg * sampling_images(cfg, cfg.evaluation.num_images)
-        )
-        images = 1000 * cfg.training.duration_kimg + (watching if cfg.evaluation.backbone else 0)
+        images = training_images(run.cfg)
         return self.add(f"train-{run.name}", "train", run.words, self.groups(run), self.identity(run), images)
 
     def identity(self, run: Run) -> dict[str, Any]:
@@ -101,9 +101,13 @@ class Planner:
             *self.measured(),
             f"sets={study.sampling_sets}",
         ]
-        images = study.sampling_sets * sampling_images(run.cfg, self.num_images)
+        images = self.distance_images(run.cfg)
         identity = [self.identity(run), *self.measured(), study.sampling_sets]
         return self.add(f"evaluate-{run.name}", "evaluate", words, [train], identity, images)
+
+    def distance_images(self, cfg: DictConfig) -> float:
+        """What the distance of one model costs, in training images."""
+        return self.cfg.study.sampling_sets * sampling_images(cfg, self.num_images)
 
     def measured(self) -> list[str]:
         """What `cedm evaluate` is to measure, and on how many images of a set."""
@@ -140,12 +144,34 @@ class Planner:
                 return None
             found[run.name] = mean(distances_in(summary)[1])
         best = min(runs, key=lambda run: found[run.name])
-        words = [text for text in best.words if key_of(text) != "training.duration_kimg"]
-        words.append(f"training.duration_kimg={float(self.cfg.study.final_kimg):g}")
+        words = self.longer(best.words)
         cfg = composed("train", words, origin="study.final_kimg")
-        final = Run(f"{best.name}-final", best.group, tuple(words), cfg)
+        final = Run(f"{best.name}{FINAL}", best.group, tuple(words), cfg, best.values)
         self.distance(final, self.train(final))
         return final
+
+    def longer(self, words: Sequence[str]) -> list[str]:
+        """The settings of a run with the duration of the final training."""
+        kept = [text for text in words if key_of(text) != "training.duration_kimg"]
+        return [*kept, f"training.duration_kimg={float(self.cfg.study.final_kimg):g}"]
+
+    def final_images(self) -> int:
+        """What the final training and its distance cost, whichever run is the best."""
+        if self.cfg.study.final_kimg is None:
+            return 0
+        cfg = composed("train", self.longer([*self.typed, "clustering=temi"]), origin="study.final_kimg")
+        return round(training_images(cfg) + self.distance_images(cfg))
+
+    def after_the_bound(self) -> tuple[str, int]:
+        """What follows when the bound is known, and the most that it costs: one run for each C that it can give."""
+        possible = self.cfg.copy()
+        possible.study.clusters = list(range(2, 2 + MOST_WORTH_TRAINING))
+        runs, _ = study_runs(possible, self.source, self.typed)
+        measured = self.distance_images if "distance" in self.cfg.study.measure else lambda cfg: 0.0
+        images = sum(training_images(run.cfg) + measured(run.cfg) for run in runs)
+        told = f"at most {len(runs)} trainings of {runs[0].cfg.training.duration_kimg:g} kimg, as the bound tells"
+        final = self.cfg.study.final_kimg
+        return told + (f", then one of {final:g} kimg" if final else ""), round(images) + self.final_images()
 
     def bound(self, grid: Sequence[int], needs: Sequence[str]) -> str:
         """The upper bound on C from utilization ratios."""
@@ -180,6 +206,13 @@ def clustering_mark(path: Path) -> str:
     return f"-{fingerprint(path.name)[:8]}"
 
 
+def training_images(cfg: DictConfig) -> float:
+    """What a training costs with the distances along it, the one at its end among them, in training images."""
+    kimg, evaluation = cfg.training.duration_kimg, cfg.evaluation
+    looks = math.ceil(round(kimg / evaluation.every_kimg, 6)) if evaluation.backbone else 0
+    return 1000 * kimg + looks * sampling_images(cfg, evaluation.num_images)
+
+
 def sampling_images(cfg: DictConfig, num_images: int) -> float:
     """Generating counted in training images: 2·steps − 1 forward passes, where training takes one and a backward."""
     steps = cfg.sampler.steps or (40 if cfg.dataset.resolution >= LARGE_FROM_PIXELS else 18)
@@ -196,12 +229,15 @@ def make_plan(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> Pla
     unknown = [name for name in study.measure if name not in MEASUREMENTS]
     if unknown:
         raise UserError(f"study.measure={list(study.measure)}: there are {', '.join(MEASUREMENTS)}, not {unknown[0]}.")
+    check_metrics(study)
     planner = Planner(cfg, source, typed)
     if study.clusters == FROM_THE_BOUND:
         bound = planner.jobs[planner.first_bound()]
         found = bound.summary()
+        check_evaluation(planner, [*typed, "clustering=temi"])
         if found is None:
-            return Plan([], list(planner.jobs.values()), ["The other jobs follow from the bound."])
+            left_out = ["The other jobs follow from the bound."]
+            return Plan([], list(planner.jobs.values()), left_out, later=planner.after_the_bound())
         if not found["worth_training"]:
             raise UserError(
                 f"{bound.folder}: no number of clusters reaches the threshold {found['threshold']}. "
@@ -218,8 +254,34 @@ def make_plan(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> Pla
             planner.confidence(run, train)
     if "bound" in study.measure:
         planner.bound_of(runs)
-    final = None
+    check_evaluation(planner, runs[0].words)
+    final, later = None, ("", 0)
     if study.final_kimg is not None:
         final = planner.final(runs)
-        left_out += [] if final is not None else ["The final training follows from the distances."]
-    return Plan(runs, list(planner.jobs.values()), left_out, final)
+    if study.final_kimg is not None and final is None:
+        left_out.append("The final training follows from the distances.")
+        later = f"the best once more, for {study.final_kimg:g} kimg", planner.final_images()
+    return Plan(runs, list(planner.jobs.values()), left_out, final, later)
+
+
+def check_metrics(study: DictConfig) -> None:
+    """Raise a `UserError` where the models could not be compared, hours later."""
+    wanted = list(study.metrics)
+    unknown = [name for name in wanted if name not in METRICS]
+    if unknown:
+        raise UserError(f"study.metrics={wanted}: there is no {unknown[0]}. There are: {', '.join(METRICS)}.")
+    if not set(wanted) & set(FRECHET):
+        raise UserError(
+            f"study.metrics={wanted}: a study compares its models by a Fréchet distance. "
+            f"Type study.metrics=[{','.join(['fd', *wanted])}], or with {' or '.join(FRECHET[:-1])}."
+        )
+
+
+def check_evaluation(planner: Planner, words: Sequence[str]) -> None:
+    """Refuse what `cedm evaluate` would refuse after all trainings: a metric without its backbone, too few images."""
+    if not {"distance", "confidence"} & set(planner.cfg.study.measure):
+        return
+    cfg = composed("evaluate", [*words, *planner.measured()], origin="study.metrics")
+    check_sizes(
+        cfg, plan_of(cfg), planner.num_images, len(planner.source), f"a set of study.num_images={planner.num_images}"
+    )

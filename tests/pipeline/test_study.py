@@ -44,6 +44,18 @@ def commands(printed: str) -> list[list[str]]:
     return [shlex.split(line) for line in printed.splitlines() if line and not line.startswith("#")]
 
 
+def test_the_jobs_know_the_yaml_files_that_the_user_brought(cedm: Cedm, workplace: Path) -> None:
+    own = own_study(workplace, "  none: [conditioning=none]\n")
+    (workplace / "own/network").mkdir()
+    (workplace / "own/network/mine.yaml").write_text("defaults: [ddpmpp_small, _self_]\nmodel_channels: 8\n")
+    result = cedm("study", own, "study=mine", "network=mine", "study.print=true")
+    assert result.code == 0, result.err
+    train = commands(result.out)[0]
+    assert train[1:3] == ["train", own]
+    composed = cedm("train", *train[2:], "--cfg", "job")
+    assert (composed.code, "model_channels: 8" in composed.out) == (0, True), composed.err
+
+
 @pytest.mark.parametrize("name", ["auto", "conditioning", "confidence", "efficiency"])
 def test_every_study_prints_its_commands(cedm: Cedm, workplace: Path, name: str) -> None:
     result = cedm("study", f"study={name}", "study.print=true", "study.clusters=[5]", *TINY)
@@ -117,6 +129,12 @@ def test_each_clustering_and_each_embedding_is_made_once(cedm: Cedm) -> None:
         (["study=granularty"], "granularity"),
         (["study.plots=[pie]"], "there is no pie"),
         (["study.measure=[beauty]"], "beauty"),
+        (["study.metrics=[fd,foo]"], "there is no foo"),
+        (["study.metrics=[prdc]"], "Type study.metrics=[fd,prdc]"),
+        (["study=auto", "study.metrics=[prdc]"], "Type study.metrics=[fd,prdc]"),
+        (["study.metrics=[fd,kid]", "study.num_images=64"], "kid.subset_size"),
+        (["evaluation.backbone=null"], "evaluation.backbone=pixels"),
+        (["study=auto", "evaluation.backbone=null"], "evaluation.backbone=pixels"),
         (["+study.runs.mine=['training.lr={lrs}']"], "study.lrs"),
         (["+study.runs.mine=['training.learning_rate=1']"], "study.runs.mine"),
         (["study.clusters=[5000]"], "clustering.num_clusters=5000"),
@@ -154,6 +172,9 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     outside = without_scripts(page)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)  # opens without network
     assert outside.count("data:image/png;base64,") == 2  # real and generated
+
+    log = next(workplace.glob("runs/digits/study-jobs/train-none-*/log.txt")).read_text()
+    assert f"pipeline.train {words[0]} " in log
 
     files = {path: path.stat().st_mtime_ns for path in workplace.glob("runs/digits/study-jobs/*/summary.json")}
     again = cedm("study", *words)
@@ -206,7 +227,21 @@ def test_auto_finds_c_and_trains_the_best(cedm: Cedm, workplace: Path) -> None:
     assert summary["final"]["kimg"] == 1.024
     assert summary["final"]["name"].removesuffix("-final") in [run["name"] for run in summary["runs"]]
     assert len(summary["final"]["distances"]) == 3
-    assert "The best was trained for 1.024 kimg" in (workplace / "out/report.html").read_text()
+    final, short = summary["final"]["name"], summary["final"]["name"].removesuffix("-final")
+    page = (workplace / "out/report.html").read_text()
+    assert f"The best, {short}, was trained again for 1.024 kimg" in page
+    assert f"<td>{final}</td>" in page
+    assert summary["left_out"] == []
+    assert {f"final model of {final}", "final model"} < set(summary["protocol"])
+    promised = [line for line in result.out.splitlines() if line.startswith("later")]
+    assert promised[0].startswith("later       at most 4 trainings of 0.5 kimg")
+    assert promised[1] == "later       the best once more, for 1 kimg; counted below"
+
+
+def test_auto_tells_before_it_starts_what_follows(cedm: Cedm) -> None:
+    result = cedm("study", "study=auto", "study.print=true", *TINY)
+    assert result.code == 0, result.err
+    assert "# Later: at most 4 trainings of 12 kimg, as the bound tells, then one of 120 kimg." in result.out
 
 
 def test_a_report_of_one_training(cedm: Cedm, workplace: Path) -> None:

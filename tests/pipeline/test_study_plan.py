@@ -1,0 +1,90 @@
+"""What a study says of its plan and of what is not in it, without running anything."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from omegaconf import OmegaConf
+
+from datamodules.artifacts import write_json
+from datamodules.sources import ImageSource
+from pipeline.studies.jobs import Job, Plan, Run
+from pipeline.studies.page import study_page
+from pipeline.studies.plan import training_images
+from pipeline.studies.results import Results, gather
+from pipeline.study import announce
+
+
+def test_a_training_costs_its_distances_too() -> None:
+    """After 4, 8 and, as it ends there, 10 kimg; an image costs 2·6 − 1 forward passes, of which a training takes 3."""
+    values: dict[str, dict[str, Any]] = {
+        "training": {"duration_kimg": 10},
+        "evaluation": {"every_kimg": 4, "num_images": 30, "backbone": "pixels"},
+        "sampler": {"steps": 6},
+    }
+    assert training_images(OmegaConf.create(values)) == 10_000 + 3 * 30 * 11 / 3
+    values["evaluation"]["every_kimg"] = 10 / 3  # as a study with curve_points=3 sets it
+    assert training_images(OmegaConf.create(values)) == 10_000 + 3 * 30 * 11 / 3
+    values["evaluation"]["backbone"] = None
+    assert training_images(OmegaConf.create(values)) == 10_000
+
+
+def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
+    write_json(workplace / "done/summary.json", {"command": "train"})
+    plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
+    announce(OmegaConf.create(), cast(ImageSource, None), plan, [])
+    assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
+
+
+def test_the_page_says_what_is_left_out(workplace: Path) -> None:
+    results = Results("mine", "Is it so?", "digits", "fd_pixels", [], left_out=["labels: left out, there are none."])
+    rest = {"command": "study", "arguments": [], "plots": ["bars"], "failed": {}, "jobs": {}}
+    write_json(workplace / "summary.json", results.as_json() | rest)
+    assert "labels: left out, there are none." in study_page(workplace).notes
+
+
+def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
+    """Trained for longer, it was judged on more images."""
+    jobs, runs = [], []
+    cfg = OmegaConf.create({"conditioning": "none", "backbone": {"name": "pixels"}, "seed": 0})
+    for name, num_images in (("temi-3", 10), ("temi-3-final", 500)):
+        along = {"name": "fd_pixels", "num_generated": num_images, "kimg_and_distance": [[1.0, 2.0]]}
+        protocol = {"num_images": num_images, "generated": [{"steps": 18}]}
+        found = {
+            "train": {"nimg": 1000, "distances": along},
+            "evaluate": {"scores": {"fd_pixels": {"sets": [2.0], "protocol": protocol}}},
+        }
+        for command, values in found.items():
+            jobs.append(Job(f"{command}-{name}", command, (), workplace / f"{command}-{name}"))
+            write_json(jobs[-1].folder / "summary.json", {"command": command} | values)
+        runs.append(Run(name, "temi", (), cfg))
+    results = gather(Plan(runs[:1], jobs, [], final=runs[1]), "auto", "How many?", "digits")
+    assert results.final is not None
+    assert [run.name for run in results.trained] == ["temi-3", "temi-3-final"]
+    assert {when: how.get("num_images", how.get("num_generated")) for when, how in results.protocol.items()} == {
+        "final model": 10,
+        "along the training": 10,
+        "final model of temi-3-final": 500,
+        "along the training of temi-3-final": 500,
+    }
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_report_finds_the_study_of_any_data_set(workplace: Path) -> None:
+    """That of `make auto DATA=/my/images` bears the name of the folder of images."""
+    makefile = Path(__file__).parents[2] / "Makefile"
+    for name in ("images", "cifar10"):
+        write_json(workplace / f"runs/{name}/study-auto/now/summary.json", {})
+    os.utime(workplace / "runs/cifar10/study-auto/now/summary.json", (0, 0))
+
+    def made(*words: str) -> str:
+        words = ("make", "-n", "-f", str(makefile), "report", "PYTHON=python", *words)
+        environment = {key: value for key, value in os.environ.items() if key != "DATASET"}
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=True).stdout
+
+    assert 'run="runs/images/study-auto/now"' in made()
+    assert 'run="runs/cifar10/study-auto/now"' in made("DATASET=cifar10")
+    assert "no study in runs/afhqv2/" in made("DATASET=afhqv2")
