@@ -67,7 +67,7 @@ def granularity(results: Results) -> Chart:
         y_name=f"{results.metric} (lower is better)",
         series=series,
         finding=" ".join(part for part in said if part),
-        how=f"{error_bars(results)} {how_compared(results)}",
+        how=f"{error_bars(results)} {how_compared(results, models_of(clusterings(results)), 'clusterings tried')}",
         x_log=True,
         shaded=None if bound is None else (bound.low, bound.high, f"bound: {bound}"),
         ticks=[float(C) for C in grid],
@@ -157,15 +157,17 @@ def bars(results: Results) -> Chart:
         y_name=f"{results.metric} (lower is better)",
         series=series,
         finding=first_and_others(models_of(ranked), results.metric),
-        how=f"{error_bars(results, pooled=False)} {how_compared(results)}",
+        how=f"{error_bars(results, pooled=False)} {how_compared(results, models_of(ranked)[1:], 'models beside each')}",
         bar_names=[run.name for run in ranked],
     )
 
 
 def conditions(results: Results) -> Chart:
     """The same bars, with what they say of TEMI's clusters."""
+    temi = [model for model in models_of(results.runs) if model.method == "temi"]
     return replace(
         bars(results),
+        how=f"{error_bars(results, pooled=False)} {how_compared(results, temi, 'numbers of clusters')}",
         name="conditions",
         title="TEMI's clusters against every other condition",
         finding=temi_against_others(results),

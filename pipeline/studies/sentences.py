@@ -44,15 +44,15 @@ def enumerated(texts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
 
 
-def how_compared(results: Results) -> str:
-    """Which test stands behind better and worse."""
-    seeds, tried = len({run.seed for run in results.runs}), len(models_of(clusterings(results)))
+def how_compared(results: Results, tried: Sequence[Model], what: str) -> str:
+    """Which test stands behind better and worse, where `tried` are all that a rival is compared with."""
+    seeds = len({run.seed for run in results.runs})
     test = (
         "Welch's t-test between the means of the trainings"
         if seeds > 1
         else "a paired t-test, as set by set all models are sampled from the same seeds"
     )
-    several = f", with Holm's correction over the {tried} clusterings that were tried" if tried > 1 else ""
+    several = f", with Holm's correction over the {len(tried)} {what}" if len(tried) > 1 else ""
     return f"Better, worse or not told apart: {test}, at 5 %{several}."
 
 
