@@ -182,7 +182,7 @@ def first_and_others(models: Sequence[Model], metric: str) -> str:
         rivals = [model.name for model, found in judged if found == verdict]
         sentences += [f"{words}: {', '.join(rivals)}."] if rivals else []
     if judged and all(verdict == "lower" for _, verdict in judged):
-        sentences.append("All others are worse." if len(judged) > 1 else f"{judged[0][0].name} is worse.")
+        sentences.append("All others are worse." if len(judged) > 1 else "The other is worse.")
     return " ".join(sentences)
 
 
