@@ -56,7 +56,7 @@ class GeneratedFiles:
     """
 
     def __init__(self, path: Path, cfg: DictConfig) -> None:
-        kind = "folder" if path.is_dir() else "npy" if path.suffix == ".npy" else "zip"
+        kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
         with in_words_of_this_setting():
             self.source = open_source(kind, path.stem, path, cache_dir=cfg.cache_dir)
         self.path, self.resolution, self.channels = path, cfg.dataset.resolution, cfg.dataset.channels
