@@ -111,6 +111,7 @@ class GeneratedByModel:
 
     def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
+        self.compiled = cfg.trainer.compile
         own = (self.denoiser.img_resolution, self.denoiser.img_channels)
         if own != (cfg.dataset.resolution, cfg.dataset.channels):
             raise UserError(
@@ -149,7 +150,7 @@ class GeneratedByModel:
         return f"seed {int(self.seeds[index])}"
 
     def to(self, device: torch.device) -> None:
-        place(self.denoiser, device)
+        place(self.denoiser, device, self.compiled)
 
 
 def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:
