@@ -79,8 +79,15 @@ class FrechetDistance(Callback):
             self.evaluate(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure now what a stop cut short: the snapshot is of a step whose distance is due and not known."""
         assert isinstance(pl_module, EDMModule)
+        self.measure_if_missing(trainer, pl_module)
+
+    def measure_if_missing(self, trainer: Trainer, pl_module: EDMModule) -> None:
+        """Measure now what a stop cut short: the snapshot is of a step whose distance is due and not known.
+
+        Raises:
+            Stopped: the run is asked to stop meanwhile.
+        """
         due = pl_module.nimg and self.every.is_due(trainer, pl_module, trainer.accumulate_grad_batches - 1)
         known = bool(self.history) and self.history[-1][0] == pl_module.nimg / 1000
         if due and not known and self.evaluate(trainer, pl_module) is None:
@@ -138,8 +145,20 @@ class FrechetDistance(Callback):
         """Label indices [B] drawn from the clusters' frequencies; None for an unconditional model."""
         return None if frequencies is None else draw_labels(seeds, frequencies)
 
-    def state_dict(self) -> dict[str, list[tuple[float, float]]]:
-        return {"history": self.history}
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "name": self.name, "extractor": fingerprint(self.extractor.identity)}
 
-    def load_state_dict(self, state_dict: dict[str, list[tuple[float, float]]]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the distances of a snapshot.
+
+        Raises:
+            UserError: they are of another feature extractor, as when its weights have come since.
+        """
+        before = state_dict.get("name", self.name), state_dict.get("extractor", fingerprint(self.extractor.identity))
+        if before != (self.name, fingerprint(self.extractor.identity)):
+            raise UserError(
+                f"up to this snapshot the run measured {before[0]} with other weights or another extractor than the "
+                f"{self.name} of now; one curve can't hold both. Place the weights as they were, or type "
+                "evaluation.backbone= for what was measured, or overwrite=true to start afresh."
+            )
         self.history = [(float(kimg), float(distance)) for kimg, distance in state_dict["history"]]

@@ -15,7 +15,14 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.schedule import EveryKimg, Schedule, ends_step
 from callbacks.stopping import Stopped, ask_all
-from datamodules.artifacts import UserError, atomic_path, set_aside
+from datamodules.artifacts import (
+    DamagedArtifactError,
+    MissingArtifactError,
+    UserError,
+    atomic_path,
+    read_artifact,
+    set_aside,
+)
 from lightning_modules.edm_module import EDMModule
 
 SEAL_LENGTH = 64  # a SHA-256 in hexadecimal digits
@@ -91,6 +98,7 @@ class Snapshots(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write one snapshot, joined by every rank, and remove the oldest."""
+        check_finite(trainer.lightning_module)
         trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
@@ -149,6 +157,32 @@ class DenoiserFile(Callback):
     ) -> None:
         if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
             assert isinstance(pl_module, EDMModule)
-            for number, (kimg, denoiser) in enumerate(pl_module.averaged_denoisers.items()):
-                path = self.path.with_stem(f"{self.path.stem}-ema{kimg:g}kimg") if number else self.path
-                denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg)
+            self.write(pl_module)
+
+    def write(self, pl_module: EDMModule) -> None:
+        """Write the file of each average."""
+        check_finite(pl_module)
+        for number, (kimg, denoiser) in enumerate(pl_module.averaged_denoisers.items()):
+            path = self.path.with_stem(f"{self.path.stem}-ema{kimg:g}kimg") if number else self.path
+            denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg)
+
+    def is_whole(self) -> bool:
+        """Whether the file is there as it was written."""
+        try:
+            read_artifact(self.path, kind="denoiser", remake="cedm train")
+        except (MissingArtifactError, DamagedArtifactError):
+            return False
+        return True
+
+
+def check_finite(module: LightningModule) -> None:
+    """Raise a `UserError` where a weight is not finite, so that no file of such weights takes the place of a good one.
+
+    A gradient may overflow where the loss does not, which is not looked at in each step.
+    """
+    broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"the weights are not finite after step {module.global_step} ({broken[0]}), though the loss was: nothing "
+            "is written, and the last snapshot is good. Type a lower learning rate, or trainer.precision=32-true."
+        )

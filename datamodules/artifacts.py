@@ -34,6 +34,7 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 HEADER_KEY = "cedm"
+SEAL = "sha256"  # the key of a sealed JSON file's checksum
 LIBRARIES = ("cluster-conditioned-diffusion", "torch", "lightning", "torchmetrics", "transformers", "safetensors")
 WORKPLACE_SUFFIX, LOCK_NAME = ".tmp", ".lock"  # of the folders in which files are written before they get their name
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -102,7 +103,20 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
     if cache_dir is None:
         return [_hash_file(Path(path)) for path in paths]
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(Path(cache_dir) / "file_digests.sqlite", timeout=60)) as memory:
+    database = Path(cache_dir) / "file_digests.sqlite"
+    try:
+        return _remembered_digests(paths := list(paths), database)
+    except sqlite3.OperationalError:  # locked for long, or the disk is full
+        raise
+    except sqlite3.DatabaseError as error:
+        with suppress(FileNotFoundError):  # another process has set it aside
+            log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
+        return _remembered_digests(paths, database)
+
+
+def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str]:
+    """Digests from the database where the files are unchanged; the others are read, and remembered."""
+    with closing(sqlite3.connect(database, timeout=60)) as memory:
         memory.execute(
             "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
             "ctime_ns INTEGER, inode INTEGER, digest TEXT)"
@@ -193,7 +207,10 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
 
 def remove_abandoned(folder: str | Path) -> None:
     """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
-    for workplace in Path(folder).rglob(f".*{WORKPLACE_SUFFIX}"):
+    places = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)  # passes over the vanished
+    for workplace in places:
+        if not (workplace.name.startswith(".") and workplace.name.endswith(WORKPLACE_SUFFIX)):
+            continue
         try:
             descriptor = os.open(workplace / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
         except OSError:  # gone meanwhile
@@ -225,6 +242,31 @@ def write_json(path: str | Path, data: Any) -> None:
     text = json.dumps(_without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_sealed_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Writes a JSON file that a later command relies on, with a checksum of its content beside the other keys."""
+    plain = json.loads(json.dumps(_without_nan(data)))
+    write_json(path, {**plain, SEAL: hashlib.sha256(canonical_json(plain)).hexdigest()})
+
+
+def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
+    """What `write_sealed_json` wrote; None where there is no file.
+
+    Raises:
+        DamagedArtifactError: the file is not what was written.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        seal = data.pop(SEAL, None)  # earlier versions wrote none
+        intact = seal is None or seal == hashlib.sha256(canonical_json(data)).hexdigest()
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedArtifactError(f"{path}: damaged or altered; its checksum does not match its content.")
+    return data
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -14,10 +14,13 @@ from datamodules.artifacts import UserError, file_digest
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
 
 
-def model_files(settings: Mapping[str, Any], repository: str, names: tuple[str, ...]) -> list[Path]:
+def model_files(
+    settings: Mapping[str, Any], repository: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> list[Path]:
     """The files `names` and the safetensors weights of a model, all of one folder: here, or from the hub.
 
     `settings` are those of a backbone: `path`, a folder that has the files; else `revision` of the hub's `repository`.
+    `optional` files are among them where they lie there already: what reads the folder would see them too.
     """
     folder = settings["path"]
     if folder is not None and not Path(folder).is_dir():
@@ -31,6 +34,7 @@ def model_files(settings: Mapping[str, Any], repository: str, names: tuple[str, 
             f"{_place(settings, repository)}: holds no {' and no '.join(missing)}. It should be what the "
             "`save_pretrained` of a model and of its image processor wrote (or timm's `save_for_hf`)"
         )
+    files += [_local_file(settings, repository, name) for name in optional]
     return [path for path in files if path is not None] + _weight_files(settings, repository)
 
 

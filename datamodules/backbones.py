@@ -144,7 +144,8 @@ def backbone_identity(
 def _hub_files(settings: Mapping[str, Any]) -> list[Path]:
     """The files of a model of the transformers or the timm library, all of one folder."""
     if settings["kind"] == "transformers":
-        return model_files(settings, settings["model"], ("config.json", "preprocessor_config.json"))
+        names = ("config.json", "preprocessor_config.json")
+        return model_files(settings, settings["model"], names, optional=("processor_config.json",))
     repository = timm_backbone.hub_id(settings["model"]) if settings["path"] is None else ""
     return model_files(settings, repository, ("config.json",))
 

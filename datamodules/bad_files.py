@@ -1,15 +1,22 @@
 """Files that cannot be used: found by trying them all once, remembered, and named."""
 
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import PIL
 from tqdm import tqdm
 
-from datamodules.artifacts import UserError, file_stem, fingerprint, write_json
+from datamodules.artifacts import (
+    DamagedArtifactError,
+    UserError,
+    file_stem,
+    fingerprint,
+    read_sealed_json,
+    write_sealed_json,
+)
 from datamodules.cores import available_cores
 from datamodules.decoding import UnusableImageError
 
@@ -29,13 +36,13 @@ def damaged_images(reader: "Reader", name: str, cache_dir: str | Path | None) ->
     if cache_dir is not None:
         stem = file_stem(name, "bad-files", fingerprint([reader.state(), PIL.__version__]))
         memory = Path(cache_dir) / "data" / f"{stem}.json"
-        try:
-            return dict(json.loads(memory.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            pass
+        with suppress(DamagedArtifactError):  # then it is made again
+            remembered = read_sealed_json(memory)
+            if remembered is not None:
+                return remembered["bad"]
     found = dict(_try_all(reader, name))
     if memory is not None:
-        write_json(memory, found)
+        write_sealed_json(memory, {"bad": found})
     return found
 
 

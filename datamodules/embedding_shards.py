@@ -4,6 +4,7 @@ A shard is an artifact of its own, the features of `SHARD_IMAGES` consecutive im
 the data set alone. So several processes can share the work, on one device each, and end in the bytes of one process.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.artifacts import DamagedArtifactError, MissingArtifactError, UserError, read_artifact, write_artifact
+from datamodules.artifacts import (
+    DamagedArtifactError,
+    MissingArtifactError,
+    UserError,
+    read_artifact,
+    set_aside,
+    write_artifact,
+)
 from datamodules.backbone_base import Backbone, Preparation, prepare
 from datamodules.images import decode
 from datamodules.sources import ImageSource
+
+log = logging.getLogger(__name__)
 
 KIND = "embedding shard"
 SHARD_IMAGES = 512  # minutes of work on a CPU, a tenth of a second on a fast GPU
@@ -37,15 +47,15 @@ def read_shard(folder: Path, rows: range) -> Tensor:
 
 
 def missing_shards(folder: Path, num_images: int) -> list[range]:
-    """The shards that are yet to be made; damaged ones are removed, to be made again."""
+    """The shards that are yet to be made; damaged ones are set aside, to be made again."""
     missing = []
     for rows in shards_of(num_images):
         try:
             read_shard(folder, rows)
         except MissingArtifactError:
             missing.append(rows)
-        except DamagedArtifactError:
-            shard_path(folder, rows).unlink()
+        except DamagedArtifactError as error:
+            log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
             missing.append(rows)
     return missing
 

@@ -1,7 +1,7 @@
 """What a data set holds, told from headers, listings and digests: no image is decoded but the few that are shown."""
 
-import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datamodules.artifacts import file_stem, fingerprint, write_json
+from datamodules.artifacts import DamagedArtifactError, file_stem, fingerprint, read_sealed_json, write_sealed_json
 from datamodules.bad_files import refuse_bad_files
 from datamodules.decoding import UnusableImageError
 from datamodules.sources import ImageSource
@@ -64,13 +64,12 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path, bo
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
     key = fingerprint([source.state, labels, source.left_out, PIL.__version__])
     path = Path(cache_dir) / "data" / f"{file_stem(source.name, key)}.json"
-    try:
-        remembered = json.loads(path.read_text(encoding="utf-8"))
-        return Survey(**{field.name: remembered[field.name] for field in fields(Survey)}), path, True
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
+    with suppress(DamagedArtifactError, LookupError):  # then it is made again
+        remembered = read_sealed_json(path)
+        if remembered is not None:
+            return Survey(**{field.name: remembered[field.name] for field in fields(Survey)}), path, True
     found = _look(source)
-    write_json(path, asdict(found))
+    write_sealed_json(path, asdict(found))
     return found, path, False
 
 

@@ -69,7 +69,7 @@ class EDMModule(LightningModule):
         self.emas = nn.ModuleList(
             EMA(denoiser, kimg, ema_rampup_ratio) for kimg in (ema_halflife_kimg, *extra_ema_halflife_kimg)
         )
-        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about 100 passes
+        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self._passes: list[Tensor] = []  # losses of the current step's passes
@@ -97,11 +97,14 @@ class EDMModule(LightningModule):
         mean_loss = mean_over_ranks(loss.detach())
         if not mean_loss.isfinite():
             self._stop_non_finite(losses, batch.positions)
-        self.recent_loss = torch.where(self.recent_loss.isnan(), mean_loss, 0.99 * self.recent_loss + 0.01 * mean_loss)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._passes = []
         self._passes.append(mean_loss)
-        self.log("train/loss", torch.stack(self._passes).mean(), prog_bar=True)  # of the whole step
+        step_loss = torch.stack(self._passes).mean()
+        if len(self._passes) == self.trainer.accumulate_grad_batches:
+            before = self.recent_loss
+            self.recent_loss = torch.where(before.isnan(), step_loss, 0.99 * before + 0.01 * step_loss)
+        self.log("train/loss", step_loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/ema_halflife_kimg", cast(EMA, self.emas[0]).halflife_nimg(self.nimg) / 1000)
         if self._gradient_scaler is not None:

@@ -20,6 +20,7 @@ from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.pseudo_labels import PseudoLabels, made_for
 from datamodules.sources import ImageSource
 from datamodules.stream import split_batch
+from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.clustering.kmeans import kmeans, random_groups
 from lightning_modules.clustering.zero_shot import zero_shot
 from lightning_modules.temi_module import TEMIModule
@@ -65,7 +66,7 @@ def cluster(cfg: DictConfig) -> None:
     path = pseudo_labels_file(cfg, source)
     inputs = {"dataset": source.fingerprint}
     settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
-    labels = None if cfg.overwrite else made_before(path)
+    labels = None if cfg.overwrite else made_before(path, with_head=cfg.clustering.method == "temi")
     if labels is not None:
         print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
         write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs, settings)
@@ -87,14 +88,20 @@ def cluster(cfg: DictConfig) -> None:
             print(f"Next: {typed_command('train')}")
 
 
-def made_before(path: Path) -> PseudoLabels | None:
-    """The pseudo-labels in the cache; a damaged file is set aside, to be made again."""
+def made_before(path: Path, with_head: bool) -> PseudoLabels | None:
+    """The pseudo-labels in the cache, and beside them the head; a damaged file is set aside, to be made again."""
+    remake = typed_command("cluster")
+    file = path
     try:
-        return PseudoLabels.load(path, remake=typed_command("cluster"))
+        labels = PseudoLabels.load(file, remake)
+        if with_head:
+            file = head_file(path)
+            ClusteringHead.load(file, remake)
+        return labels
     except MissingArtifactError:
         return None
     except DamagedArtifactError as error:
-        print(f"{error}\nSet aside as {set_aside(path).name}; making it again.", file=sys.stderr)
+        print(f"{error}\nSet aside as {set_aside(file).name}; making it again.", file=sys.stderr)
         return None
 
 
@@ -152,7 +159,7 @@ def train_temi(
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
         ImageProgressBar(clustering.batch_size, module.max_steps * clustering.batch_size, "TEMI", unit="pair"),
     ]
-    trainer = fit(
+    fit(
         cfg,
         folder,
         module,
@@ -163,7 +170,6 @@ def train_temi(
         outcomes=("temi/utilization_ratio", "train/loss"),
         log_every_steps=max(1, min(50, data.steps_per_epoch)),
     )
-    module.to(trainer.strategy.root_device)  # where Lightning trained it, and has taken it away from
     cluster_ids, confidence = (found.cpu() for found in module.predict(embeddings.standardised()))
     head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
     if module.global_rank == 0:

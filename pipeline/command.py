@@ -30,6 +30,12 @@ from datamodules.artifacts import UserError, disk_is_full, remove_abandoned
 from pipeline.checks import check_settings, leaves
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Settings by which Hydra would import and call what they name, before anything here could look at it.
+NAMES_CODE = re.compile(
+    r"""(?:^|[\s.,{"'+~])_target_["']?\s*[=:]"""  # as a key, wherever it stands
+    r"|^[+~]*hydra\.(?:job|hydra)_logging\b"
+    r"|^[+~]*hydra=\s*{"
+)
 
 
 class OwnProcessNeeded(Exception):  # noqa: N818, as nothing is wrong
@@ -77,8 +83,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     def run() -> None:
         nonlocal composed
         composed = False
-        if any("_target_" in word for word in sys.argv[1:]):  # Hydra would import and call what its own groups name
-            fail("_target_: this project makes nothing of names in settings. Leave it out.")
+        for typed in filter(NAMES_CODE.search, sys.argv[1:]):
+            fail(f"{typed}: this project makes nothing of names in settings. Leave it out.")
         torch.backends.cudnn.allow_tf32 = False  # 32-true is float32 in convolutions too, which GPUs round to ten bits
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
         try:

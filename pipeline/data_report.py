@@ -37,7 +37,8 @@ def report_data(cfg: DictConfig, source: ImageSource) -> list[Path]:
 def keep_report(files: list[Path], folder: Path) -> None:
     """Copies of the report's files in a run folder, under plain names."""
     for file, name in zip(files, ("data.json", "data.png"), strict=True):
-        shutil.copyfile(file, folder / name)
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def describe(found: Survey, name: str, resolution: int) -> list[str]:

@@ -1,6 +1,7 @@
 """`cedm evaluate`: generated images and a data set → distances, each with its whole protocol."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,14 @@ import torch
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, file_digest, fingerprint, write_json
+from datamodules.artifacts import (
+    DamagedArtifactError,
+    UserError,
+    file_digest,
+    fingerprint,
+    read_sealed_json,
+    write_sealed_json,
+)
 from datamodules.backbones import Backbone
 from datamodules.images import ImageStore
 from datamodules.sources import ImageSource
@@ -27,7 +35,6 @@ from pipeline.reference import build_extractor, extractor_identity, extractor_se
 from pipeline.run_folder import (
     choose_run_folder,
     opened_run_folder,
-    read_json,
     read_summary,
     run_settings,
     write_summary,
@@ -119,6 +126,15 @@ def check_fit(cfg: DictConfig, plan: Plan, reference: Reference, extractors: Seq
         )
 
 
+def kept_result(file: Path) -> dict[str, Any] | None:
+    """The result of a set that was measured before; None where it is yet to be measured."""
+    try:
+        return read_sealed_json(file)
+    except DamagedArtifactError as error:
+        print(f"{error} This set is measured again.", file=sys.stderr)
+        return None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Measures sets of images, one after the other; all processes together extract features, rank 0 compares them."""
@@ -133,7 +149,8 @@ class Evaluation:
     def measure(self, sets: Sequence[GeneratedSet]) -> list[dict[str, Any]]:
         """The results of every set, on rank 0; each is kept in the run folder, and a stopped run goes on after them."""
         files = [self.folder / f"set-{number}.json" for number in range(1, len(sets) + 1)]
-        done = self.fabric.broadcast([read_json(file) is not None for file in files])
+        kept = [kept_result(file) for file in files] if self.fabric.is_global_zero else []
+        done = self.fabric.broadcast([result is not None for result in kept])
         real = self.real_features()
         if self.cfg.save_reference is not None and self.fabric.is_global_zero:
             real[self.plan.frechet_backbones[0]].statistics.save_npz(self.cfg.save_reference)
@@ -150,8 +167,8 @@ class Evaluation:
                 if memorised is not None:
                     scores |= {name: memorised[name] for name in ("authenticity", "copies")}
                 result = {"scores": scores, "memorisation": memorised, "generated": generated.description}
-                write_json(files[number - 1], result)
-        return [read_json(file) or {} for file in files] if self.fabric.is_global_zero else []
+                write_sealed_json(files[number - 1], result)
+        return [kept_result(file) or {} for file in files] if self.fabric.is_global_zero else []
 
     def real_features(self) -> dict[str, Features]:
         """Of the data set by every extractor, or what the file says."""

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -54,11 +55,12 @@ def fit(
     outcomes: tuple[str, ...],
     accumulate: int = 1,
     log_every_steps: int = 1,
+    afterwards: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
 
     SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
-    snapshot to go on from.
+    snapshot to go on from. `afterwards` is called on all ranks when the last step is done, now or in an earlier try.
     """
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
@@ -84,10 +86,13 @@ def fit(
     try:
         with stop_between_batches(trainer):
             trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+            module.to(trainer.strategy.root_device)  # Lightning has taken it away from there
+            afterwards(trainer)
     except SystemExit as stop:  # ours after SIGTERM, or Lightning's answer to Ctrl-C
         if trainer.is_global_zero:
             newest = newest_snapshot(folder / "snapshots")
-            print(f"Stopped. The same command goes on from {newest or 'the start'}.", file=sys.stderr)
+            same = "The same command without overwrite=true" if cfg.overwrite else "The same command"
+            print(f"Stopped. {same} goes on from {newest or 'the start'}.", file=sys.stderr)
             queue_again()
         elif RUN_FOLDER_VARIABLE in os.environ:
             sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another

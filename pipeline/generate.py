@@ -84,7 +84,7 @@ def write_images(
     cfg: DictConfig, fabric: Fabric, output: ImageOutput, sampler: Sampler, denoiser: Denoiser, labels: Tensor | None
 ) -> None:
     """Generate on all devices, rank r of W the images r, r + W, …, but for those that are there already."""
-    place(denoiser, fabric.device)
+    place(denoiser, fabric.device, cfg.trainer.compile)
     fabric.barrier()  # rank 0 has opened the run folder
     own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
     missing = [row for row in own if not output.is_there(row)]

@@ -56,7 +56,7 @@ class GeneratedFiles:
     """
 
     def __init__(self, path: Path, cfg: DictConfig) -> None:
-        kind = "folder" if path.is_dir() else "npy" if path.suffix == ".npy" else "zip"
+        kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
         with in_words_of_this_setting():
             self.source = open_source(kind, path.stem, path, cache_dir=cfg.cache_dir)
         self.path, self.resolution, self.channels = path, cfg.dataset.resolution, cfg.dataset.channels
@@ -111,6 +111,7 @@ class GeneratedByModel:
 
     def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
+        self.compiled = cfg.trainer.compile
         own = (self.denoiser.img_resolution, self.denoiser.img_channels)
         if own != (cfg.dataset.resolution, cfg.dataset.channels):
             raise UserError(
@@ -149,7 +150,7 @@ class GeneratedByModel:
         return f"seed {int(self.seeds[index])}"
 
     def to(self, device: torch.device) -> None:
-        place(self.denoiser, device)
+        place(self.denoiser, device, self.compiled)
 
 
 def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:

@@ -95,11 +95,11 @@ class ImageOutput:
             with atomic_path(self.folder / "labels.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, np.array(self.cluster_ids))
         first = np.load(self.images / names[0])
-        with atomic_path(self.written) as temporary:
-            array = np.lib.format.open_memmap(temporary, "w+", first.dtype, (len(names), *first.shape))
-            for row, name in enumerate(names):
-                array[row] = np.load(self.images / name)
-            array.flush()
+        header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(names), *first.shape)}
+        with atomic_path(self.written) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for name in names:  # written, not mapped: a full disk is an error then, not the end of the process
+                file.write(np.load(self.images / name).tobytes())
 
     def first(self, count: int) -> Tensor:
         """The first images that were written, uint8 [count or N, C, H, W]."""

@@ -1,5 +1,6 @@
 """The other side of a distance: what a feature extractor says of the data set's own images, computed once."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,7 +171,10 @@ def read_features(cfg: DictConfig, source: ImageSource, extractor: Backbone, wit
             return Features(statistics)
         rows = read_artifact(cached(cfg, "features", source, extractor), ROWS_KIND, remake).tensors["rows"]
         return Features(statistics, rows)
-    except (MissingArtifactError, DamagedArtifactError):
+    except MissingArtifactError:
+        return None
+    except DamagedArtifactError as error:
+        print(f"{error} It is worked out again.", file=sys.stderr)
         return None
 
 

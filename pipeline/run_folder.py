@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.artifacts import UserError, canonical_json, remove_abandoned, write_json
+from datamodules.artifacts import (
+    DamagedArtifactError,
+    UserError,
+    canonical_json,
+    read_sealed_json,
+    remove_abandoned,
+    write_json,
+    write_sealed_json,
+)
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
@@ -37,6 +45,7 @@ NOT_PART_OF_A_RUN = (
     "evaluation.batch_size",
     "evaluation.weights",
     "evaluation.num_final",
+    "init_from",
 )
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
@@ -77,8 +86,9 @@ def choose_run_folder(cfg: DictConfig, what: str, settings: Mapping[str, Any]) -
     parent = Path("runs") / str(cfg.dataset.name) / what
     if not cfg.overwrite:
         for folder in sorted(parent.glob("*"), reverse=True):
-            if read_settings(folder) == settings:
-                return folder
+            with suppress(DamagedArtifactError):
+                if read_settings(folder) == settings:
+                    return folder
     return unused(parent / time.strftime("%Y%m%d-%H%M%S"))
 
 
@@ -94,7 +104,7 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
     if rank != 0:
         yield
         return
-    if overwrite and read_settings(folder) is not None:
+    if overwrite and holds_run(folder):
         with locked(folder):
             aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
             folder.rename(aside)
@@ -102,7 +112,7 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
     with locked(folder):
         remove_abandoned(folder)
         if read_settings(folder) is None:
-            write_json(folder / SETTINGS_FILE, dict(settings))
+            write_sealed_json(folder / SETTINGS_FILE, settings)
         yield
 
 
@@ -133,8 +143,20 @@ def unused(folder: Path) -> Path:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that a run folder was opened with; None where there is no run."""
-    return read_json(folder / SETTINGS_FILE)
+    """The settings that a run folder was opened with; None where there is no run.
+
+    Raises:
+        DamagedArtifactError: they are damaged, or gone from beside snapshots.
+    """
+    settings = read_sealed_json(folder / SETTINGS_FILE)
+    if settings is None and holds_run(folder):
+        raise DamagedArtifactError(f"{folder / SETTINGS_FILE}: gone, while the folder holds snapshots of a run.")
+    return settings
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run lies in a folder, its settings readable or not."""
+    return (folder / SETTINGS_FILE).exists() or any(folder.glob("snapshots/*.ckpt"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -147,7 +169,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise a `UserError` that lists the differences when `folder` holds a run of other settings."""
-    before = read_settings(folder)
+    try:
+        before = read_settings(folder)
+    except DamagedArtifactError as error:
+        raise UserError(
+            f"{error} What the run in this folder was made from is not known any more, so it cannot go on. Choose "
+            "another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+        ) from error
     if before is None or before == settings:
         return
     old, new = dict(flatten(before)), dict(flatten(settings))

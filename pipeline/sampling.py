@@ -108,11 +108,13 @@ def spelled(sampler: DictConfig) -> dict[str, str]:
     return {key: str(value) for key, value in plain(sampler).items() if value is not None}
 
 
-def place(denoiser: Denoiser, device: torch.device) -> None:
-    """Move a denoiser to where it is to work, in the memory format in which it was trained."""
+def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:
+    """Move a denoiser to where it is to work, in the memory format in which it was trained, and compile it if asked."""
     denoiser.to(device)
     if denoiser.meta.get("channels_last", True):
         denoiser.to(memory_format=torch.channels_last)
+    if compiled:
+        denoiser.compile()
 
 
 def typed_sampler(cfg: DictConfig) -> Sampler:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from callbacks.curve import draw_curves
@@ -15,7 +15,7 @@ from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import DenoiserFile, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
-from datamodules.artifacts import UserError
+from datamodules.artifacts import UserError, file_digest
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels
@@ -46,10 +46,12 @@ def train(cfg: DictConfig) -> None:
     inputs = {"dataset": source.fingerprint}
     if labels is not None:
         inputs["pseudo_labels"] = str(pseudo_labels_fingerprint(labels))
+    if cfg.init_from is not None:
+        inputs["init_from"] = file_digest(denoiser_file(Path(str(cfg.init_from)), "init_from"), cfg.cache_dir)
     settings = run_settings(cfg, inputs, GROUPS)
     machine, folder = join(cfg, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
     summary = None if cfg.overwrite else read_summary(folder, "train")
-    if summary is not None:
+    if summary is not None and model_file(cfg, folder).is_whole():
         if machine.rank == 0:
             print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(folder)}")
         return
@@ -93,6 +95,14 @@ def run(
     if machine.rank == 0:
         announce(cfg, module, data, data.store, machine, total_images)
     callbacks, distance = watchers(cfg, data, data.store, sampler, folder, machine, total_images)
+
+    def finish(trainer: Trainer) -> None:
+        """What the last step leaves to do, where it was stopped before that or a file was lost since."""
+        if distance is not None:
+            distance.measure_if_missing(trainer, module)
+        if trainer.is_global_zero and not model_file(cfg, folder).is_whole():
+            model_file(cfg, folder).write(module)
+
     trainer = fit(
         cfg,
         folder,
@@ -104,6 +114,7 @@ def run(
         outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
         accumulate=accumulate,
         log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / batch_size)),
+        afterwards=finish,
     )
     if trainer.is_global_zero:
         results: dict[str, Any] = {
@@ -297,10 +308,16 @@ def watchers(
         )
         callbacks.append(distance)
     callbacks += [
-        DenoiserFile(folder / "denoiser.safetensors", evaluation.snapshot_every_kimg, {"sampler": plain(cfg.sampler)}),
+        model_file(cfg, folder),
         Snapshots(folder / "snapshots", EveryKimg(evaluation.snapshot_every_kimg), evaluation.keep_snapshots),
     ]
     return callbacks, distance
+
+
+def model_file(cfg: DictConfig, folder: Path) -> DenoiserFile:
+    """What writes the model into the run folder."""
+    every_kimg, meta = cfg.evaluation.snapshot_every_kimg, {"sampler": plain(cfg.sampler)}
+    return DenoiserFile(folder / "denoiser.safetensors", every_kimg, meta)
 
 
 def next_steps(folder: Path) -> str:

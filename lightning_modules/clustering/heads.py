@@ -66,7 +66,7 @@ class ClusteringHeads(nn.Module):
         Returns:
             [H, B, C].
         """
-        x = embeddings.expand(self.num_heads, -1, -1)  # [H, B, D], not copied
+        x = embeddings.expand(self.num_heads, -1, -1)  # [H, B, D], a view; a copy under autocast
         x = torch.baddbmm(self.hidden_bias[:, None], x, self.hidden_weight.mT)  # [H, B, hidden]
         x = F.gelu(x)
         x = torch.baddbmm(self.bottleneck_bias[:, None], x, self.bottleneck_weight.mT)  # [H, B, bottleneck]

@@ -93,6 +93,19 @@ def test_history_survives_a_resume(module: EDMModule) -> None:
     assert len(second.history) == 1
 
 
+def test_distances_of_another_extractor_are_not_continued(module: EDMModule) -> None:
+    reference = FeatureStatistics(16)
+    reference.update(torch.randn(50, 16))
+    first = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 40)
+    first.evaluate(FakeTrainer(), module)  # type: ignore[arg-type]
+    for name, identity in (("fid", {"kind": "pixels"}), ("fd_pixels", {"kind": "pixels", "resolution": 4})):
+        other = Pixels()
+        other.identity = identity
+        second = FrechetDistance(name, other, reference.compute(), noise, 1, 40)
+        with pytest.raises(UserError, match="one curve can't hold both"):
+            second.load_state_dict(first.state_dict())
+
+
 def test_ranks_with_different_extractors_stop_instead_of_hanging(module: EDMModule) -> None:
     reference = FeatureStatistics(16)
     reference.update(torch.randn(50, 16))

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from datamodules.artifacts import (
     fingerprint,
     make_once,
     read_artifact,
+    read_sealed_json,
     remove_abandoned,
     write_artifact,
     write_json,
+    write_sealed_json,
 )
 
 REMAKE = "cedm embed dataset=digits"
@@ -186,3 +189,29 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     path.write_bytes(b"two")  # same size and, restored, the same mtime: the ctime gives it away
     os.utime(path, ns=(stat_before.st_atime_ns, stat_before.st_mtime_ns))
     assert file_digest(path, tmp_path / "cache") == hash_file(path) != first
+
+
+def test_a_damaged_memory_of_digests_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"pixels")
+    os.utime(path, (1, 1))
+    expected = file_digest(path, tmp_path)
+    for damage in (b"no database at all" * 100, bytes(4096)):
+        (tmp_path / "file_digests.sqlite").write_bytes(damage)
+        assert file_digest(path, tmp_path) == expected
+    assert "file_digests.sqlite is damaged" in caplog.text
+
+
+def test_a_sealed_file_has_no_bit_to_spare(tmp_path: Path):
+    path = tmp_path / "set-1.json"
+    assert read_sealed_json(path) is None
+    data = {"distances": [1.5, None], "files": {"05.png": "truncated"}}
+    write_sealed_json(path, data)
+    assert read_sealed_json(path) == data
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with suppress(DamagedArtifactError):
+            assert {key: value for key, value in (read_sealed_json(path) or {}).items() if key in data} == data

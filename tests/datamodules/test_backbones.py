@@ -151,6 +151,11 @@ def test_the_identity_is_that_of_the_bytes(vit_folder: Path, tmp_path: Path, mon
     assert backbone_identity(hub, resolution=8, channels=3) == original
     assert build_backbone(hub, resolution=8, channels=3).dim == 16
 
+    # transformers prefers this file where it is there.
+    (copy / "processor_config.json").write_text('{"image_processor": {"image_mean": [0.1, 0.2, 0.3]}}')
+    assert backbone_identity(transformers_settings(copy), resolution=8, channels=3) != original
+    (copy / "processor_config.json").unlink()
+
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)

@@ -67,6 +67,36 @@ def test_an_image_depends_on_its_seed_alone(cedm: Cedm, model: Path, workplace: 
     assert set(everything.values()) <= {2, 5, 7}
 
 
+def test_clusters_that_are_asked_for_go_by_the_seed(cedm: Cedm, model: Path, workplace: Path) -> None:
+    labels = {}
+    for name, seeds in {"three": "[0,1,2]", "two": "[1,2]"}.items():
+        result = cedm("generate", f"ckpt={model}", f"seeds={seeds}", "clusters=[2,5]", "steps=2", f"run_dir={name}")
+        assert result.code == 0, result.err
+        labels[name] = dict(json.loads((workplace / name / "images/dataset.json").read_text())["labels"])
+    assert labels["two"].items() <= labels["three"].items()
+    assert set(labels["three"].values()) == {2, 5}
+
+
+def test_a_model_says_nothing_of_where_images_go(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """Its file may come from anyone."""
+    Denoiser.from_pretrained(model).save_pretrained(model, dataset=str(workplace / "elsewhere/../../=evil"))
+    assert cedm("generate", f"ckpt={model}", "num=2", "steps=2").code == 0
+    assert {path.name for path in workplace.iterdir()} <= {"denoiser.safetensors", "runs", "cache"}
+    (folder,) = workplace.glob("runs/*/generate/*")
+    assert "=" not in str(folder.relative_to(workplace))
+
+
+def test_images_that_are_not_finite_are_none(cedm: Cedm, model: Path, workplace: Path) -> None:
+    """They would be black, and a distance would be taken on them."""
+    denoiser = Denoiser.from_pretrained(model)
+    with torch.no_grad():
+        next(denoiser.parameters()).fill_(torch.nan)
+    denoiser.save_pretrained(model)
+    result = cedm("generate", f"ckpt={model}", "seeds=[3,4]", "steps=2", "run_dir=broken")
+    assert (result.code, "no image of the seeds 3, 4" in result.err) == (2, True), result.err
+    assert not list((workplace / "broken").rglob("*.png"))
+
+
 def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace: Path) -> None:
     assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=all").code == 0
     before = pixels(workplace / "all", 4)
@@ -85,6 +115,7 @@ def test_an_unfinished_zip_goes_on_too(cedm: Cedm, model: Path, workplace: Path)
     (workplace / "z/summary.json").unlink()
     settings = json.loads((workplace / "z/settings.json").read_text())
     settings["settings"]["format"] = "zip"
+    del settings["sha256"]
     (workplace / "z/settings.json").write_text(json.dumps(settings))
     kept = workplace / "z/images/00000/img00000003.png"
     Image.new("L", (8, 8), 77).save(kept)

@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.edm_module import EDMModule
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm, summary
 
@@ -102,6 +103,52 @@ def test_a_run_continues_after_a_stop_and_refuses_other_settings(
     assert len(list(workplace.glob("run-replaced-*"))) == 1
 
 
+def test_a_model_that_was_damaged_since_is_written_again(cedm: Cedm, workplace: Path) -> None:
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null", "run_dir=run"]
+    assert cedm("train", *settings).code == 0
+    model, before = workplace / "run/denoiser.safetensors", weights(workplace / "run")
+    content = bytearray(model.read_bytes())
+    content[-100] ^= 1
+    model.write_bytes(content)
+    result = cedm("train", *settings)
+    assert result.code == 0, result.err
+    assert weights(workplace / "run") == before
+    assert "Nothing to do" in cedm("train", *settings).out
+
+
+def test_no_snapshot_of_weights_that_are_not_finite(
+    cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient can overflow where the loss does not: the snapshot before stays the last."""
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null", "run_dir=run"]
+
+    def overflow(module: EDMModule) -> None:
+        if module.global_step == 15:  # the last one: no loss follows that would tell
+            next(module.denoiser.parameters()).grad.fill_(torch.inf)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EDMModule, "on_after_backward", overflow)
+        result = cedm("train", *settings)
+    assert result.code == 2, result.err
+    assert cedm("train", *settings).code == 0
+    assert cedm("train", *settings[:-1], "run_dir=straight").code == 0
+    assert weights(workplace / "run") == weights(workplace / "straight")
+
+
+def test_settings_that_were_damaged_are_no_settings(cedm: Cedm, workplace: Path) -> None:
+    """Nobody knows what such a run was made from: another one must not go on from its snapshots."""
+    settings = ["conditioning=none", *TINY_EDM, "evaluation.backbone=null", "run_dir=run"]
+    assert cedm("train", *settings).code == 0
+    file = workplace / "run/settings.json"
+    content = bytearray(file.read_bytes())
+    for damage in (bytes([content[0] ^ 1]) + content[1:], content.replace(b'"seed": 0', b'"seed": 1'), None):
+        file.unlink() if damage is None else file.write_bytes(damage)
+        result = cedm("train", *settings, "training.lr=0.5")
+        assert (result.code, "settings.json" in result.err, "overwrite=true" in result.err) == (2, True, True)
+    assert cedm("train", *settings, "overwrite=true").code == 0
+    assert len(list(workplace.glob("run-replaced-*"))) == 1
+
+
 def weights(folder: Path) -> dict[str, list[float]]:
     denoiser = Denoiser.from_pretrained(folder / "denoiser.safetensors")
     return {name: value.flatten().tolist() for name, value in denoiser.state_dict().items()}
@@ -179,6 +226,9 @@ def test_fine_tuning_starts_from_a_denoiser(cedm: Cedm, workplace: Path) -> None
     labelled = [*settings[1:], *frozen, "clustering=random", "run_dir=third"]
     assert cedm("train", *labelled).code == 0
     assert cedm("train", *settings, *frozen, "run_dir=x", "network.model_channels=16").code == 2
+    again = [*settings, "training.lr=1e-30", "run_dir=second"]
+    assert "Nothing to do" in cedm("train", *again, "init_from=first").out  # the same weights under another name
+    assert cedm("train", *again, "init_from=third").code == 2
 
 
 def test_without_inception_weights_the_distance_has_another_name(

@@ -98,12 +98,9 @@ def test_a_job_is_known_by_what_its_files_hold_and_not_by_its_name(cedm: Cedm, w
         assert result.code == 0, result.err
         planned.append(result.out)
     assert planned[0] != planned[1]
-    folder = Path(
-        next(word for word in commands(planned[1])[0] if word.startswith("run_dir=")).split("=")[1].strip('"')
-    )
-    folder.mkdir(
-        parents=True
-    )  # as if it were trained: with another seed beside it, the same training is named after it
+    run_dir = next(word for word in commands(planned[1])[0] if word.startswith("run_dir="))
+    folder = Path(run_dir.removeprefix("run_dir=").strip('"'))
+    folder.mkdir(parents=True)  # as if it were trained; with another seed beside it, the job's own name tells its seed
     both = cedm("study", own, "study=mine", "study.print=true", "study.seeds=[0,1]", *TINY)
     trained = [words for words in commands(both.out) if words[1] == "train"]
     assert [str(folder) in " ".join(words) for words in trained] == [True, False]
