@@ -117,6 +117,8 @@ def name_of(method: str) -> str:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Where a logarithmic axis is marked: powers of ten, or 1, 2, 5 of each, or finer, until there are four marks."""
+    if low == high:
+        low, high = low / 10, high * 10
     decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     for digits in ((1,), (1, 2, 5)):
         ticks = [float(f"{digit * decade:.6g}") for decade in decades for digit in digits]
