@@ -169,7 +169,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
     figure.update_layout(
         template="none",
         margin={"l": 60, "r": 16, "t": 34, "b": 60 + below},
-        height=max(420, 140 + 26 * len(chart.bar_names)) + below,
+        height=(140 + 26 * len(chart.bar_names) if chart.bar_names else 420) + below,
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         showlegend=entries > 1,
         hovermode="closest",
@@ -287,6 +287,9 @@ def draw_axes(axes: Axes, chart: Chart) -> None:
     names = (chart.y_name, chart.x_name) if chart.bar_names else (chart.x_name, chart.y_name)
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if len({series.name for series in chart.series}) > 1 or chart.shaded is not None:
-        axes.legend(frameon=False, fontsize=9)
+    entries = len({series.name for series in chart.series}) + (chart.shaded is not None)
+    if entries > 1:
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if entries > 8 else {}
+        axes.legend(frameon=False, fontsize=9, **beside)

@@ -52,13 +52,13 @@ def smoothed(curve: list[tuple[float, float]], share: float = SHARE) -> list[tup
 
 
 def loss_chart(runs: Mapping[str, tuple[Path, str]], loss: Loss = DIFFUSION) -> Chart | None:
-    """The smoothed training loss of the runs, name → (folder, method); None where none has left a curve."""
+    """The smoothed training loss of the runs, name → (folder, method); None where none has left two points."""
     curves = {name: smoothed(read_curves(folder).get(LOSS, [])) for name, (folder, _) in runs.items()}
-    named = sum(map(bool, curves.values())) <= SINGLE_LINES
+    named = sum(len(curve) > 1 for curve in curves.values()) <= SINGLE_LINES
     apart = len({method for _, method in runs.values()}) == len(runs)
     series = []
     for position, (name, (_, method)) in enumerate(runs.items()):
-        if not curves[name]:
+        if len(curves[name]) < 2:  # no line
             continue
         xs, ys = [x for x, _ in curves[name]], [y for _, y in curves[name]]
         colour = colour_of(method if apart or not named else "", position)

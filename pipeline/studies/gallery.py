@@ -42,7 +42,7 @@ def gallery_of(train_folder: Path) -> Gallery:
         raise UserError(f"{train_folder}: no finished training run.")
     words = [text for text in summary["arguments"] if not text.startswith(("-", "run_dir=", "overwrite="))]
     cfg = composed("train", words, origin=f"{train_folder / 'summary.json'}")
-    denoiser = Denoiser.from_pretrained(denoiser_file(train_folder)).to(device_of("auto"))
+    denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
     generated, names = sample_rows(denoiser, Sampler(**plain(cfg.sampler)), ROWS, COLUMNS, batch_size=128)
     generated = generated.cpu()
     if not denoiser.label_dim:

@@ -149,7 +149,7 @@ def read_any_summary(folder: Path) -> dict[str, Any]:
     needed = ("command", "arguments", *READ.get(str(known.get("command")), ()))
     missing = [name for name in needed if name not in known]
     if missing:
-        raise UserError(f"{file}: not a summary as cedm writes it ({missing[0]} is missing). Make it with the command.")
+        raise UserError(f"{file}: not a summary as cedm writes it ({missing[0]!r} is missing). Make it again.")
     return known
 
 
@@ -164,6 +164,7 @@ def study_page(folder: Path) -> Page:
     shown = results.final or run_to_show(results.runs)
     gallery, pictures, notes = pictures_of(Path(shown.folder)) if shown is not None else ("", [], [])
     tables += [Table(*table) for table in bound_tables(results.bound or {})]
+    tables = [table for table in tables if table.rows]
     trained = [*results.runs, *([results.final] if results.final is not None else [])]
     loss = loss_chart({run.name: (Path(run.folder), run.method) for run in trained})
     return Page(

@@ -86,7 +86,7 @@ def train_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
             f"After {kimg:g} kimg its {name} is {distance:.3g} ({along['num_generated']:,} generated images against "
             f"{real:,} real ones)."
         ],
-        charts=[distance_chart(along, folder.name)],
+        charts=[distance_chart(along, folder.name)] if len(along["kimg_and_distance"]) > 1 else [],
         protocols={name: spelled(protocol)},
     )
 
