@@ -66,7 +66,8 @@ def bound_chart(summary: Mapping[str, Any]) -> Chart:
     shaded = None
     if found.upper_bound is not None:
         low = min(found.coarse_end or grid[0], found.upper_bound)
-        shaded = (low, found.upper_bound, f"worth trying: {low:g} to {found.upper_bound}")
+        ends = f"{low:g} to {found.upper_bound}" if low < found.upper_bound else f"{low:g}"
+        shaded = (low, found.upper_bound, f"worth trying: {ends}")
     return Chart(
         name="bound",
         title="Utilization ratio against the number of clusters",

@@ -67,15 +67,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded image with a caption."""
+    """An embedded image with a caption; a wide one has the page's width for itself."""
 
     caption: str
     image: Image.Image
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether its text would be too small in half the page's width."""
-        return self.image.width > 1.6 * self.image.height
+    wide: bool = False
 
     @property
     def source(self) -> str:

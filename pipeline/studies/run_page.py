@@ -41,15 +41,16 @@ NUMBERS = {
     "parameters": ("parameters of the network", ""),
     "steps": ("sampling steps", ""),
 }
-PICTURES = {
-    "clusters": "Sizes of the clusters, the largest first.",
-    "distance": "The distance along the training.",
+PICTURES = {  # in the order of a page
     "gallery": "Images of the largest clusters.",
-    "grid": "Generated images.",
+    "clusters": "Sizes of the clusters, the largest first.",
     "map": "Map of the embeddings; the colours are clusters.",
-    "nearest": "Generated images beside their nearest training images",
     "utilization": "The utilization ratio along the training.",
+    "distance": "The distance along the training.",
+    "grid": "Generated images.",
+    "nearest": "Generated images beside their nearest training images",
 }
+WIDE_PIXELS = 700  # from here on, text in a picture would be too small in half the page's width
 
 
 def run_page(folder: Path, summary: Mapping[str, Any]) -> Page:
@@ -212,11 +213,16 @@ def distance_chart(along: Mapping[str, Any], name: str) -> Chart:
 
 
 def pictures_in(folder: Path) -> list[Picture]:
-    """The PNG files that lie in the run's folder."""
-    pictures = []
-    for path in sorted(folder.glob("*.png")):
-        kind, _, position = path.stem.partition("-")
-        caption = PICTURES.get(kind, path.stem.replace("_", " "))
+    """The PNG files that lie in the run's folder: those that have a caption first."""
+    kinds, pictures = list(PICTURES), []
+
+    def place(path: Path) -> int:
+        kind = path.stem.partition("-")[0]
+        return kinds.index(kind) if kind in PICTURES else len(kinds)
+
+    for path in sorted(sorted(folder.glob("*.png")), key=place):
+        kind, _, position = path.stem.partition("-")  # nearest-2
+        caption = PICTURES.get(kind, path.stem.replace("_", " ")) + (f", set {position}." if position else "")
         with Image.open(path) as image:
-            pictures.append(Picture(f"{caption}, set {position}." if position else caption, image.convert("RGB")))
+            pictures.append(Picture(caption, image.convert("RGB"), wide=image.width >= WIDE_PIXELS))
     return pictures
