@@ -71,7 +71,7 @@ def cluster(cfg: DictConfig) -> None:
         write_optional_summary(cfg, "cluster", summary_of(labels, source, path), inputs)
         print(f"Next: {typed_command('train')}")
         return
-    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "trainer", "seed"))
     what = f"cluster-{cfg.clustering.method}"
     if cfg.clustering.num_clusters is not None and cfg.clustering.method not in NAMED_GROUPS:
         what += f"-{cfg.clustering.num_clusters}"
@@ -236,7 +236,9 @@ def title_of(cfg: DictConfig, source: ImageSource) -> str:
     if clustering.method in NAMED_GROUPS:
         return title
     if clustering.method == "temi":
-        title = f"{source.name}, {clustering.objective.upper()} with β = {clustering.beta}"
+        title = f"{source.name}, {clustering.objective.upper()}"
+        if clustering.objective == "temi":  # the others have no β
+            title += f" with β = {clustering.beta}"
     return f"{title}, C = {clustering.num_clusters:,}"
 
 

@@ -121,7 +121,8 @@ def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, 
     """All that decides the pseudo-labels: the images, the backbone where one is used, the method, the seed."""
     method, clustering = cfg.clustering.method, plain(cfg.clustering)
     if method == "temi":
-        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed}
+        precision = cfg.trainer.precision  # of the training: bf16 and float32 end in different clusters
+        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed, "precision": precision}
     description: dict[str, Any] = {"method": method}
     if method == "clip":
         names = class_names_of(cfg, source)

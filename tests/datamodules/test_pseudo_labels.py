@@ -129,7 +129,7 @@ def test_our_own_pseudo_labels_have_no_key_and_fit_c(digits: ImageSource, tmp_pa
     path = tmp_path / "ours.safetensors"
     PseudoLabels(torch.tensor([0, 1, 2, 5]), 8, torch.ones(4), digits.ids).save(path)
     assert read_assignments(str(path), digits, num_clusters=20).num_clusters == 20
-    with pytest.raises(UserError, match="holds cluster id 5, but there are 5 clusters.*num_clusters=6"):
+    with pytest.raises(UserError, match=r"holds cluster id 5, but there are 5 clusters.*num_clusters=6"):
         read_assignments(str(path), digits, num_clusters=5)
     with pytest.raises(UserError, match="without ::cluster_ids"):
         read_assignments(f"{path}::cluster_ids", digits)
