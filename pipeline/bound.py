@@ -165,7 +165,7 @@ def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, fold
     if found is None:
         found = f"none: no C reaches {cfg.bound.threshold}"
         if cfg.bound.used_when == "probable":
-            found += " (about half of the clusters lie above the mean probability, 1/C: type bound.threshold=0.4)"
+            found += " (half of the clusters, about, lie above the mean probability 1/C: type bound.threshold=0.3)"
     coarse: Any = f"{result.coarse_end:g}" if result.coarse_end is not None else "not measured (no β = 1)"
     worth = ", ".join(map(str, result.worth_training)) or "none"
     return "\n".join(

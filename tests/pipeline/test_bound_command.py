@@ -74,6 +74,7 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     assert "known" in result.out
     probable = cedm("bound", *settings, "bound.used_when=probable", "run_dir=probable")
     assert probable.code == 0, probable.err
+    assert "type bound.threshold=0.3" in probable.out
     assert all(1 <= m["num_used"] <= m["num_clusters"] for m in summary("probable")["measurements"])
     assert len(trained) == 7
 
