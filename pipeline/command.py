@@ -34,7 +34,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Settings by which Hydra would import and call what they name, before anything here could look at it.
 NAMES_CODE = re.compile(
     r"""(?:^|[\s.,{"'+~])_target_["']?\s*[=:]"""  # as a key, wherever it stands
-    r"|^[+~]*hydra\.(?:job|hydra)_logging\b"
+    r"|^[+~]*hydra\.(?:job_logging|hydra_logging|callbacks)\b"
+    r"|^[+~]*hydra\.(?:launcher|sweeper)\b.*\$"
     r"|^[+~]*hydra=\s*{"
 )
 
