@@ -13,7 +13,8 @@ import torch
 from callbacks.snapshots import seal
 from datamodules.assignment_files import read_cluster_ids
 
-from .conftest import EDM, ROOT, Forks, Trials
+from .conftest import EDM, Trials
+from .jobs import ROOT, Forks
 
 pytestmark = pytest.mark.faults
 
