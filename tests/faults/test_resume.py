@@ -76,4 +76,5 @@ def test_another_number_of_devices(forks: Forks, finished: Any, trials: Trials, 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All weights, raw and averaged, at the end of a run."""
     snapshot = max((folder / "run/snapshots").glob("step-*.ckpt"))
-    return torch.load(snapshot, weights_only=True)["state_dict"]
+    state = torch.load(snapshot, weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name != "recent_loss"}  # an average over passes

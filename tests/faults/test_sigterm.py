@@ -77,7 +77,9 @@ def test_sigterm_in_evaluation(forks: Forks, finished: Any, trials: Trials, tmp_
 
 def test_sigterm_in_clustering(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
     command = ["cluster", *TEMI, "run_dir=run"]
-    for rng, whom in trials.each("SIGTERM to group, rank 0 or rank 1 in cluster: code 143 in 30 s, goes on", WHOM[::-1]):
+    for rng, whom in trials.each(
+        "SIGTERM to group, rank 0 or rank 1 in cluster: code 143 in 30 s, goes on", WHOM[::-1]
+    ):
         folder = tmp_path / f"{rng.random()}"
         prepare(forks, "cluster", folder)
         job = forks.start(*command, folder=folder, ranks=2, sabotage="slow_steps")
