@@ -86,10 +86,8 @@ def test_damaged_newest_snapshot(forks: Forks, finished: Any, trials: Trials, tm
 
 def test_the_disk_fills_up_in_a_snapshot(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
     """A model is written before the snapshot of its step and is the smaller file."""
-    cases = ["snapshot", "model", "seal"] * 2
-    for rng, full_in in trials.each(
-        "disk full in a snapshot's or model's write: old files whole, a clear error", cases
-    ):
+    row = "disk full in a snapshot's or model's write: old files whole, a clear error"
+    for rng, full_in in trials.each(row, ["snapshot", "model", "seal"] * 2):
         run = unfinished_copy(finished("train", 1), tmp_path / f"{rng.random()}")
         last, model = max((run / "snapshots").glob("step-*.ckpt")), run / "denoiser.safetensors"
         snapshot_size, model_size = last.stat().st_size, model.stat().st_size

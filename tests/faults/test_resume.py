@@ -70,7 +70,8 @@ def test_another_number_of_devices(forks: Forks, finished: Any, trials: Trials, 
         expected, found = last_weights(straight.folder), last_weights(folder)
         assert found.keys() == expected.keys()
         for name, weight in expected.items():
-            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+            # Adam takes the rounding errors that are all the gradient of attention's key biases for a direction.
+            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=2e-4, msg=name)
 
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:

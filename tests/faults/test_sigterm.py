@@ -57,7 +57,7 @@ def test_sigterm_in_training(forks: Forks, finished: Any, trials: Trials, tmp_pa
 
 
 def test_sigterm_in_evaluation(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    """Of three, of which the last comes after all steps: its distance is not in the last snapshot, but in the result."""
+    """The last of three comes after all steps: the last snapshot then lacks its distance, the result has it."""
     cases = [(WHOM[(number + 1) % 3], (3, 1, 2)[number // 3]) for number in range(9)]
     row = "SIGTERM to group, rank 0 or rank 1 in evaluation: code 143 in 30 s, goes on"
     for rng, (whom, number) in trials.each(row, cases):
@@ -77,9 +77,8 @@ def test_sigterm_in_evaluation(forks: Forks, finished: Any, trials: Trials, tmp_
 
 def test_sigterm_in_clustering(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
     command = ["cluster", *TEMI, "run_dir=run"]
-    for rng, whom in trials.each(
-        "SIGTERM to group, rank 0 or rank 1 in cluster: code 143 in 30 s, goes on", WHOM[::-1]
-    ):
+    row = "SIGTERM to group, rank 0 or rank 1 in cluster: code 143 in 30 s, goes on"
+    for rng, whom in trials.each(row, WHOM[::-1]):
         folder = tmp_path / f"{rng.random()}"
         prepare(forks, "cluster", folder)
         job = forks.start(*command, folder=folder, ranks=2, sabotage="slow_steps")
