@@ -61,6 +61,14 @@ class Job:
             time.sleep(0.02)
         return self.codes[self.pids[0]]
 
+    def await_path(self, pattern: str) -> None:
+        """Wait until a file of this name is there."""
+        deadline = time.monotonic() + 90
+        while not list(self.folder.glob(pattern)):
+            assert not self.poll(), self.words()
+            assert time.monotonic() < deadline, self.words()
+            time.sleep(0.02)
+
     def succeed(self) -> None:
         assert self.wait() == 0, self.words()
 

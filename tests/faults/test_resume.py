@@ -52,6 +52,18 @@ def notes(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def test_the_same_command_twice_at_once(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
+    for rng in trials("the same command twice at once: the second is refused, the first is not disturbed", 2):
+        folder, command = tmp_path / f"{rng.random()}", ["train", *EDM, "run_dir=run"]
+        first = forks.start(*command, folder=folder, sabotage="slow_steps")
+        first.await_path("run/snapshots/step-*.ckpt")
+        second = forks.start(*command, folder=folder)
+        assert second.wait() == 2, second.words()
+        assert "run: another process works on this very run. Wait for it, or type run_dir=FOLDER" in second.words()
+        first.succeed()
+        assert results_of(folder / "run") == finished("train", 1).results
+
+
 def test_another_number_of_devices(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
     """Allowed, and said; the same images and noise, so the same model up to rounding. Passes per step change too."""
     settings = ["network.dropout=0", "evaluation.keep_snapshots=99"]  # dropout is drawn per rank
