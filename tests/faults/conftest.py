@@ -98,7 +98,7 @@ def forks() -> Iterator[Forks]:
     yield server
     assert server.server.stdin is not None
     server.server.stdin.close()
-    server.server.wait(10)
+    server.server.wait(60)
 
 
 @dataclass(frozen=True)
