@@ -26,10 +26,13 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """The signal that asked this process to end, if one has, and whether it may end at any point."""
+    """The signal that asked this process to end, if one has, and whether it may end at any point.
+
+    `agreed` tells, the same on all processes, whether they know by now that one of them was asked.
+    """
 
     def __init__(self) -> None:
-        self.received, self.deferred = 0, False
+        self.received, self.deferred, self.agreed = 0, False, False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -55,7 +58,7 @@ def stop_at_once() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        request.received = 0
+        request.received, request.agreed = 0, False
 
 
 @contextmanager
@@ -103,7 +106,8 @@ def ask_all(trainer: Trainer) -> Callable[[], bool]:
         if arrived is not None:
             arrived.synchronize()
         request.received = max(request.received, int(answer))  # a signal may have come meanwhile: it counts next time
-        return int(answer) > 0
+        request.agreed |= int(answer) > 0
+        return request.agreed  # also by a later question, such as one that cut an evaluation short
 
     return agreed
 

@@ -1,6 +1,7 @@
 """Cluster ids in files of other programs (`.pt`, `.npy`, `.csv`, `.safetensors`), read without running their code."""
 
 import csv
+import pickle
 import re
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datamodules.artifacts import HEADER_KEY, UserError
+from datamodules.label_files import in_order
 
 MOST_CLUSTERS = 10_000_000  # tables as long as the highest id are made
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
+NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*", re.ASCII)  # float() would take 1_0 for 10
 
 
 def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tensor, str]:
@@ -24,8 +27,17 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
     """
     values, key = _read_values(path, key)
     if isinstance(values, dict):
-        values = _by_id(path, values, list(values) if ids is None else ids)
+        texts = list(values.values()) if ids is None else in_order(path, list(values.items()), ids)
+        values = _numbers(path, texts)
     return _whole_numbers(path, values), key
+
+
+def ids_in_csv(path: Path) -> list[str] | None:
+    """The image ids of a CSV file, in its order; None where it has no column `id`, and for every other file."""
+    if path.suffix != ".csv":
+        return None
+    heading, rows = _csv_rows(path)
+    return list(_rows_by_id(path, heading, rows)) if "id" in heading else None
 
 
 def assignment_keys(path: Path) -> list[str]:
@@ -61,7 +73,7 @@ def _keys(path: Path) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # readers raise anything over a damaged file
-        raise UserError(f"{path}: cannot be read as plain numbers ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: cannot be read as plain numbers ({_reason(error)})") from error
     return []
 
 
@@ -89,8 +101,17 @@ def _read_values(path: Path, key: str) -> tuple[Tensor | dict[str, str], str]:
     except UserError:
         raise
     except Exception as error:  # readers raise anything over a damaged file
-        raise UserError(f"{path}: cannot be read as plain numbers ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: cannot be read as plain numbers ({_reason(error)})") from error
     raise UserError(f"{path}: files of assignments end in .pt, .npy, .csv or .safetensors")
+
+
+def _reason(error: Exception) -> str:
+    """What a reader says; of PyTorch's refusal only what is in the file, not the advice to trust it."""
+    text = f"{type(error).__name__}: {error}"
+    if not isinstance(error, pickle.UnpicklingError):
+        return text
+    found = re.search(r"Unsupported global: GLOBAL (\S+)", text)
+    return f"it holds {found[1]}, which is no tensor" if found else "it is damaged, or no file of PyTorch"
 
 
 def _choose_key(path: Path, keys: list[str], key: str) -> str:
@@ -107,39 +128,48 @@ def _choose_key(path: Path, keys: list[str], key: str) -> str:
 
 def _read_csv(path: Path, key: str) -> tuple[Tensor | dict[str, str], str]:
     """A column of numbers, with or without a heading; or, where there is a column `id`, values by image id."""
+    heading, rows = _csv_rows(path)
+    if not heading and not key:
+        return _numbers(path, [row[0] for _, row in rows]), key
+    columns = [name for name in heading if name != "id"]
+    column = heading.index(_choose_key(path, columns, key or ("cluster" if "cluster" in columns else "")))
+    if "id" in heading:
+        by_id = _rows_by_id(path, heading, rows)
+        return {image_id: row[column] for image_id, row in by_id.items()}, heading[column]
+    return _numbers(path, [row[column] for _, row in rows]), heading[column]
+
+
+def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The heading of a CSV file, empty where it is one column of numbers without; and the rows with their lines."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file ({error})") from error
     if not rows:
         raise UserError(f"{path}: the file is empty")
-    if len(rows[0]) == 1 and not key and _is_number(rows[0][0]):
-        return _numbers(path, [row[0] for row in rows]), key
-    heading, rows = rows[0], rows[1:]
-    if any(len(row) != len(heading) for row in rows):
-        raise UserError(f"{path}: some lines have not {len(heading)} columns, as the heading {','.join(heading)} has")
-    columns = [name for name in heading if name != "id"]
-    column = heading.index(_choose_key(path, columns, key or ("cluster" if "cluster" in columns else "")))
-    values = [row[column] for row in rows]
-    if "id" not in heading:
-        return _numbers(path, values), heading[column]
-    return dict(zip((row[heading.index("id")] for row in rows), values, strict=True)), heading[column]
+    _, first = rows[0]
+    heading = [] if len(first) == 1 and _is_number(first[0]) else first
+    wrong = next((line for line, row in rows if len(row) != len(first)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: line {wrong} has not {len(first)} columns, as the first line {','.join(first)} has")
+    return heading, rows[1:] if heading else rows
 
 
-def _by_id(path: Path, values_by_id: dict[str, str], ids: list[str]) -> Tensor:
-    absent = [image_id for image_id in ids if image_id not in values_by_id]
-    if absent:
-        raise UserError(f"{path}: {len(absent)} of {len(ids)} images are not in it, the first is {absent[0]!r}")
-    return _numbers(path, [values_by_id[image_id] for image_id in ids])
+def _rows_by_id(path: Path, heading: list[str], rows: list[tuple[int, list[str]]]) -> dict[str, list[str]]:
+    """The rows by image id. Raises `UserError` where an id stands in two of them."""
+    lines: dict[str, int] = {}
+    column = heading.index("id")
+    for line, row in rows:
+        before = lines.setdefault(row[column], line)
+        if before != line:
+            raise UserError(f"{path}: {row[column]!r} stands in lines {before} and {line}. Keep one line per image.")
+    return {row[column]: row for _, row in rows}
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(text) is not None
 
 
 def _numbers(path: Path, texts: list[str]) -> Tensor:

@@ -79,12 +79,17 @@ class EmbeddingDataModule(L.LightningDataModule):
         self.steps_per_epoch = num_images // batch_size  # the last, partial batch of each epoch is dropped
         stream = SampleStream(num_images, seed, epoch_size=self.steps_per_epoch * batch_size)
         self.pairs = EmbeddingPairs(stream, neighbours[:, :num_neighbours])
-        self._standardised = embeddings.standardised()  # [N, D], moved to the device that first asks
+        self._standardised: Tensor | None = None  # [N, D], made when asked for, on the device that asks
 
     @property
     def dim(self) -> int:
         """D, the length of an embedding."""
-        return self._standardised.shape[1]
+        return self.embeddings.values.shape[1]
+
+    def with_seed(self, seed: int) -> "EmbeddingDataModule":
+        """The same pairs in the order of another seed, for a training of its own; embeddings and neighbours shared."""
+        neighbours = self.pairs.neighbours
+        return EmbeddingDataModule(self.embeddings, neighbours, self.batch_size, neighbours.shape[1], seed)
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches for this rank, from the optimizer step on that the trainer has reached."""
@@ -104,12 +109,19 @@ class EmbeddingDataModule(L.LightningDataModule):
         self, rank: int = 0, world_size: int = 1, batch_size: int = 4096, device: str | torch.device | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each image once over all ranks: (indices int64 [b], standardised embeddings float32 [b, D])."""
-        standardised = self._standardised if device is None else self._on_device(torch.device(device))
+        standardised = self._on_device(None if device is None else torch.device(device))
         share = torch.arange(rank, len(standardised), world_size, device=standardised.device)
         for indices in share.split(batch_size):
             yield indices, standardised[indices]
 
-    def _on_device(self, device: torch.device) -> Tensor:
-        if self._standardised.device != device:
+    def teardown(self, stage: str) -> None:
+        """Lets go of the copy on the device, whose memory the next training needs."""
+        self._standardised = None
+
+    def _on_device(self, device: torch.device | None) -> Tensor:
+        """The standardised embeddings on a device; where they are for None."""
+        if self._standardised is None:
+            self._standardised = self.embeddings.standardised()
+        if device is not None and self._standardised.device != device:
             self._standardised = self._standardised.to(device)
         return self._standardised

@@ -4,7 +4,7 @@ import csv
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,19 +181,45 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
     if not path.is_file():
         raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key")
     if path.suffix == ".safetensors" and is_artifact(path):
-        labels = PseudoLabels.load(path, remake="cedm cluster").select(source.ids)
+        labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
         _check_made_for(path, labels.meta.get(MADE_FOR), source)
         return labels
     found, key = read_cluster_ids(path, key, source.ids)
     cluster_ids = _rows_of_source(path, found, source)
-    num_clusters = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, found)
-    if int(cluster_ids.max()) >= num_clusters:
-        raise UserError(
-            f"{path}: holds cluster id {int(cluster_ids.max())}, but there are {num_clusters} clusters, 0 to "
-            f"{num_clusters - 1}. Correct num_clusters or choose another key"
-        )
+    num_clusters = clusters_of(path, key, found, num_clusters)
     meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
     return PseudoLabels(cluster_ids, num_clusters, torch.ones(len(cluster_ids)), source.ids, meta)
+
+
+def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:
+    """Pseudo-labels that this project wrote, with C = `num_clusters` where given.
+
+    Raises:
+        UserError: a `key`, which they have none of, or cluster ids from `num_clusters` up.
+    """
+    if key:
+        raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Type {path}, without ::{key}")
+    labels = PseudoLabels.load(path, remake="cedm cluster")
+    if num_clusters is None:
+        return labels
+    return replace(labels, num_clusters=clusters_of(path, key, labels.cluster_ids, num_clusters))
+
+
+def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | None) -> int:
+    """C: `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1.
+
+    Raises:
+        UserError: a cluster id from C up.
+    """
+    found = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, cluster_ids)
+    highest = int(cluster_ids.max())
+    if highest >= found:
+        name = f"{path}::{key}" if key else str(path)
+        remedy = f"Type num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
+        raise UserError(
+            f"{name}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. {remedy}"
+        )
+    return found
 
 
 def made_for(source: ImageSource) -> dict[str, Any]:
@@ -228,16 +254,16 @@ def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Ten
 
 
 def num_clusters_in_key(key: str) -> int | None:
-    """C of a key that ends in `clusters<C>`; None for another."""
-    match = re.search(r"clusters(\d+)$", key)
+    """C of a key that ends in `clusters<C>`, a seed after it or not (`clusters<C>.seed<n>`); None for another."""
+    match = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
     return int(match[1]) if match else None
 
 
 def _num_clusters_from_ids(path: Path, cluster_ids: Tensor) -> int:
     num_clusters = int(cluster_ids.max()) + 1
     log.warning(
-        "%s does not say how many clusters there are: taking the highest id + 1 = %d. Set num_clusters where some of "
-        "the last clusters are empty.",
+        "%s does not say how many clusters there are: taking the highest id + 1 = %d. Where some of the last clusters "
+        "are empty, let its key end in clusters<C> (or type num_clusters=C for cedm score).",
         path.name,
         num_clusters,
     )

@@ -1,5 +1,6 @@
 """`cedm assign`: a trained clustering head and new images → their pseudo-labels."""
 
+import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,6 +12,7 @@ from pipeline.cluster import summary_of
 from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
 from pipeline.command import command, typed_command
 from pipeline.inputs import embeddings_of, identity_of, source_of
+from pipeline.overrides import word
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 
 
@@ -41,7 +43,7 @@ def assign(cfg: DictConfig) -> None:
         write_summary(folder, "assign", summary_of(labels, source, path), inputs)
     print(f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")
-    print(f"Next: {typed_command('train')}".replace(f"head={cfg.head}", f"assignments={path}"))
+    print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', path))}")
 
 
 if __name__ == "__main__":

@@ -6,29 +6,45 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError, atomic_path, file_digest
 from datamodules.assignment_files import assignment_keys, read_cluster_ids
-from lightning_modules.clustering.bound import UPPER_BETA, Bound, Measurement, find_bound, mean_ratios
+from lightning_modules.clustering.bound import (
+    COARSE_BETA,
+    UPPER_BETA,
+    Bound,
+    Measurement,
+    find_bound,
+    mean_ratios,
+)
 from pipeline.bound_grid import measure_grid
 from pipeline.bound_plot import draw_bound
 from pipeline.cluster_pictures import show_in_tensorboard
 from pipeline.command import command
 from pipeline.inputs import source_of
+from pipeline.overrides import key_of
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 
-KEY = re.compile(r"beta(?P<beta>[\d.]+)\.clusters(?P<clusters>\d+)$")
+# Of one clustering in a file of several, such as temi-dino_vitb16.beta0.6.clusters100 or ….clusters100.seed3
+KEY = re.compile(r"(?P<prefix>.*)beta(?P<beta>[\d.]*)\.clusters(?P<clusters>\d+)(?:[._-]?seed(?P<seed>\d+))?", re.ASCII)
+# What the grid chooses, and where a user may have looked for it
+CHOSEN_BY_THE_GRID = {
+    "clustering.num_clusters": "bound.grid=[10,20,40] chooses the numbers of clusters",
+    "clustering.beta": f"the bound is defined at β = {UPPER_BETA}, and the coarse end at β = {COARSE_BETA}",
+}
 
 
 @command
 def bound(cfg: DictConfig) -> None:
     check(cfg)
-    settings_of: tuple[str, ...] = ("dataset", "backbone", "clustering", "bound", "seed")
+    settings_of: tuple[str, ...] = ("dataset", "backbone", "clustering", "trainer", "bound", "seed")
     if cfg.assignments is not None:
-        path = Path(str(cfg.assignments))
-        measurements = list(from_assignments(path, cfg.bound.used_when))
-        name, inputs = path.stem, {"assignments": file_digest(path)}
+        file_name, _, prefix = str(cfg.assignments).partition("::")
+        path = Path(file_name)
+        measurements = from_assignments(path, prefix, cfg.bound.used_when)
+        name, inputs = path.stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
         cfg.dataset.name, settings_of = path.stem, ("bound",)
     else:
         source = source_of(cfg)
@@ -69,30 +85,71 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"bound.grid={grid}: type numbers of clusters from 2 up, such as bound.grid=[10,20,40].")
     if not 0 < cfg.bound.threshold <= 1:
         raise UserError(f"bound.threshold={cfg.bound.threshold}: it is a ratio above 0, at most 1, such as 0.96.")
+    for typed in HydraConfig.get().overrides.task:
+        if key_of(typed) in CHOSEN_BY_THE_GRID:
+            raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")
+    objective = cfg.clustering.get("objective", "temi")
+    if objective != "temi":
+        raise UserError(
+            f"clustering.objective={objective}: the bound is one on TEMI's clusters. Leave clustering.objective out."
+        )
 
 
-def from_assignments(path: Path, used_when: str) -> Iterator[Measurement]:
-    """A measurement for every key of the file that ends in `beta<β>.clusters<C>`."""
+def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measurement]:
+    """A measurement for every key of the file that begins with `prefix` and ends in `beta<β>.clusters<C>`.
+
+    Raises:
+        UserError: no file, no such key, several prefixes, the same clustering twice, or cluster ids that do not fit.
+    """
     if not path.is_file():
         raise UserError(f"assignments={path}: no such file.")
     if used_when != "assigned":
         raise UserError(
             f"bound.used_when={used_when}: {path} holds cluster ids, not probabilities. Type bound.used_when=assigned."
         )
-    found = False
-    for key in assignment_keys(path):
-        match = KEY.search(key)
-        if match is None:
-            continue
-        found = True
-        cluster_ids, _ = read_cluster_ids(path, key, ids=None)
-        num_used = len(cluster_ids.unique())
-        yield Measurement(int(match["clusters"]), float(match["beta"]), seed=0, num_used=num_used)
-    if not found:
+    keys = assignment_keys(path)
+    matches = {key: match for key in keys if key.startswith(prefix) and (match := KEY.fullmatch(key))}
+    if not matches:
         raise UserError(
-            f"assignments={path}: no key ends in beta<β>.clusters<C>, such as temi.beta0.6.clusters100; "
-            f"there are: {', '.join(assignment_keys(path))}."
+            f"assignments={path}: no key {f'begins with {prefix} and ' if prefix else ''}ends in beta<β>.clusters<C>, "
+            f"such as temi.beta0.6.clusters100; there are: {', '.join(keys)}."
         )
+    prefixes = sorted({match["prefix"] for match in matches.values()})
+    if len(prefixes) > 1:
+        raise UserError(
+            f"assignments={path}: it holds clusterings of several kinds, {', '.join(prefixes)}, and a bound is one on "
+            f"clusterings of the same embeddings. Choose one: assignments={path}::{prefixes[-1]}"
+        )
+    found: dict[tuple[int, float, int], str] = {}
+    measurements = []
+    for key, match in matches.items():
+        measurement = measured(path, key, match)
+        same = found.setdefault((measurement.num_clusters, measurement.beta, measurement.seed), key)
+        if same != key:
+            raise UserError(f"{path}: {same} and {key} have the same C, β and seed. Leave one out.")
+        measurements.append(measurement)
+    return measurements
+
+
+def measured(path: Path, key: str, match: re.Match[str]) -> Measurement:
+    """The measurement that a key of a file names."""
+    try:
+        beta, num_clusters, seed = float(match["beta"]), int(match["clusters"]), int(match["seed"] or 0)
+    except ValueError:  # beta..clusters10, or thousands of digits
+        beta, num_clusters, seed = 0.0, 0, 0
+    if not beta > 0 or num_clusters < 2:
+        raise UserError(
+            f"{path}::{key}: expected a key that ends in beta<β>.clusters<C> with a number above 0 and at least 2 "
+            "clusters, such as temi.beta0.6.clusters100."
+        )
+    cluster_ids, _ = read_cluster_ids(path, key, ids=None)
+    used = cluster_ids.unique()
+    if int(used[-1]) >= num_clusters:
+        raise UserError(
+            f"{path}::{key}: holds cluster id {int(used[-1])}, but by its key there are {num_clusters} clusters, 0 to "
+            f"{num_clusters - 1}. Rename the key, or leave it out."
+        )
+    return Measurement(num_clusters, beta, seed, num_used=len(used))
 
 
 def write_table(path: Path, measurements: list[Measurement]) -> None:
@@ -104,7 +161,11 @@ def write_table(path: Path, measurements: list[Measurement]) -> None:
 
 def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, folder: Path) -> str:
     """What a person reads in the terminal."""
-    found: Any = result.upper_bound if result.upper_bound is not None else f"none: no C reaches {cfg.bound.threshold}"
+    found: Any = result.upper_bound
+    if found is None:
+        found = f"none: no C reaches {cfg.bound.threshold}"
+        if cfg.bound.used_when == "probable":
+            found += " (half of the clusters, about, lie above the mean probability 1/C: type bound.threshold=0.3)"
     coarse: Any = f"{result.coarse_end:g}" if result.coarse_end is not None else "not measured (no β = 1)"
     worth = ", ".join(map(str, result.worth_training)) or "none"
     return "\n".join(

@@ -1,5 +1,6 @@
 """The clusterings behind `cedm bound`: TEMI for every C, β and seed of the grid."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from datamodules.artifacts import UserError
+from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.pseudo_labels import PseudoLabels
 from datamodules.sources import ImageSource
 from lightning_modules.clustering.assignment import ClusteringHead
@@ -71,12 +73,12 @@ def measure_grid(cfg: DictConfig, source: ImageSource, folder: Path) -> list[Mea
     jobs = jobs_of(cfg, source, folder)
     known = {job.path for job in jobs if job.is_done}
     if len(known) < len(jobs):
-        temi_data(jobs[0].cfg, source, world_size=1)  # missing inputs are found out before anything starts
+        data = temi_data(jobs[0].cfg, source, world_size=1)  # missing inputs are found out before anything starts
         workers = workers_of(cfg.trainer.accelerator, cfg.trainer.devices)
         if len(workers) > 1:
             train_side_by_side(jobs, workers)
         else:
-            train_one_by_one(jobs, source)
+            train_one_by_one(jobs, source, data)
     measurements = []
     for number, job in enumerate(jobs, start=1):
         labels = PseudoLabels.load(job.path, remake=typed_command("bound"))
@@ -103,8 +105,8 @@ def jobs_of(cfg: DictConfig, source: ImageSource, folder: Path) -> list[Job]:
     return jobs
 
 
-def train_one_by_one(jobs: list[Job], source: ImageSource) -> None:
-    """Train the jobs in this process; those that another machine is at come last."""
+def train_one_by_one(jobs: list[Job], source: ImageSource, data: EmbeddingDataModule) -> None:
+    """Train the jobs in this process on the same pairs, each in its own order; another machine's come last."""
     for wait in (False, True):
         for number, job in enumerate(jobs, start=1):
             if job.is_done:
@@ -112,8 +114,9 @@ def train_one_by_one(jobs: list[Job], source: ImageSource) -> None:
             with job.claimed(wait) as mine:
                 if mine:
                     print(f"[{number}/{len(jobs)}] {job}", flush=True)
-                    labels = train_temi(job.cfg, source, temi_data(job.cfg, source, 1), job.folder, job.path)
+                    labels = train_temi(job.cfg, source, data.with_seed(job.cfg.seed), job.folder, job.path)
                     write_results(job.cfg, labels, source, job.path, job.folder)
+                    gc.collect()  # trainer and module hold each other, and the garbage of a GPU starts no collection
 
 
 @torch.no_grad()

@@ -15,6 +15,12 @@ POSITIVE = (
     "clustering.num_heads",
     "clustering.batch_size",
     "clustering.max_epochs",
+    "clustering.lr",
+    "clustering.beta",
+    "clustering.student_temperature",
+    "clustering.teacher_temperature",
+    "clustering.hidden_dim",
+    "clustering.bottleneck_dim",
     "training.batch_size",
     "training.duration_kimg",
     "training.lr",
@@ -40,6 +46,8 @@ WHOLE_NUMBERS = {
     "seed": (0, 2**63 - 1),
     "num_clusters": (1, 10**7),
     "map_images": (0, None),
+    "bound.num_seeds": (1, None),
+    "clustering.frozen_last_layer_epochs": (0, None),
     "dataset.resolution": (8, None),
     "dataset.max_images": (1, None),
     "sampler.steps": (1, None),
@@ -66,6 +74,8 @@ NUMBERS = {
     "training.lr_rampup_kimg": (0, None),
     "training.ema_rampup_ratio": (0, None),
     "clustering.warmup_epochs": (0, None),
+    "clustering.weight_decay": (0, None),
+    "clustering.entropy_weight": (0, None),
     "sampler.churn": (0, None),
     "sampler.S_min": (0, None),
     "sampler.S_max": (0, None),
@@ -76,6 +86,7 @@ NUMBERS = {
     "keep": (0, 1),
     "study.keep": (0, 1),
 }
+MOMENTA = ("clustering.teacher_momentum", "clustering.probs_momentum")  # at 1, what they smooth would never move
 CHOICES = {
     "conditioning": ("clusters", "none"),
     "dataset.on_bad_file": ("stop", "skip"),
@@ -108,6 +119,10 @@ def check_settings(cfg: DictConfig, defaults: DictConfig) -> None:
             raise UserError(f"{key}={value}: it must be above 0, such as {key}={standard[key]}.")
     for key, limits in (WHOLE_NUMBERS | NUMBERS).items():
         check_limits(key, given.get(key), limits, whole=key in WHOLE_NUMBERS)
+    for key in MOMENTA:
+        value = given.get(key)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            raise UserError(f"{key}={value}: a number from 0 up and below 1 is expected, such as {standard[key]}.")
     for key, choices in CHOICES.items():
         if key in given and given[key] not in choices:
             raise UserError(f"{key}={given[key]}: type one of {', '.join(f'{key}={choice}' for choice in choices)}.")

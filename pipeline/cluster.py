@@ -65,7 +65,7 @@ def cluster(cfg: DictConfig) -> None:
     check_clustering(cfg, source)
     path = pseudo_labels_file(cfg, source)
     inputs = {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "seed"))
+    settings = run_settings(cfg, inputs, groups=("dataset", "backbone", "clustering", "trainer", "seed"))
     labels = None if cfg.overwrite else made_before(path, with_head=cfg.clustering.method == "temi")
     if labels is not None:
         print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
@@ -236,7 +236,9 @@ def title_of(cfg: DictConfig, source: ImageSource) -> str:
     if clustering.method in NAMED_GROUPS:
         return title
     if clustering.method == "temi":
-        title = f"{source.name}, {clustering.objective.upper()} with β = {clustering.beta}"
+        title = f"{source.name}, {clustering.objective.upper()}"
+        if clustering.objective == "temi":  # the others have no β
+            title += f" with β = {clustering.beta}"
     return f"{title}, C = {clustering.num_clusters:,}"
 
 

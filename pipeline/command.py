@@ -28,12 +28,14 @@ from safetensors import SafetensorError
 from callbacks.stopping import stop_at_once
 from datamodules.artifacts import UserError, disk_is_full, remove_abandoned
 from pipeline.checks import check_settings, leaves
+from pipeline.overrides import key_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Settings by which Hydra would import and call what they name, before anything here could look at it.
 NAMES_CODE = re.compile(
     r"""(?:^|[\s.,{"'+~])_target_["']?\s*[=:]"""  # as a key, wherever it stands
-    r"|^[+~]*hydra\.(?:job|hydra)_logging\b"
+    r"|^[+~]*hydra\.(?:job_logging|hydra_logging|callbacks)\b"
+    r"|^[+~]*hydra\.(?:launcher|sweeper)\b.*\$"
     r"|^[+~]*hydra=\s*{"
 )
 
@@ -146,9 +148,24 @@ def program() -> str:
 
 
 def typed_command(name: str) -> str:
-    """Command `name` with the settings that the user typed: all stages of a pipeline understand the same ones."""
-    overrides = [word for word in sys.argv[1:] if not word.startswith(("run_dir=", "overwrite="))]
-    return shlex.join([program(), name, *overrides])
+    """Command `name` with those settings of the running one that it knows, to be typed next or before."""
+    if not GlobalHydra.instance().is_initialized():  # used as a library
+        return f"{program()} {name}"
+    typed = (word for word in HydraConfig.get().overrides.task if key_of(word) not in ("run_dir", "overwrite"))
+    return shlex.join([program(), name, *understood(name, tuple(typed))])
+
+
+@functools.cache
+def understood(name: str, words: tuple[str, ...]) -> list[str]:
+    """The words whose setting or group of options command `name` has, and those that add one (`+key=value`)."""
+    if not words:
+        return []
+    groups = set(composed_of(name, []).hydra.runtime.choices)
+    # The options decide which settings there are: clustering=kmeans has no clustering.beta.
+    cfg = composed_of(name, [word for word in words if key_of(word) in groups and word[0] not in "+~"])
+    keys = [key.split(".") for key, _ in leaves(cfg)]
+    known = groups | {".".join(parts[:depth]) for parts in keys for depth in range(1, len(parts) + 1)}
+    return [word for word in words if word[0] == "+" or key_of(word) in known]
 
 
 def explain_override(error: Exception, name: str) -> str:
@@ -194,9 +211,13 @@ def all_keys(name: str) -> list[str]:
 
 def defaults_of(name: str, choices: Mapping[str, Any]) -> DictConfig:
     """The configuration with the same options chosen in its groups, and nothing else overridden."""
-    groups = [f"{group}={choice}" for group, choice in choices.items() if group in config_groups() and choice]
-    loader = GlobalHydra.instance().config_loader()
-    return loader.load_configuration(config_name=name, overrides=groups, run_mode=RunMode.RUN)
+    groups = config_groups()
+    return composed_of(name, [f"{group}={choice}" for group, choice in choices.items() if group in groups and choice])
+
+
+def composed_of(name: str, overrides: list[str]) -> DictConfig:
+    """The configuration of a command, composed while another one runs."""
+    return GlobalHydra.instance().config_loader().load_configuration(name, overrides, run_mode=RunMode.RUN)
 
 
 def config_groups() -> list[str]:

@@ -121,7 +121,8 @@ def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, 
     """All that decides the pseudo-labels: the images, the backbone where one is used, the method, the seed."""
     method, clustering = cfg.clustering.method, plain(cfg.clustering)
     if method == "temi":
-        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed}
+        precision = cfg.trainer.precision  # of the training: bf16 and float32 end in different clusters
+        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed, "precision": precision}
     description: dict[str, Any] = {"method": method}
     if method == "clip":
         names = class_names_of(cfg, source)
@@ -138,8 +139,11 @@ def pseudo_labels_file(cfg: DictConfig, source: ImageSource) -> Path:
     return pseudo_labels_path(cfg.cache_dir, source, pseudo_label_description(cfg, source))
 
 
-def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | None:
-    """The groups to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`."""
+def pseudo_labels_of(cfg: DictConfig, source: ImageSource, remake: str | None = None) -> PseudoLabels | None:
+    """The groups to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`.
+
+    `remake` is the command that makes them, where it isn't `cluster` with the settings that were typed.
+    """
     if cfg.conditioning == "none":
         return None
     if cfg.conditioning != "clusters":
@@ -153,7 +157,7 @@ def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | Non
             )
         return labels
     check_clustering(cfg, source)
-    return PseudoLabels.load(pseudo_labels_file(cfg, source), remake=typed_command("cluster"))
+    return PseudoLabels.load(pseudo_labels_file(cfg, source), remake=remake or typed_command("cluster"))
 
 
 def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:

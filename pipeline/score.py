@@ -11,9 +11,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datamodules.artifacts import UserError, atomic_path, file_digest, file_stem, fingerprint
-from datamodules.assignment_files import assignment_keys, is_artifact, label_key, read_cluster_ids, read_embeddings
+from datamodules.assignment_files import (
+    assignment_keys,
+    ids_in_csv,
+    is_artifact,
+    label_key,
+    read_cluster_ids,
+    read_embeddings,
+)
 from datamodules.embedding_map import EmbeddingMap, make_embedding_map
-from datamodules.pseudo_labels import PseudoLabels, num_clusters_in_key, read_assignments
+from datamodules.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
 from datamodules.sources import ImageSource
 from metrics.clustering import ClusteringScores
 from metrics.utilization import ClusterUtilization
@@ -32,12 +39,16 @@ class Clustering:
     Attributes:
         cluster_ids: int64 [N], in the file's order.
         num_clusters: C.
-        of_images: the same by the images of the data set, for pictures; None where the file is about other images.
+        ids: the N images' ids; None where the file holds none, and is in data-set order.
+        of_images: the clusters of the data set's images; None where the file is about other images.
+        problem: why it is about others.
     """
 
     cluster_ids: Tensor
     num_clusters: int
+    ids: list[str] | None
     of_images: PseudoLabels | None
+    problem: str = ""
 
 
 @command
@@ -49,7 +60,9 @@ def score(cfg: DictConfig) -> None:
     text = as_csv(table)
     print(aligned(text))
 
-    inputs = {"assignments": file_digest(path)}
+    inputs = {"assignments": file_digest(path), "dataset": source.fingerprint}
+    if cfg.labels is not None:
+        inputs["labels"] = file_digest(label_file(cfg)[0])
     title = cfg.dataset.name
     cfg.dataset.name = Path(path).stem
     settings = run_settings(cfg, inputs, groups=("assignments", "labels", "num_clusters"))
@@ -61,8 +74,9 @@ def score(cfg: DictConfig) -> None:
         write_summary(folder, "score", results, inputs)
         print(f"table       {folder / 'scores.csv'}")
         seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
+        for problem in dict.fromkeys(c.problem for c in clusterings.values() if c.problem):
+            print(f"no pictures, and no labels of dataset={title}: {problem}. Type the data set of these images.")
         if not seen:
-            print(f"no pictures: dataset={title} has {len(source):,} other images. Type the data set of these.")
             return
         shown_map = map_for(cfg, source)
         for name, labels in seen.items():
@@ -76,40 +90,38 @@ def read_clusterings(path: Path, key: str, num_clusters: int | None, source: Ima
     if not path.is_file():
         raise UserError(f"assignments={path}: no such file. Give FILE or FILE::key.")
     if path.suffix == ".safetensors" and is_artifact(path):
-        labels = PseudoLabels.load(path, remake="cedm cluster")
-        clusters = num_clusters or labels.num_clusters
-        return {path.stem: Clustering(labels.cluster_ids, clusters, of_images(path, key, source, clusters))}
-    clusterings = {}
+        labels = read_artifact_labels(path, key, num_clusters)
+        return {path.stem: clustering_of(path, "", labels.cluster_ids, labels.num_clusters, labels.ids, source)}
+    clusterings, ids = {}, ids_in_csv(path)
     for name in [key] if key else assignment_keys(path):
         cluster_ids, found = read_cluster_ids(path, name, ids=None)
-        clusters = num_clusters or num_clusters_in_key(found) or int(cluster_ids.max()) + 1
-        if int(cluster_ids.max()) >= clusters:
-            raise UserError(
-                f"{path}::{found} holds cluster id {int(cluster_ids.max())}, but num_clusters is {clusters}: "
-                f"type num_clusters={int(cluster_ids.max()) + 1} or more."
-            )
-        shown = of_images(path, name, source, clusters)
-        clusterings[found or path.stem] = Clustering(cluster_ids, clusters, shown)
+        clusters = clusters_of(path, found, cluster_ids, num_clusters)
+        clusterings[found or path.stem] = clustering_of(path, name, cluster_ids, clusters, ids, source)
     return clusterings
 
 
-def of_images(path: Path, key: str, source: ImageSource, num_clusters: int) -> PseudoLabels | None:
-    """The assignment of the data set's images; None where the file is about other images."""
+def clustering_of(
+    path: Path, key: str, cluster_ids: Tensor, num_clusters: int, ids: list[str] | None, source: ImageSource
+) -> Clustering:
+    """A clustering, with what it says of the data set's images where it knows them all."""
     try:
-        return read_assignments(f"{path}::{key}", source, num_clusters)
-    except UserError:
-        return None
+        known = read_assignments(f"{path}::{key}", source, num_clusters)
+    except UserError as error:
+        return Clustering(cluster_ids, num_clusters, ids, None, str(error).rstrip("."))
+    return Clustering(cluster_ids, num_clusters, ids, known)
 
 
 def score_one(cfg: DictConfig, path: Path, clustering: Clustering, source: ImageSource) -> dict[str, float]:
     """The scores of one clustering, against `labels=`, the labels in its file, or those of the data set."""
-    labels = labels_for(cfg, path, len(clustering.cluster_ids))
-    if labels is not None:
+    labels, known = labels_for(cfg, path, clustering, source), clustering.of_images
+    if labels is not None or known is None:
         return scores(clustering.cluster_ids, clustering.num_clusters, labels)
-    shown = clustering.of_images
-    if shown is not None and len(shown) == len(clustering.cluster_ids):  # by the images' ids, not by the file's lines
-        return scores(shown.cluster_ids, clustering.num_clusters, source.labels)
-    return scores(clustering.cluster_ids, clustering.num_clusters, None)
+    if len(known) < len(clustering.cluster_ids):
+        print(
+            f"{path} knows {len(clustering.cluster_ids):,} images; scored are the {len(known):,} of "
+            f"dataset={source.name}. labels=FILE, in the file's order or by id, scores all."
+        )
+    return scores(known.cluster_ids, known.num_clusters, source.labels)  # by the images' ids, not by the file's lines
 
 
 def map_for(cfg: DictConfig, source: ImageSource) -> EmbeddingMap | None:
@@ -126,21 +138,38 @@ def map_for(cfg: DictConfig, source: ImageSource) -> EmbeddingMap | None:
     return make_embedding_map(values, identity, source.name, cfg.cache_dir, cfg.map_images)
 
 
-def labels_for(cfg: DictConfig, path: Path, num_images: int) -> Tensor | None:
+def label_file(cfg: DictConfig) -> tuple[Path, str]:
+    """The file and the key of `labels=`."""
+    name, _, key = str(cfg.labels).partition("::")
+    if not Path(name).is_file():
+        raise UserError(f"labels={cfg.labels}: no such file. Give FILE or FILE::key.")
+    return Path(name), key or label_key(Path(name)) or ""
+
+
+def labels_for(cfg: DictConfig, path: Path, clustering: Clustering, source: ImageSource) -> Tensor | None:
     """The true labels of the images, in the file's order: `labels=`, else those in the file itself; None without.
 
     Raises:
-        UserError: `labels=` are those of another number of images.
+        UserError: `labels=` are those of other images, or it cannot be told which label is whose.
     """
     if cfg.labels is None:
         key = label_key(path)
         return None if key is None else read_cluster_ids(path, key, ids=None)[0]
-    label_path, _, label_name = str(cfg.labels).partition("::")
-    if not Path(label_path).is_file():
-        raise UserError(f"labels={cfg.labels}: no such file. Give FILE or FILE::key.")
-    labels, _ = read_cluster_ids(Path(label_path), label_name or label_key(Path(label_path)) or "", ids=None)
-    if len(labels) != num_images:
-        raise UserError(f"labels={cfg.labels}: {len(labels)} labels for {num_images} cluster ids.")
+    file, key = label_file(cfg)
+    ids, label_ids, known = clustering.ids, ids_in_csv(file), clustering.of_images
+    if label_ids is not None and ids is None and known is not None and len(known) == len(clustering.cluster_ids):
+        ids = source.ids if set(source.ids) <= set(label_ids) else None
+    if label_ids is not None and ids is not None:
+        return read_cluster_ids(file, key, ids)[0]
+    for given, other, some in (("assignments", "labels", ids), ("labels", "assignments", label_ids)):
+        if some is not None and some != source.ids and some != sorted(some):
+            raise UserError(
+                f"{given}={cfg[given]} has image ids in an order of its own and {other}={cfg[other]} has none, so it "
+                "cannot be told which label is whose. Give both as CSV files with a column id, or sort the lines by id."
+            )
+    labels, _ = read_cluster_ids(file, key, ids=None)
+    if len(labels) != len(clustering.cluster_ids):
+        raise UserError(f"labels={cfg.labels}: {len(labels)} labels for {len(clustering.cluster_ids)} cluster ids.")
     return labels
 
 
@@ -164,14 +193,13 @@ def scores(cluster_ids: Tensor, num_clusters: int, labels: Tensor | None) -> dic
 
 def as_csv(table: Mapping[str, Mapping[str, Any]]) -> str:
     """The table with a line per assignment."""
-    columns = [name for name in COLUMNS if name in next(iter(table.values()))]
+    columns = [name for name in COLUMNS if any(name in row for row in table.values())]
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["assignments", *columns])
     for name, row in table.items():
-        writer.writerow(
-            [name, *(row[column] if isinstance(row[column], int) else f"{row[column]:.6g}" for column in columns)]
-        )
+        values = [row.get(column, "") for column in columns]  # one clustering may have labels, and another none
+        writer.writerow([name, *(f"{value:.6g}" if isinstance(value, float) else value for value in values)])
     return text.getvalue()
 
 

@@ -1,6 +1,7 @@
 """Training curves, read from TensorBoard's files."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
@@ -11,6 +12,19 @@ MOST_POINTS = 400  # of a curve: a page is no archive
 LOSS = "train/loss"
 SINGLE_LINES = 7  # as many have names and colours of their own; more are told apart by their condition alone
 SHARE = 0.02  # each point of the smoothed loss averages this share of all points before it
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a loss is called and what it is drawn over: the steps that its LightningModule logs."""
+
+    name: str
+    over: str
+    unit: str
+
+
+DIFFUSION = Loss("EDM loss", "thousand training images seen", "kimg")
+CLUSTERING = Loss("TEMI loss", "optimizer steps", "steps")
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
@@ -37,27 +51,27 @@ def smoothed(curve: list[tuple[float, float]], share: float = SHARE) -> list[tup
     return means[::-1][::step][::-1]  # the last one always stays
 
 
-def loss_chart(runs: Mapping[str, tuple[Path, str]]) -> Chart | None:
-    """The smoothed training loss of the runs, name → (folder, method); None where none has left a curve."""
+def loss_chart(runs: Mapping[str, tuple[Path, str]], loss: Loss = DIFFUSION) -> Chart | None:
+    """The smoothed training loss of the runs, name → (folder, method); None where none has left two points."""
     curves = {name: smoothed(read_curves(folder).get(LOSS, [])) for name, (folder, _) in runs.items()}
-    named = sum(map(bool, curves.values())) <= SINGLE_LINES
+    named = sum(len(curve) > 1 for curve in curves.values()) <= SINGLE_LINES
     apart = len({method for _, method in runs.values()}) == len(runs)
     series = []
     for position, (name, (_, method)) in enumerate(runs.items()):
-        if not curves[name]:
+        if len(curves[name]) < 2:  # no line
             continue
         xs, ys = [x for x, _ in curves[name]], [y for _, y in curves[name]]
         colour = colour_of(method if apart or not named else "", position)
-        notes = [f"{name}: {y:.3g} after {x:g} kimg" for x, y in curves[name]]
+        notes = [f"{name}: {y:.3g} after {x:g} {loss.unit}" for x, y in curves[name]]
         series.append(Series(name if named else name_of(method), xs, ys, None, "curve", notes, colour))
     if not series:
         return None
     return Chart(
         name="loss",
         title="Training loss",
-        x_name="thousand training images seen",
-        y_name="EDM loss",
+        x_name=loss.over,
+        y_name=loss.name,
         series=series,
-        how=f"Of the batches, each point averaged over the last {SHARE:.0%} of the curve.",
+        how=f"Of the batches, each point averaged over the last {100 * SHARE:g} % of the curve.",
         from_zero=False,
     )

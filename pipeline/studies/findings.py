@@ -186,8 +186,8 @@ def confidence(results: Results) -> Chart:
         method = run.method if len(runs) == 1 else ""
         series.append(Series(run.name, xs, ys, None, "line", notes, colour_of(method, position)))
         sentences.append(
-            f"{run.name}: {found.agreement:.0%} of the generated images fall into the cluster that was asked for, "
-            f"{found.agreement_kept:.0%} of the most confident {found.keep:.0%}."
+            f"{run.name}: {100 * found.agreement:.0f} % of the generated images fall into the cluster that was asked "
+            f"for, {100 * found.agreement_kept:.0f} % of the most confident {100 * found.keep:.0f} %."
         )
         if found.distances_kept and run.distances:
             p = p_value(found.distances_kept, run.distances, paired=False)  # the kept ones are of other seeds

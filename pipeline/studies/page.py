@@ -15,18 +15,45 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from datamodules.artifacts import UserError, atomic_path
-from pipeline.command import program
 from pipeline.run_folder import SUMMARY_FILE
 from pipeline.studies.analysis import spread
-from pipeline.studies.chart import Chart, Series, colour_of, plotly_figure
+from pipeline.studies.bound_evidence import bound_tables
+from pipeline.studies.chart import Chart, plotly_figure
 from pipeline.studies.curves import loss_chart
 from pipeline.studies.findings import CHARTS
-from pipeline.studies.gallery import galleries
+from pipeline.studies.gallery import gallery_of
 from pipeline.studies.results import Result, Results
 from pipeline.studies.tables import final_training, table_of_correlations, table_of_runs
 
 TEMPLATES = Path(__file__).parent
-NUMBER_FORMAT = "{:.4g}"
+READ = {  # what a page reads of a summary; of other commands' whatever there is
+    "study": (
+        "name",
+        "question",
+        "dataset",
+        "metric",
+        "runs",
+        "final",
+        "bound",
+        "protocol",
+        "missing",
+        "plots",
+        "jobs",
+    ),
+    "evaluate": ("scores", "notes"),
+    "bound": ("measurements", "threshold", "rule", "used_when"),
+}
+WORDS = {  # how a protocol's names read on a page
+    "extractor_is": "which is",
+    "images_of_each_side": "images of each side",
+    "nimg": "training images seen",
+    "num_generated": "generated images",
+    "num_images": "images",
+    "num_reference": "real images",
+    "num_subsets": "subsets",
+    "of_training_images": "of real unseen images",
+    "sha256": "SHA-256",
+}
 
 
 @dataclass(frozen=True)
@@ -40,10 +67,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded image with a caption."""
+    """An embedded image with a caption; a wide one has the page's width for itself."""
 
     caption: str
     image: Image.Image
+    wide: bool = False
 
     @property
     def source(self) -> str:
@@ -77,7 +105,7 @@ def write_page(path: Path, page: Page) -> Path:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    charts = [*page.charts, *page.curves]
+    charts = [chart for chart in (*page.charts, *page.curves) if chart.has_data]
     figures = {chart.name: plotly_figure(chart).to_plotly_json() for chart in charts}
     html = environment.get_template("page.html.j2").render(
         page=page,
@@ -103,21 +131,22 @@ def read_any_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no finished run.
     """
+    file = folder / SUMMARY_FILE
     try:
-        return json.loads((folder / SUMMARY_FILE).read_text())
-    except FileNotFoundError as error:
+        summary = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"run={folder}: there is no {folder / SUMMARY_FILE}. Give the folder of a finished run or study, "
+            f"run={folder}: there is no {file}. Give the folder of a finished run or study, "
             "such as runs/digits/study-granularity/TIME."
         ) from error
     except ValueError as error:
-        raise UserError(f"{folder / SUMMARY_FILE}: damaged ({error}). Make it again with the run's command.") from error
-
-
-def page_of(folder: Path) -> Page:
-    """The page for a study, or for any other run."""
-    summary = read_any_summary(folder)
-    return study_page(folder) if summary["command"] == "study" else run_page(folder, summary)
+        raise UserError(f"{file}: damaged ({error}). Make it again with the run's command.") from error
+    known = summary if isinstance(summary, dict) else {}
+    needed = ("command", "arguments", *READ.get(str(known.get("command")), ()))
+    missing = [name for name in needed if name not in known]
+    if missing:
+        raise UserError(f"{file}: not a summary as cedm writes it ({missing[0]!r} is missing). Make it again.")
+    return known
 
 
 def study_page(folder: Path) -> Page:
@@ -129,7 +158,9 @@ def study_page(folder: Path) -> Page:
     if "correlation" in summary["plots"]:
         tables.append(Table(f"What goes with {results.metric}.", *table_of_correlations(results)))
     shown = results.final or run_to_show(results.runs)
-    pictures, notes = pictures_of(Path(shown.folder)) if shown is not None else ([], [])
+    gallery, pictures, notes = pictures_of(Path(shown.folder)) if shown is not None else ("", [], [])
+    tables += [Table(*table) for table in bound_tables(results.bound or {})]
+    tables = [table for table in tables if table.rows]
     loss = loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained})
     return Page(
         title=f"{results.name} on {results.dataset}",
@@ -143,17 +174,17 @@ def study_page(folder: Path) -> Page:
         },
         charts=charts,
         tables=tables,
-        gallery_title=f"Clusters, real and generated: {shown.name}" if shown is not None else "",
+        gallery_title=f"{gallery}: {shown.name}" if shown is not None else "",
         pictures=pictures,
         curves=[loss] if loss is not None else [],
         protocols={f"{results.metric}, {when}": spelled(how) for when, how in results.protocol.items()},
         command=typed(summary),
-        single_commands=[job["command"] for job in summary["jobs"].values()],
+        single_commands=[shlex.join(["cedm", *shlex.split(job["command"])[1:]]) for job in summary["jobs"].values()],
         notes=[
             *notes,
             *(f"Missing: {name}." for name in results.missing),
             *results.left_out,
-            *map(": ".join, summary["failed"].items()),
+            *map(": ".join, summary.get("failed", {}).items()),
         ],
     )
 
@@ -171,96 +202,34 @@ def run_to_show(runs: Sequence[Result]) -> Result | None:
     return min(own, key=lambda run: spread(run.distances).mean if run.distances else 0.0, default=None)
 
 
-def pictures_of(train_folder: Path) -> tuple[list[Picture], list[str]]:
-    """The gallery of a training run, or a note why there is none."""
+def pictures_of(train_folder: Path) -> tuple[str, list[Picture], list[str]]:
+    """Title and pictures of a training run's gallery, or a note why there is none."""
     try:
-        return [Picture(caption, image) for caption, image in galleries(train_folder)], []
+        gallery = gallery_of(train_folder)
     except UserError as error:
-        return [], [f"No gallery: {error}"]
-
-
-def run_page(folder: Path, summary: dict[str, Any]) -> Page:
-    """A single run: its numbers, its pictures, its curves."""
-    command = summary["command"]
-    along = summary.get("distances") if command == "train" else None
-    charts, answer, protocols = [], [], {}
-    if along:
-        charts.append(distance_chart(along, folder.name))
-        kimg, distance = along["kimg_and_distance"][-1]
-        answer = [
-            f"After {kimg:g} kimg its {along['name']} is {distance:.3g} ({along['num_generated']:,} generated images "
-            f"against {along['num_reference']:,} real ones)."
-        ]
-        hidden = ("name", "kimg_and_distance")
-        protocols[along["name"]] = spelled({key: value for key, value in along.items() if key not in hidden})
-    pictures, notes = pictures_of(folder) if command == "train" else (pictures_in(folder), [])
-    loss = loss_chart({folder.name: (folder, "temi")})
-    numbers = [
-        [key.replace("_", " "), NUMBER_FORMAT.format(value) if isinstance(value, float) else f"{value:,}"]
-        for key, value in summary.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return Page(
-        title=f"{command}: {folder.name}",
-        question=QUESTIONS.get(command, f"What did cedm {command} find?"),
-        answer=answer,
-        facts={"run folder": str(folder)},
-        charts=charts,
-        tables=[Table("The numbers of its summary.", ["what", "value"], numbers)] if numbers else [],
-        gallery_title="Clusters, real and generated" if command == "train" else "Pictures",
-        pictures=pictures,
-        curves=[loss] if loss is not None else [],
-        protocols=protocols,
-        command=typed(summary),
-        notes=notes,
-    )
-
-
-QUESTIONS = {
-    "train": "What does this model generate, and how close is it to the data?",
-    "cluster": "How do these clusters divide the images?",
-    "bound": "How many clusters are worth having?",
-    "evaluate": "How close are the generated images to the data?",
-}
-
-
-def distance_chart(along: Mapping[str, Any], name: str) -> Chart:
-    """The distance along one training."""
-    points = along["kimg_and_distance"]
-    series = Series(name, [x for x, _ in points], [y for _, y in points], colour=colour_of("temi"))
-    return Chart(
-        name="distance",
-        title="Distance against images seen",
-        x_name="thousand training images seen",
-        y_name=f"{along['name']} (lower is better)",
-        series=[series],
-        how="Every point is measured on the same sampling seeds.",
-        y_log=True,
-    )
-
-
-def pictures_in(folder: Path) -> list[Picture]:
-    """The PNG files that lie in the run's folder."""
-    pictures = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            pictures.append(Picture(path.stem, image.convert("RGB")))
-    return pictures
+        return "", [], [f"No gallery: {error}"]
+    return gallery.title, [Picture(caption, image) for caption, image in gallery.pictures], []
 
 
 def typed(summary: Mapping[str, Any]) -> str:
-    """The command that made a run."""
-    return shlex.join([program(), summary["command"], *summary["arguments"]])
+    """The command that made a run, as it can be typed on any machine."""
+    return shlex.join(["cedm", summary["command"], *summary["arguments"]])
 
 
 def spelled(protocol: Mapping[str, Any]) -> dict[str, str]:
     """A protocol as words: nested values spelled out, those that were not set left out."""
 
-    def text(value: Any) -> str:
+    def named(key: str) -> str:
+        return WORDS.get(key, key.replace("_", " "))
+
+    def text(value: Any, between: str = "; ") -> str:
         if isinstance(value, Mapping):
-            return ", ".join(f"{key.replace('_', ' ')} {text(v)}" for key, v in value.items() if v is not None)
+            parts = [(named(key), text(v, ", "), isinstance(v, Mapping)) for key, v in value.items() if v is not None]
+            return between.join(f"{name} ({inner})" if nested else f"{name} {inner}" for name, inner, nested in parts)
         if isinstance(value, list | tuple):
             return ", ".join(map(text, value))
+        if isinstance(value, float):
+            return f"{value:.6g}"
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
-    return {key.replace("_", " "): text(value) for key, value in protocol.items() if value is not None}
+    return {named(key): text(value) for key, value in protocol.items() if value is not None}

@@ -176,7 +176,8 @@ class Planner:
     def bound(self, grid: Sequence[int], needs: Sequence[str]) -> str:
         """The upper bound on C from utilization ratios."""
         settings = [f"bound.{key}={value}" for key, value in self.cfg.bound.items() if key != "grid"]
-        words = [*self.typed, "clustering=temi", *settings, f"bound.grid=[{','.join(map(str, grid))}]"]
+        typed = [text for text in self.typed if key_of(text) != "clustering.beta"]  # which the bound itself chooses
+        words = [*typed, "clustering=temi", *settings, f"bound.grid=[{','.join(map(str, grid))}]"]
         cfg = composed("bound", words, origin="study.measure=[bound]")
         identity = [run_settings(cfg, {}, ("bound", "dataset", "clustering", "seed")), identity_of(cfg)]
         return self.add("bound", "bound", words, needs, identity)

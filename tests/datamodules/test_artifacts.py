@@ -159,6 +159,25 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp
     assert not list((tmp_path / "deep").iterdir())
 
 
+def test_tidying_up_beside_a_living_writer_disturbs_neither(tmp_path: Path):
+    """Its temporary folders come and go while another command looks for abandoned ones."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for number in range(100_000):
+                write_json(tmp_path / f"{number % 3}" / "a.json", {"number": number})
+        finally:
+            os._exit(1)
+    try:
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            remove_abandoned(tmp_path)
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # the writer goes on
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def test_files_are_readable_by_others_unless_the_umask_forbids_it(tmp_path: Path):
     for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
         before = os.umask(umask)

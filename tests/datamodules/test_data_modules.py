@@ -197,7 +197,7 @@ def test_impossible_pairs_are_refused_in_words(embeddings: Embeddings):
 def _record_rank(rank: int, folder: Path, data: ImageDataModule) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    data.trainer = type("Place", (), {"world_size": 2, "global_rank": rank, "global_step": 3})()
+    data.trainer = type("Place", (), {"world_size": 2, "num_devices": 2, "global_rank": rank, "global_step": 3})()
     batches = list(islice(data.train_dataloader(), 4))
     gathered: list[list[ImageBatch]] = [[], []]
     torch.distributed.all_gather_object(gathered, batches)

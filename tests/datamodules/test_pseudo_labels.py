@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.artifacts import UserError
-from datamodules.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from datamodules.assignment_files import ids_in_csv, read_cluster_ids
+from datamodules.pseudo_labels import PseudoLabels, num_clusters_in_key, pseudo_labels_path, read_assignments
 from datamodules.sources import ImageSource, open_source
 
 
@@ -124,6 +125,27 @@ def test_our_own_pseudo_labels_are_matched_by_id(digits: ImageSource, tmp_path: 
     assert labels.confidence.tolist() == [0.5] * 4
 
 
+def test_our_own_pseudo_labels_have_no_key_and_fit_c(digits: ImageSource, tmp_path: Path):
+    path = tmp_path / "ours.safetensors"
+    PseudoLabels(torch.tensor([0, 1, 2, 5]), 8, torch.ones(4), digits.ids).save(path)
+    assert read_assignments(str(path), digits, num_clusters=20).num_clusters == 20
+    with pytest.raises(UserError, match=r"holds cluster id 5, but there are 5 clusters.*num_clusters=6"):
+        read_assignments(str(path), digits, num_clusters=5)
+    with pytest.raises(UserError, match="without ::cluster_ids"):
+        read_assignments(f"{path}::cluster_ids", digits)
+
+
+def test_an_umlaut_is_the_same_however_it_is_written(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("id,cluster\nbu\u0308ro.png,1\nhaus.png,0\n", encoding="utf-8")
+    assert read_cluster_ids(tmp_path / "a.csv", "", ["haus.png", "b\u00fcro.png"])[0].tolist() == [0, 1]
+    assert ids_in_csv(tmp_path / "a.csv") == ["bu\u0308ro.png", "haus.png"]
+
+
+def test_c_of_a_key():
+    keys = {"x.clusters20": 20, "x.clusters20.seed3": 20, "clusters": None, "clusters20x": None}
+    assert {key: num_clusters_in_key(key) for key in keys} == keys
+
+
 def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, tmp_path: Path):
     np.save(tmp_path / "all.npy", np.arange(1797))
     labels = read_assignments(str(tmp_path / "all.npy"), digits)
@@ -141,9 +163,11 @@ def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, t
         ("a.npy", np.zeros((4, 2), dtype=int), r"shape \[4, 2\]"),
         ("a.npy", np.array(["a", "b", "c", "d"], dtype=object), "cannot be read as plain numbers"),
         ("a.csv", "1\n2\nx\n3\n", "'x' is no cluster id"),
-        ("a.csv", "id,cluster\ntrain/00000,1\n", "3 of 4 images are not in it"),
+        ("a.csv", "id,cluster\ntrain/00000,1\n", "3 of 4 images have no label"),
+        ("a.csv", "id,cluster\na,1\n\nb,2\na,2\n", "'a' stands in lines 2 and 5"),
+        ("a.csv", "cluster\n1\n1_0\n2\n3\n", "'1_0' is no cluster id"),
         ("a.csv", "id,a,b\ntrain/00000,1,2\n", "holds 2 sets of assignments"),
-        ("a.csv", "id,cluster\ntrain/00000\n", "have not 2 columns"),
+        ("a.csv", "id,cluster\ntrain/00000\n", "line 2 has not 2 columns"),
         ("a.csv", "", "empty"),
         ("a.safetensors", "broken", "cannot be read as plain numbers"),
         ("a.txt", "1 2 3 4", r"end in \.pt, \.npy"),
@@ -176,8 +200,12 @@ def test_keys_and_numbers_of_clusters_that_do_not_fit_are_refused(digits: ImageS
     with pytest.raises(UserError, match="no such file"):
         read_assignments(f"{tmp_path}/absent.pt::key", digits)
     torch.save({"code": np.random.default_rng(0)}, tmp_path / "harmful.pt")
-    with pytest.raises(UserError, match="cannot be read as plain numbers"):
+    with pytest.raises(UserError, match=r"cannot be read as plain numbers \(it holds numpy\S+, which is no tensor"):
         read_assignments(f"{tmp_path}/harmful.pt::code", digits)
+    (tmp_path / "text.pt").write_text("no tensor")
+    with pytest.raises(UserError, match="no file of PyTorch") as refused:
+        read_assignments(f"{tmp_path}/text.pt", digits)
+    assert "weights_only" not in str(refused.value)
 
 
 def test_published_assignments_fit_the_published_utilization(real_data: Path):

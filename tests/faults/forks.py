@@ -11,8 +11,10 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 COMMANDS = ("embed", "cluster", "train", "generate", "import_edm")
@@ -21,10 +23,15 @@ COMMANDS = ("embed", "cluster", "train", "generate", "import_edm")
 def start(order: dict[str, Any]) -> list[int]:
     """Fork one process per rank; their ids. All are in a process group of their own, which the first one leads."""
     pids: list[int] = []
-    for rank in range(order["ranks"]):
+    for rank in range(1 if order["launched"] else order["ranks"]):
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, pids[0] if pids else 0)
+            if order["launched"]:
+                let_lightning_launch(Standby(order))
+            elif order["ranks"] > 1:
+                os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(order["ranks"])}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}
             run(order, rank)
         with contextlib.suppress(OSError):  # the child has done so itself
             os.setpgid(pid, pids[0] if pids else pid)
@@ -39,9 +46,7 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
     os.environ |= order["environment"]
-    if order["ranks"] > 1:
-        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(order["ranks"])}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}
+    tempfile.tempdir = None  # what was found for the process that forks; the environment may say otherwise
     sys.argv = [order["command"], *order["settings"]]
     code = 0
     try:
@@ -58,6 +63,52 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class Standby:
+    """Rank 1, forked before rank 0's command begins; for Lightning it is `subprocess.Popen`, which starts it.
+
+    So it knows nothing of what rank 0 has done until then, and is rank 0's child, as where it is started anew.
+    """
+
+    returncode: int | None = None
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        receiver, self.sender = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.sender)
+            with os.fdopen(receiver) as file:
+                told = file.read()
+            if not told:  # rank 0 has ended without it
+                os._exit(0)
+            environment, settings = json.loads(told)
+            run(order | {"environment": environment, "settings": settings}, 1)
+        os.close(receiver)
+
+    def __call__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> "Standby":
+        with os.fdopen(self.sender, "w") as file:
+            json.dump([env, command[2:]], file)  # behind the interpreter and the script
+        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def let_lightning_launch(standby: Standby) -> None:
+    for library in ("fabric", "pytorch"):
+        launcher = importlib.import_module(f"lightning.{library}.strategies.launchers.subprocess_script")
+        launcher.subprocess = SimpleNamespace(Popen=standby)  # type: ignore[attr-defined]
 
 
 def poll(pids: list[int]) -> dict[str, int]:

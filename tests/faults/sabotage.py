@@ -37,13 +37,50 @@ def record() -> None:
     before(FrechetDistance, "evaluate", lambda self, trainer, module: note(f"evaluation {module.nimg}"))
 
 
-def slow_evaluation() -> None:
-    """Each batch of an evaluation takes a second more, and the first is noted."""
+def slow_steps() -> None:
+    """Each pass of a training takes a fifth of a second more; evaluations are noted."""
     from callbacks.frechet import FrechetDistance
-    from metrics.frechet import FrechetDistance as Metric
+    from lightning_modules.edm_module import EDMModule
+    from lightning_modules.temi_module import TEMIModule
 
     before(FrechetDistance, "evaluate", lambda *_: note("evaluating"))
-    before(Metric, "update", lambda *_: time.sleep(1))
+    for module in (EDMModule, TEMIModule):
+        before(module, "training_step", lambda *_: time.sleep(0.2))
+
+
+def slow_evaluation() -> None:
+    """In one evaluation, two batches take a second more; those after them, which a stop has to spare, take long."""
+    from metrics.frechet import FrechetDistance as Metric
+
+    batches: list[int] = []
+
+    def wait(*_: Any) -> None:
+        batches.append(1)
+        time.sleep(1 if len(batches) <= 2 else 60)
+
+    in_evaluation(lambda: note("evaluating"))
+    before(Metric, "update", lambda *_: wait() if evaluations == wanted_evaluation() else None)
+
+
+evaluations = 0
+
+
+def wanted_evaluation() -> int:
+    """Which evaluation of the training is meant, the first being 1."""
+    return int(os.environ["SABOTAGE_EVALUATION"])
+
+
+def in_evaluation(action: Callable[[], None]) -> None:
+    """Count the evaluations, and do something at the start of the one that is meant."""
+    from callbacks.frechet import FrechetDistance
+
+    def count(*_: Any) -> None:
+        global evaluations
+        evaluations += 1
+        if evaluations == wanted_evaluation():
+            action()
+
+    before(FrechetDistance, "evaluate", count)
 
 
 def slow_sampling() -> None:
@@ -60,13 +97,11 @@ def raise_in_training() -> None:
 
 
 def raise_in_evaluation() -> None:
-    """In the second evaluation, after some images were generated."""
-    from callbacks.frechet import FrechetDistance
+    """After some images were generated."""
     from metrics.frechet import FrechetDistance as Metric
 
-    evaluations: list[int] = []
-    before(FrechetDistance, "evaluate", lambda *_: evaluations.append(1))
-    before(Metric, "update", lambda *_: fail_if(len(evaluations) == 2))
+    in_evaluation(lambda: None)
+    before(Metric, "update", lambda *_: fail_if(evaluations == wanted_evaluation()))
 
 
 def fail_if(condition: bool) -> None:

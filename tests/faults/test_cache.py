@@ -20,7 +20,8 @@ from datamodules.backbones import backbone_identity
 from datamodules.embeddings import embeddings_path
 from datamodules.sources import open_source
 
-from .conftest import TEMI, Forks, Trials, digest
+from .conftest import TEMI, Trials, digest
+from .jobs import Forks
 
 pytestmark = pytest.mark.faults
 KIND, REMAKE = "embeddings", "cedm embed"
@@ -56,9 +57,8 @@ def test_damaged_entries(trials: Trials, tmp_path: Path) -> None:
     seal(snapshot)
     assert seal_holds(snapshot)
     whole = {file: file.read_bytes() for file in (path, snapshot)}
-    for number, rng in enumerate(
-        trials("300 bit flips and 100 truncations of a cache entry and a snapshot: noticed", 400)
-    ):
+    row = trials("300 bit flips and 100 truncations of a cache entry and a snapshot: noticed", 400, least=100)
+    for number, rng in enumerate(row):
         for file, content in whole.items():
             damaged = bytearray(content)
             if number % 4:
@@ -72,9 +72,10 @@ def test_damaged_entries(trials: Trials, tmp_path: Path) -> None:
 
 
 def test_processes_racing_for_one_entry(trials: Trials, tmp_path: Path) -> None:
-    for rng in trials("8 processes race for one entry, missing or damaged: one computation, one answer", 10):
+    row = "8 processes race for one entry, missing or damaged: one computation, one answer"
+    for rng, damaged in trials.each(row, [True, False] * 5, least=2):
         path = tmp_path / f"{rng.random()}.safetensors"
-        if rng.random() < 0.5:
+        if damaged:
             path.write_bytes(b"damaged")
         pids = []
         for _ in range(8):
@@ -118,9 +119,8 @@ def test_hits_and_misses(trials: Trials, tmp_path: Path, monkeypatch: pytest.Mon
         identity = backbone_identity(settings, 16, 3, cache)
         return embeddings_path(cache, open_source("folder", "mine", images, cache_dir=cache), identity)
 
-    for number, rng in enumerate(
-        trials("one pixel, weight byte, label or transform setting: a miss; time or place: a hit", 100)
-    ):
+    row = trials("one pixel, weight byte, label or transform setting: a miss; time or place: a hit", 100, least=100)
+    for number, rng in enumerate(row):
         before = entry(images, weights)
         change = ("pixel", "weight", "label", "transform", "time", "place")[number % 6]
         if change == "pixel":

@@ -13,7 +13,9 @@ import torch
 from callbacks.snapshots import seal
 from datamodules.assignment_files import read_cluster_ids
 
-from .conftest import EDM, ROOT, Forks, Trials
+from .conftest import EDM, Trials
+from .jobs import ROOT, Forks
+from .test_cache import make_images
 
 pytestmark = pytest.mark.faults
 
@@ -40,9 +42,9 @@ def test_canary_pickles(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     formats = list(pickles(canary).items())
     places = ("snapshot", "sealed snapshot", "assignments", "inception", "edm")
-    cases = [(place, name, content) for place in places for name, content in formats]
-    row = trials("canary pickle as snapshot, assignments, Inception weights, EDM pickle: none runs", len(cases))
-    for rng, (place, _, content) in zip(row, cases, strict=False):
+    cases = [(places[number % 5], formats[number % 3][1]) for number in range(15)]  # all pairs
+    row = "canary pickle as snapshot, assignments, Inception weights, EDM pickle: none runs"
+    for rng, (place, content) in trials.each(row, cases, least=5):
         folder = tmp_path / f"{rng.random()}"
         folder.mkdir()
         if "snapshot" in place:
@@ -71,20 +73,56 @@ HOSTILE = [
     "os.system", "builtins.eval", "builtins.exec", "subprocess.run", "torch.load", "torch.hub.load", "joblib.load",
     "builtins.open", "transformers.AutoModel.from_pretrained", "pickle.load",
 ]  # fmt: skip
+SPELLINGS = [  # in our own groups, and in Hydra's, which would instantiate them
+    ["+network._target_={}", "+network._args_=['touch canary']"],
+    ["+hydra.callbacks.x._target_={}", "+hydra.callbacks.x._args_=['touch canary']"],
+    ["++hydra.callbacks.x._target_='{}'", "++hydra.callbacks.x._args_=['touch canary']"],
+    ["+hydra.callbacks={{x:{{_target_:{},_args_:['touch canary']}}}}"],
+    ["+hydra.callbacks.x={{ _args_ : ['touch canary'], _target_ : '{}' }}"],
+    ["++hydra={{callbacks:{{x:{{_target_:{},_args_:['touch canary']}}}}}}"],
+    ["+network.x=[{{_target_:{},_args_:['touch canary']}}]"],
+    ["hydra.sweeper._target_={}", "-m"],
+]
+TARGETS = [
+    [word.format(HOSTILE[number % 10]) for word in SPELLINGS[(number + number // 10) % len(SPELLINGS)]]
+    for number in range(20)
+]
+LOG = "version:1,handlers:{x:{class:logging.FileHandler,filename:canary}},root:{handlers:[x]}"
+ELSEWHERE = [  # without the word, in settings by which Hydra makes something of a name
+    [f"++hydra.job_logging={{{LOG}}}"],
+    [f"++hydra.hydra_logging={{{LOG}}}"],
+    [f"++hydra={{job_logging:{{{LOG}}}}}"],
+    ["++hydra.job_logging.handlers.x.class=logging.FileHandler", "++hydra.job_logging.handlers.x.filename=canary"],
+    ["hydra/job_logging=default", "hydra.job_logging.handlers.file.filename=canary"],
+    ["+hydra.callbacks.x='${oc.decode:${oc.env:EVIL}}'"],
+    ["+hydra.callbacks.x='${oc.create:'{\"\\\\x5ftarget_\": logging.FileHandler, filename: canary}'}'"],
+]
+EVIL = {"EVIL": "{_target_: logging.FileHandler, filename: canary}"}
+
+
+def refuse(forks: Forks, settings: list[str], folder: Path) -> None:
+    """Let `train` refuse these settings before it makes anything of them."""
+    job = forks.start("train", *EDM, *settings, "run_dir=run", folder=folder, environment=EVIL)
+    assert job.wait() == 2, job.words()
+    assert "makes nothing of names in settings" in job.words()
+    assert {path.name for path in folder.iterdir()} == {"out0.txt", "err0.txt"}
 
 
 def test_hostile_targets(forks: Forks, trials: Trials, tmp_path: Path) -> None:
-    """In our own groups and in Hydra's, which would instantiate them."""
-    places = ("+network._target_", "+hydra.callbacks.x._target_")
-    cases = [f"{place}={target}" for place in places for target in HOSTILE]
-    for rng, setting in zip(trials("20 hostile _target_: none is called", len(cases)), cases, strict=False):
-        folder = tmp_path / f"{rng.random()}"
-        arguments = [f"{setting.partition('._target_')[0]}._args_=['touch canary']"]
-        job = forks.start("train", *EDM, setting, *arguments, folder=folder)
-        assert job.wait() == 2
-        assert "_target_" in job.words()
-        assert not (folder / "run").exists()
-        assert not (folder / "canary").exists()
+    for rng, settings in trials.each("20 hostile _target_: none is called", TARGETS, least=20):
+        refuse(forks, settings, tmp_path / f"{rng.random()}")
+
+
+def test_hostile_hydra(forks: Forks, trials: Trials, tmp_path: Path) -> None:
+    """Logs of a class that is named, and a `_target_` from a variable of the environment, or spelled otherwise."""
+    for rng, settings in trials.each("7 hostile settings of Hydra's own: nothing is called", ELSEWHERE, least=7):
+        refuse(forks, settings, tmp_path / f"{rng.random()}")
+
+
+def test_the_word_may_be_part_of_a_name(forks: Forks, tmp_path: Path) -> None:
+    make_images(tmp_path / "on_target_set")
+    settings = ["dataset=folder", "dataset.path=on_target_set", "dataset.resolution=16", "backbone=pixels"]
+    forks.start("embed", *settings, "clustering.num_neighbours=3", folder=tmp_path).succeed()
 
 
 def test_nothing_is_made_from_names_in_settings() -> None:

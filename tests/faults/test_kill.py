@@ -3,17 +3,30 @@
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from callbacks.snapshots import newest_snapshot
+from callbacks.snapshots import SEAL_LENGTH, newest_snapshot
 from datamodules.sources import open_source
 from datamodules.stream import SampleStream
 
-from .conftest import EDM, GONE_WITHIN_S, PHASES, Finished, Forks, Trials, digest, kill_and_resume, prepare, results_of
+from .conftest import (
+    EDM,
+    GONE_WITHIN_S,
+    PHASES,
+    Finished,
+    Trials,
+    content_digest,
+    digest,
+    kill_and_resume,
+    prepare,
+    results_of,
+)
+from .jobs import Forks
 
 pytestmark = pytest.mark.faults
 EDM_COMMAND = ["train", *EDM, "run_dir=run"]
@@ -37,13 +50,15 @@ def test_killed_at_a_random_moment(
 
 
 def test_killed_while_a_snapshot_is_written(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    other_file_system = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}
+    """`TMPDIR` plays no part: nothing is left there by a process that could not tidy up."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     for rng in trials("kill -9 inside a snapshot's write, TMPDIR elsewhere: a whole one remains", 10):
-        folder, seed = tmp_path / f"{rng.random()}", {"SABOTAGE_SEED": str(rng.random())}
-        job = forks.start(
-            *EDM_COMMAND, folder=folder, sabotage="kill_in_snapshot", environment=other_file_system | seed
-        )
-        assert job.wait() == -signal.SIGKILL
+        folder = tmp_path / f"{rng.random()}"
+        with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+            environment = {"SABOTAGE_SEED": str(rng.random()), "TMPDIR": elsewhere}
+            job = forks.start(*EDM_COMMAND, folder=folder, sabotage="kill_in_snapshot", environment=environment)
+            assert job.wait() == -signal.SIGKILL, job.words()
+            assert not list(Path(elsewhere).rglob("*"))
         assert list(folder.rglob("*.tmp"))
         assert newest_snapshot(folder / "run/snapshots") is not None
         assert not list(folder.rglob("*.damaged"))
@@ -70,42 +85,53 @@ def test_damaged_newest_snapshot(forks: Forks, finished: Any, trials: Trials, tm
 
 
 def test_the_disk_fills_up_in_a_snapshot(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    for rng in trials("disk full in a snapshot's or model's write: old files whole, a clear error", 6):
+    """A model is written before the snapshot of its step and is the smaller file."""
+    row = "disk full in a snapshot's or model's write: old files whole, a clear error"
+    for rng, full_in in trials.each(row, ["snapshot", "model", "seal"] * 2):
         run = unfinished_copy(finished("train", 1), tmp_path / f"{rng.random()}")
-        max((run / "snapshots").glob("step-*.ckpt")).unlink()
-        before = {path: digest(path) for path in (*run.glob("snapshots/*.ckpt"), run / "denoiser.safetensors")}
-        smallest = min(path.stat().st_size for path in before)
-        job = forks.start(*EDM_COMMAND, folder=run.parent, file_size=rng.randrange(smallest // 3, smallest))
+        last, model = max((run / "snapshots").glob("step-*.ckpt")), run / "denoiser.safetensors"
+        snapshot_size, model_size = last.stat().st_size, model.stat().st_size
+        assert model_size < snapshot_size
+        sizes = {"model": (model_size // 3, model_size), "snapshot": (model_size, snapshot_size - SEAL_LENGTH)}
+        sizes["seal"] = (snapshot_size - SEAL_LENGTH, snapshot_size)
+        last.unlink()
+        before = {path: digest(path) for path in (model, *run.glob("snapshots/*"))}
+        job = forks.start(*EDM_COMMAND, folder=run.parent, file_size=rng.randrange(*sizes[full_in]))
         assert job.wait() == 2, job.words()
         assert "the disk or your quota is full" in job.words()
         assert "Traceback" not in job.words()
-        assert {path: digest(path) for path in before} == before
+        assert {path: digest(path) for path in (model, *run.glob("snapshots/*"))} == before
         assert not list(run.rglob("*.tmp"))
         forks.start(*EDM_COMMAND, folder=run.parent).succeed()
         assert results_of(run) == finished("train", 1).results
 
 
 def test_exception_in_an_evaluation(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    """The snapshot after it holds raw and averaged weights in their own places: it goes on to the same bytes."""
-    for rng in trials("exception in evaluation: EMA and raw weights never change places", 3):
+    """Each snapshot that is there then holds what an uninterrupted run's holds, and goes on to the same bytes."""
+    straight = finished("train", 1, "evaluation.keep_snapshots=99")
+    for rng, number in trials.each("exception in evaluation: EMA and raw weights never change places", [2, 1, 3]):
         folder = tmp_path / f"{rng.random()}"
-        job = forks.start(*EDM_COMMAND, folder=folder, sabotage="raise_in_evaluation")
+        which = {"SABOTAGE_EVALUATION": str(number)}
+        job = forks.start(*EDM_COMMAND, folder=folder, sabotage="raise_in_evaluation", environment=which)
         assert job.wait() == 1
         assert "planted by the test" in job.words()
+        found = {path.name: content_digest(path) for path in folder.glob("run/snapshots/*")}
+        assert found
+        assert found == {name: content_digest(straight.folder / "run/snapshots" / name) for name in found}
         forks.start(*EDM_COMMAND, folder=folder).succeed()
-        assert results_of(folder / "run") == finished("train", 1).results
+        assert results_of(folder / "run") == straight.results
 
 
 @pytest.mark.parametrize("moment", ["training", "evaluation"])
 def test_one_rank_raises(forks: Forks, trials: Trials, tmp_path: Path, moment: str) -> None:
     for rng in trials(f"one of two ranks raises in {moment}: all gone within 60 s, no exit code 0", 4):
-        folder = tmp_path / f"{rng.random()}"
         job = forks.start(
             *EDM_COMMAND,
-            folder=folder,
+            folder=tmp_path / f"{rng.random()}",
             ranks=2,
             sabotage=f"raise_in_{moment}",
             sabotaged_ranks=[rng.randrange(2)],
+            environment={"SABOTAGE_EVALUATION": "2"},
         )
         job.wait(GONE_WITHIN_S)
         assert 0 not in job.codes.values()
@@ -114,18 +140,17 @@ def test_one_rank_raises(forks: Forks, trials: Trials, tmp_path: Path, moment: s
 DIGITS = open_source(kind="digits", name="digits", path=None, max_images=300)
 SEEN = [DIGITS.ids[row] for row in SampleStream(300, seed=0).indices(torch.arange(192, 224)).tolist()]  # by one step
 NAN = {
-    ("train", "nan_in_image"): f"that of the images {SEEN[205 - 192]}. Type",
     ("train", "nan_in_weight"): f"that of the images {', '.join(SEEN[:8])}, …",
-    ("train", "nan_in_loss"): f"that of the images {SEEN[205 - 192]}. Type",
     ("cluster", "nan_in_embedding"): r"the embeddings of these images",
+    ("train", "nan_in_image"): f"that of the images {SEEN[205 - 192]}. Type",
+    ("train", "nan_in_loss"): f"that of the images {SEEN[205 - 192]}. Type",
     ("cluster", "nan_in_student"): r"its images: [",
 }
 
 
 def test_nan(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    planted = list(NAN.items())
-    row = trials("NaN in an image, embedding, weight or loss: stopped before the update, batch named", len(planted))
-    for rng, ((phase, fault), words) in zip(row, planted, strict=False):
+    row = "NaN in an image, embedding, weight or loss: stopped before the update, batch named"
+    for rng, ((phase, fault), words) in trials.each(row, list(NAN.items()), least=2):
         folder = tmp_path / f"{rng.random()}"
         prepare(forks, phase, folder)
         job = forks.start(phase, *PHASES[phase], "run_dir=run", folder=folder, sabotage=fault)

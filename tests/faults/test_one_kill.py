@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from .conftest import Forks, kill_and_resume
+from .conftest import kill_and_resume
+from .jobs import Forks
 
 
 def test_a_killed_run_ends_in_the_same_bytes(forks: Forks, finished: Any, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from .conftest import EDM, Forks, Trials, results_of
+from .conftest import EDM, Trials, results_of
+from .jobs import Forks
 
 pytestmark = pytest.mark.faults
 
@@ -14,9 +16,9 @@ pytestmark = pytest.mark.faults
 def test_from_every_snapshot(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     """Four runs (0 and 2 workers, 1 and 2 accumulated passes), five snapshots each; the last is the end itself."""
     straight = {}
-    cases = [(workers, share, number) for number in range(5) for workers in (0, 2) for share in (32, 16)]
-    row = trials("resume from every snapshot, workers 0 and 2, accumulation 1 and 2: same bytes, order", len(cases))
-    for rng, (workers, share, number) in zip(row, cases, strict=False):
+    cases = [(workers, share, number) for number in range(5) for workers in (2, 0) for share in (16, 32)]
+    row = "resume from every snapshot, workers 0 and 2, accumulation 1 and 2: same bytes, order"
+    for rng, (workers, share, number) in trials.each(row, cases):
         command = [
             "train",
             *EDM,
@@ -50,13 +52,42 @@ def notes(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def test_the_same_command_twice_at_once(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
+    for rng in trials("the same command twice at once: the second is refused, the first is not disturbed", 2):
+        folder, command = tmp_path / f"{rng.random()}", ["train", *EDM, "run_dir=run"]
+        first = forks.start(*command, folder=folder, sabotage="slow_steps")
+        first.await_path("run/snapshots/step-*.ckpt")
+        second = forks.start(*command, folder=folder)
+        assert second.wait() == 2, second.words()
+        assert "run: another process works on this very run. Wait for it, or type run_dir=FOLDER" in second.words()
+        first.succeed()
+        assert results_of(folder / "run") == finished("train", 1).results
+
+
 def test_another_number_of_devices(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
-    """Allowed, and said; the same images, so the same model up to rounding."""
-    for rng in trials("another number of devices after a stop: allowed and said", 2):
-        folder = tmp_path / f"{rng.random()}"
-        shutil.copytree(finished("train", 2).folder, folder)
+    """Allowed, and said; the same images and noise, so the same model up to rounding. Passes per step change too."""
+    settings = ["network.dropout=0", "evaluation.keep_snapshots=99"]  # dropout is drawn per rank
+    cases = [(2, 1, 7), (1, 2, 13)]  # after an odd number of passes, which were whole steps
+    for rng, (before, after, step) in trials.each("another number of devices after a stop: allowed and said", cases):
+        straight, folder = finished("train", before, *settings), tmp_path / f"{rng.random()}"
+        shutil.copytree(straight.folder, folder)
         (folder / "run/summary.json").unlink()
-        max((folder / "run/snapshots").glob("step-*.ckpt")).unlink()
-        job = forks.start("train", *EDM, "run_dir=run", folder=folder)
+        for snapshot in (folder / "run/snapshots").glob("step-*.ckpt"):
+            if int(snapshot.stem.split("-")[1]) > step:
+                snapshot.unlink()
+        passes = f"training.max_batch_per_device={32 // after // 2}"
+        job = forks.start("train", *EDM, *settings, passes, "run_dir=run", folder=folder, ranks=after)
         job.succeed()
-        assert "2 processes trained up to here, 1 go on" in job.words()
+        assert f"{before} processes trained up to here, {after} go on" in job.words()
+        expected, found = last_weights(straight.folder), last_weights(folder)
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            # Adam takes the rounding errors that are all the gradient of attention's key biases for a direction.
+            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=2e-4, msg=name)
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights, raw and averaged, at the end of a run."""
+    snapshot = max((folder / "run/snapshots").glob("step-*.ckpt"))
+    state = torch.load(snapshot, weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name != "recent_loss"}  # an average over passes

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EDM, Trials, real_command
+from .conftest import EDM, Trials
+from .jobs import real_command
 
 pytestmark = pytest.mark.faults
 

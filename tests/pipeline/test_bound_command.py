@@ -1,6 +1,9 @@
 """`cedm bound`, from assignments that exist and from clusterings that it trains."""
 
 import csv
+import re
+import shlex
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +51,11 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     import pipeline.bound_grid
     from pipeline.cluster import train_temi
 
-    trained = []
+    trained, data, alive = [], weakref.WeakSet[Any](), []
 
     def count_and_stop(*arguments: Any) -> Any:
+        alive.append(len(data))
+        data.add(arguments[2])
         trained.append(arguments[0].clustering.num_clusters)
         if len(trained) == 3:
             raise OSError("power cut")
@@ -62,12 +67,14 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     result = cedm("bound", *settings, "run_dir=run")
     assert result.code == 0, result.err
     assert trained == [2, 2, 5, 5, 5, 5, 5]  # C = 2 is not trained again; then C = 5 at both β and both seeds
+    assert max(alive[3:]) <= 1  # what the run before the power cut left; no job leaves its data to the next
     found = summary("run")
     assert [m["num_clusters"] for m in found["measurements"]] == [2, 2, 5, 5, 5, 5]
     assert {m["beta"] for m in found["measurements"]} == {0.6, 1.0}
     assert "known" in result.out
     probable = cedm("bound", *settings, "bound.used_when=probable", "run_dir=probable")
     assert probable.code == 0, probable.err
+    assert "type bound.threshold=0.3" in probable.out
     assert all(1 <= m["num_used"] <= m["num_clusters"] for m in summary("probable")["measurements"])
     assert len(trained) == 7
 
@@ -82,8 +89,54 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
         (["assignments=gone.safetensors"], "gone.safetensors"),
         (["clustering=kmeans"], "TEMI"),
         ([], "cedm embed"),
+        (["bound.num_seeds=0"], "bound.num_seeds=0"),
+        (["clustering.objective=pmi"], "clustering.objective=pmi"),
+        (["clustering.beta=0.8"], "β = 0.6"),
+        (["clustering.num_clusters=50"], "bound.grid"),
     ],
 )
 def test_mistakes(cedm: Cedm, workplace: Path, overrides: list[str], expected: str) -> None:
     result = cedm("bound", *overrides)
+    assert (result.code, expected in result.err) == (2, True), result.err
+
+
+def test_a_message_names_a_command_that_works(cedm: Cedm, workplace: Path) -> None:
+    """Without the settings that only `bound` has."""
+    result = cedm("bound", "bound.grid=[2,5]", "dataset.max_images=300", "clustering.hidden_dim=32", "run_dir=run")
+    assert result.code == 2
+    found = re.search(r"Make it with: \S*cedm (\w+) (.*)", result.err)
+    assert found is not None
+    assert found[1] == "embed"
+    assert shlex.split(found[2]) == ["dataset.max_images=300", "clustering.hidden_dim=32"]
+    assert cedm("embed", *shlex.split(found[2])).code == 0
+
+
+def test_seeds_and_kinds_of_a_file(cedm: Cedm, workplace: Path) -> None:
+    ids = torch.arange(60)
+    keys = {"a.beta0.6.clusters10.seed0": 10, "a.beta0.6.clusters10.seed4": 5, "b.beta0.6.clusters20": 20}
+    save_file({key: ids % used for key, used in keys.items()}, workplace / "ids.safetensors")
+    refused = cedm("bound", "assignments=ids.safetensors")
+    assert (refused.code, "ids.safetensors::b." in refused.err) == (2, True), refused.err
+    result = cedm("bound", "assignments=ids.safetensors::a.", "run_dir=run")
+    assert result.code == 0, result.err
+    assert [(m["seed"], m["num_used"]) for m in summary("run")["measurements"]] == [(0, 10), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("a.beta0.6.clusters0", "at least 2"),
+        ("a.beta0.6.clusters1", "at least 2"),
+        ("a.beta..clusters10", "expected a key"),
+        ("a.beta.clusters10", "expected a key"),
+        ("a.beta0.6.clusters3", "cluster id 3"),
+        ("a.beta0.60.clusters4", "the same C"),
+        ("beta0.6", "no key ends in"),
+    ],
+)
+def test_keys_of_a_file_that_cannot_be_meant(cedm: Cedm, workplace: Path, key: str, expected: str) -> None:
+    ids = torch.arange(4)
+    others = {} if key == "beta0.6" else {"a.beta0.6.clusters4": ids.clone()}
+    save_file({key: ids, **others}, workplace / "ids.safetensors")
+    result = cedm("bound", "assignments=ids.safetensors")
     assert (result.code, expected in result.err) == (2, True), result.err

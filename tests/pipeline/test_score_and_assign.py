@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from datamodules.pseudo_labels import PseudoLabels
 
-from .conftest import TINY_TEMI, Cedm
+from .conftest import TINY_TEMI, Cedm, summary
 
 
 def digits_labels() -> np.ndarray:
@@ -83,22 +85,99 @@ def test_the_published_table(cedm: Cedm, workplace: Path, real_data: Path) -> No
         (["assignments=ids.npy", "labels=short.npy"], "5 labels for 1797"),
         (["assignments=ids.npy", "labels=gone.npy"], "gone.npy"),
         (["assignments=text.pt"], "text.pt"),
+        (["assignments=ours.safetensors", "num_clusters=5"], "num_clusters=10"),
+        (["assignments=ours.safetensors::cluster_ids"], "without ::cluster_ids"),
+        (["assignments=shuffled.csv", "labels=ids.npy"], "sort the lines by id"),
+        (["assignments=first.npy", "labels=shuffled.csv"], "sort the lines by id"),
+        (["assignments=shuffled.csv", "labels=part.csv"], "1697 of 1797 images have no label"),
     ],
 )
 def test_mistakes(cedm: Cedm, workplace: Path, overrides: list[str], expected: str) -> None:
     np.save("ids.npy", digits_labels())
     np.save("short.npy", np.zeros(5, dtype=int))
     Path("text.pt").write_text("no tensor")
+    np.save("first.npy", digits_labels()[:1000])
+    save_ours(list(range(1797)))
+    write_by_id("shuffled.csv", np.random.default_rng(0).permutation(1797))
+    write_by_id("part.csv", range(100))
     result = cedm("score", *overrides)
     assert (result.code, expected in result.err) == (2, True), result.err
+
+
+def image_id(row: int) -> str:
+    return f"train/{row:05d}"
+
+
+def write_by_id(name: str, rows: Iterable[int]) -> None:
+    """The classes of these digits by their ids, in this order."""
+    digits = digits_labels()
+    Path(name).write_text("\n".join(["id,label", *(f"{image_id(row)},{digits[row]}" for row in rows)]))
+
+
+def save_ours(rows: list[int], num_clusters: int = 40) -> None:
+    """The classes of these digits as pseudo-labels of this project."""
+    ids = torch.from_numpy(digits_labels())[rows].long()
+    PseudoLabels(ids, num_clusters, torch.ones(len(rows)), [image_id(row) for row in rows]).save("ours.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".safetensors"])
+def test_labels_of_a_file_are_matched_by_id(cedm: Cedm, workplace: Path, suffix: str) -> None:
+    order = np.random.default_rng(0).permutation(1797)
+    write_by_id("labels.csv", order)
+    if suffix == ".npy":  # as long as the data set, so in its order
+        np.save("ids.npy", digits_labels())
+    elif suffix == ".csv":
+        write_by_id("ids.csv", order[:800])
+    else:
+        save_ours(order[::-1].tolist(), num_clusters=10)
+    name = "ours.safetensors" if suffix == ".safetensors" else f"ids{suffix}"
+    result = cedm("score", f"assignments={name}", "labels=labels.csv", "run_dir=run")
+    assert result.code == 0, result.err
+    assert summary("run")["nmi"] == pytest.approx(100)
+
+
+def test_only_the_data_sets_images_are_scored(cedm: Cedm, workplace: Path) -> None:
+    """Of a file about more; and which they are is part of the run's identity."""
+    save_ours(list(range(1797)))
+    result = cedm("score", "assignments=ours.safetensors", "dataset.max_images=100")
+    assert "knows 1,797 images; scored are the 100 of dataset=digits" in result.out
+    assert cedm("score", "assignments=ours.safetensors").code == 0
+    runs = [summary(folder) for folder in sorted(Path("runs/ours/score").iterdir())]
+    assert len(runs) == 2
+    assert [run["nmi"] for run in runs] == pytest.approx([100, 100])
+    assert len({run["inputs"]["dataset"] for run in runs}) == 2
+    np.save("labels.npy", digits_labels() % 2)
+    assert cedm("score", "assignments=ours.safetensors", "labels=labels.npy").code == 0
+    np.save("labels.npy", digits_labels())
+    assert cedm("score", "assignments=ours.safetensors", "labels=labels.npy").code == 0
+    assert len(list(Path("runs/ours/score").iterdir())) == 4
+
+
+def test_it_says_why_labels_are_not_used(cedm: Cedm, workplace: Path) -> None:
+    np.save("others.npy", np.arange(50))
+    result = cedm("score", "assignments=others.npy", "run_dir=run")
+    assert "no labels of dataset=digits: others.npy: 50 cluster ids for 1797 images" in result.out
+    assert "nmi" not in summary("run")
+
+
+def test_c_holds_for_scores_and_pictures(cedm: Cedm, workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_ours(list(range(1797)))
+    assert cedm("score", "assignments=ours.safetensors", "num_clusters=100", "run_dir=ours").code == 0
+    assert summary("ours")["utilization_ratio"] == 0.1
+    assert not caplog.text
+    np.save("ids.npy", digits_labels())
+    assert cedm("score", "assignments=ids.npy", "run_dir=run").code == 0
+    assert caplog.text.count("highest id + 1 = 10") == 1
 
 
 def test_a_head_labels_new_images_as_it_labelled_its_own(cedm: Cedm, workplace: Path) -> None:
     """And what it writes, as an artifact and as CSV, is an assignment that training and scoring take."""
     assert cedm("embed").code == 0
     assert cedm("cluster", *TINY_TEMI, "run_dir=clustered").code == 0
-    result = cedm("assign", "head=clustered/head.safetensors", "run_dir=same")
+    result = cedm("assign", "head=clustered/head.safetensors", "seed=3", "run_dir=same")
     assert result.code == 0, result.err
+    following = shlex.split(result.out.splitlines()[-1])
+    assert following[2:] == ["train", "seed=3", "assignments=same/pseudo_labels.safetensors"]
     before = PseudoLabels.load("clustered/pseudo_labels.safetensors", remake="")
     after = PseudoLabels.load("same/pseudo_labels.safetensors", remake="")
     assert torch.equal(before.cluster_ids, after.cluster_ids)

@@ -244,7 +244,7 @@ def test_auto_tells_before_it_starts_what_follows(cedm: Cedm) -> None:
 def test_a_report_of_one_training(cedm: Cedm, workplace: Path) -> None:
     assert cedm("embed").code == 0
     tiny = [word for word in TINY if not word.startswith("trainer")]
-    settings = [*tiny, "clustering.num_clusters=5", "training.duration_kimg=0.5", "evaluation.log_every_kimg=0.1"]
+    settings = [*tiny, "clustering.num_clusters=5", "training.duration_kimg=2", "evaluation.log_every_kimg=0.1"]
     assert cedm("cluster", *settings).code == 0
     assert cedm("train", *settings, "run_dir=model").code == 0
     result = cedm("report", "run=model")

@@ -241,8 +241,8 @@ def test_confidence_is_compared_with_as_many_images_without_choice() -> None:
     deciles = [(0.1 * step, 0.09 * step) for step in range(1, 11)]
     sure = Confidence(0.81, 0.93, 0.5, deciles, distances_kept=[1.5, 1.6, 1.4])
     finding = CHARTS["confidence"](results(result("temi", 40, [2.0, 2.1, 1.9], confidence=sure))).finding
-    assert "81% of the generated images fall into the cluster that was asked for" in finding
-    assert "93% of the most confident 50%" in finding
+    assert "81 % of the generated images fall into the cluster that was asked for" in finding
+    assert "93 % of the most confident 50 %" in finding
     assert "most confident is 1.50 ± 0.10, of as many without choice 2.00 ± 0.10: better." in finding
 
 

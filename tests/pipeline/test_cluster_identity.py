@@ -1,0 +1,37 @@
+"""What tells one clustering from another: in the cache, and above its pictures."""
+
+import hydra
+import pytest
+from omegaconf import DictConfig
+
+from datamodules.sources import ImageSource
+from pipeline.cluster import title_of
+from pipeline.command import CONFIGS
+from pipeline.inputs import pseudo_labels_file, source_of
+
+
+def composed(*overrides: str) -> tuple[DictConfig, ImageSource]:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        cfg = hydra.compose("cluster", overrides=["dataset.max_images=10", *overrides])
+    return cfg, source_of(cfg)
+
+
+def test_temi_in_bfloat16_is_another_clustering() -> None:
+    """k-means computes the same whatever the trainer's precision is."""
+    for method, differ in (("temi", True), ("kmeans", False)):
+        precisions = ("32-true", "bf16-mixed")
+        paths = {pseudo_labels_file(*composed(f"clustering={method}", f"trainer.precision={p}")) for p in precisions}
+        assert (len(paths) == 2) == differ, method
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title"),
+    [
+        (["clustering.beta=0.7"], "digits, TEMI with β = 0.7, C = 40"),
+        (["clustering.objective=pmi"], "digits, PMI, C = 40"),
+        (["clustering=kmeans", "clustering.num_clusters=7"], "digits, k-means, C = 7"),
+        (["clustering=labels"], "digits, given labels"),
+    ],
+)
+def test_titles_name_beta_only_where_there_is_one(overrides: list[str], title: str) -> None:
+    assert title_of(*composed(*overrides)) == title
