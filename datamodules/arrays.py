@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
 from datamodules.decoding import UnusableImageError
+from datamodules.digests import file_digest
 from datamodules.label_files import Labels, from_array
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "X", "data", "arr_0")

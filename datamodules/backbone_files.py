@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
+from datamodules.digests import file_digest
 
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
 

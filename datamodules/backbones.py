@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from datamodules import timm_backbone
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
 from datamodules.backbone_base import Backbone, Preparation, grey_as_rgb
 from datamodules.backbone_files import checkpoint_file, inception_weights, model_files
+from datamodules.digests import file_digest
 from datamodules.transformers_backbone import OUTPUTS, TransformersBackbone
 
 KINDS = ("pixels", "transformers", "timm", "checkpoint", "inception")

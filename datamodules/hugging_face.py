@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules.arrays import numbered_ids
-from datamodules.artifacts import UserError, file_digests
+from datamodules.artifacts import UserError
 from datamodules.decoding import UnusableImageError, load_image, open_image
+from datamodules.digests import file_digests
 from datamodules.label_files import Labels, from_array
 
 LABEL_COLUMNS = ("label", "labels")

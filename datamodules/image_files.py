@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.artifacts import UserError, file_digest, file_digests
+from datamodules.artifacts import UserError
 from datamodules.decoding import UnusableImageError, decodable_suffixes, load_image, open_image
+from datamodules.digests import file_digest, file_digests
 
 LABELS_FILE = "dataset.json"
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name

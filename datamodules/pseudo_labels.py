@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.artifacts import (
-    UserError,
-    atomic_path,
-    file_digest,
-    file_stem,
-    fingerprint,
-    read_artifact,
-    write_artifact,
-)
+from datamodules.artifacts import UserError, atomic_path, file_stem, fingerprint, read_artifact, write_artifact
 from datamodules.assignment_files import is_artifact, read_cluster_ids
+from datamodules.digests import file_digest
 from datamodules.sources import ImageSource
 
 KIND = "pseudo-labels"

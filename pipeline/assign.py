@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
+from datamodules.digests import file_digest
 from datamodules.pseudo_labels import PseudoLabels, made_for
 from lightning_modules.clustering.assignment import ClusteringHead
 from pipeline.cluster import summary_of

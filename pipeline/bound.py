@@ -9,8 +9,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, atomic_path, file_digest
+from datamodules.artifacts import UserError, atomic_path
 from datamodules.assignment_files import assignment_keys, read_cluster_ids
+from datamodules.digests import file_digest
 from lightning_modules.clustering.bound import (
     COARSE_BETA,
     UPPER_BETA,

@@ -11,15 +11,9 @@ import torch
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from datamodules.artifacts import (
-    DamagedArtifactError,
-    UserError,
-    file_digest,
-    fingerprint,
-    read_sealed_json,
-    write_sealed_json,
-)
+from datamodules.artifacts import DamagedArtifactError, UserError, fingerprint, read_sealed_json, write_sealed_json
 from datamodules.backbones import Backbone
+from datamodules.digests import file_digest
 from datamodules.images import ImageStore
 from datamodules.sources import ImageSource
 from metrics.frechet import Statistics

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.artifacts import UserError, file_digest, file_stem
+from datamodules.artifacts import UserError, file_stem
+from datamodules.digests import file_digest
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.sampler import draw_labels
 from pipeline.checks import LARGEST_SEED

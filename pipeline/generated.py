@@ -12,8 +12,9 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor
 
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
 from datamodules.cores import available_cores
+from datamodules.digests import file_digest
 from datamodules.images import to_uint8
 from datamodules.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser

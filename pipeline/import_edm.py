@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, file_digest, file_stem
+from datamodules.artifacts import UserError, file_stem
+from datamodules.digests import file_digest
 from lightning_modules.diffusion.interop import denoiser_from_edm, read_edm_pickle
 from pipeline.command import command, program
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datamodules.artifacts import UserError, atomic_path, file_digest, file_stem, fingerprint
+from datamodules.artifacts import UserError, atomic_path, file_stem, fingerprint
 from datamodules.assignment_files import (
     assignment_keys,
     ids_in_csv,
@@ -19,6 +19,7 @@ from datamodules.assignment_files import (
     read_cluster_ids,
     read_embeddings,
 )
+from datamodules.digests import file_digest
 from datamodules.embedding_map import EmbeddingMap, make_embedding_map
 from datamodules.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
 from datamodules.sources import ImageSource

@@ -15,7 +15,8 @@ from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import DenoiserFile, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
-from datamodules.artifacts import UserError, file_digest
+from datamodules.artifacts import UserError
+from datamodules.digests import file_digest
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images import ImageStore
 from datamodules.pseudo_labels import PseudoLabels

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, file_digest, fingerprint
+from datamodules.artifacts import UserError, fingerprint
+from datamodules.digests import file_digest
 from datamodules.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
 from pipeline.cluster import head_file

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import datamodules.artifacts as artifacts
+import datamodules.digests as digests
 from datamodules.artifacts import (
     DamagedArtifactError,
     MissingArtifactError,
     UserError,
     atomic_path,
-    file_digest,
     fingerprint,
     make_once,
     read_artifact,
@@ -28,6 +28,7 @@ from datamodules.artifacts import (
     write_json,
     write_sealed_json,
 )
+from datamodules.digests import file_digest
 
 REMAKE = "cedm embed dataset=digits"
 
@@ -197,9 +198,9 @@ def test_fingerprint_depends_on_content_alone():
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, hashed = tmp_path / "image.png", []
-    hash_file = artifacts._hash_file
-    monkeypatch.setattr(artifacts, "SETTLED_AFTER_NS", -1)
-    monkeypatch.setattr(artifacts, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
+    hash_file = digests._hash_file
+    monkeypatch.setattr(digests, "SETTLED_AFTER_NS", -1)
+    monkeypatch.setattr(digests, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
     path.write_bytes(b"one")
     first = file_digest(path, tmp_path / "cache")
     assert file_digest(path, tmp_path / "cache") == first == hash_file(path)

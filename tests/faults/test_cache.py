@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-import datamodules.artifacts as artifacts
+import datamodules.digests as digests
 from callbacks.snapshots import seal, seal_holds
 from datamodules.artifacts import UserError, make_once, read_artifact, write_artifact
 from datamodules.backbones import backbone_identity
@@ -108,7 +108,7 @@ def test_the_disk_fills_up_in_a_cache_write(forks: Forks, trials: Trials, tmp_pa
 
 def test_hits_and_misses(trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cached name of the embeddings of 12 labelled images by a transformers network."""
-    monkeypatch.setattr(artifacts, "SETTLED_AFTER_NS", -1)  # digests are remembered at once, which is the harder case
+    monkeypatch.setattr(digests, "SETTLED_AFTER_NS", -1)  # digests are remembered at once, which is the harder case
     images, weights, cache = tmp_path / "images", tmp_path / "weights", tmp_path / "cache"
     make_images(images)
     make_network(weights)
