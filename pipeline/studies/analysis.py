@@ -182,6 +182,27 @@ def p_value(a: Sequence[float], b: Sequence[float], paired: bool) -> float | Non
     return 2 * float(stats.t.sf(abs(mean(differences)) / error, len(differences) - 1))
 
 
+def block_p_values(table: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """The p-values of differences between models that were all measured on the same sets of sampling seeds.
+
+    Randomised blocks: log distance = model + set of seeds + noise, where the noise is of one size for all models, as
+    distances vary by a share of themselves. What all models tell of it together makes up for the few sets of each. Of
+    two models alone this is the paired t-test of their logarithms.
+
+    Args:
+        table: a row for each model, a column for each set; all above 0.
+        pairs: which rows to compare.
+    """
+    logs = np.log(np.asarray(table, dtype=float))  # [models, sets]
+    means = logs.mean(axis=1)
+    noise = logs - means[:, np.newaxis] - logs.mean(axis=0) + logs.mean()
+    freedom = (logs.shape[0] - 1) * (logs.shape[1] - 1)
+    error = math.sqrt(2 * float((noise**2).sum()) / freedom / logs.shape[1])
+    if error == 0:
+        return [1.0 if means[a] == means[b] else 0.0 for a, b in pairs]
+    return [2 * float(stats.t.sf(abs(means[a] - means[b]) / error, freedom)) for a, b in pairs]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values of several comparisons, corrected for their number: 5 % is then the chance of any false verdict."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from pipeline.studies.analysis import Spread, Verdict, holm, p_value, spread, verdict
+from pipeline.studies.analysis import Spread, Verdict, block_p_values, holm, p_value, spread, verdict
 from pipeline.studies.chart import name_of
 from pipeline.studies.results import Result, Results
 
@@ -70,8 +70,25 @@ def best(models: Sequence[Model]) -> Model:
     return min(models, key=lambda model: model.spread.mean)
 
 
+def chances(pairs: Sequence[tuple[Model, Model]]) -> list[float | None]:
+    """The p-values of the differences between the two of each pair; None where there are too few values for a test.
+
+    Where all models were trained once and measured on as many sets, they tell together how much sets differ by chance.
+    """
+    sides: list[Model] = []
+    for side in (side for pair in pairs for side in pair):
+        if side not in sides:
+            sides.append(side)
+    sets = {len(side.values) for side in sides}
+    together = all(len(side.runs) == 1 and min(side.values) > 0 for side in sides) and len(sets) == 1 and min(sets) > 1
+    if not together:
+        return [chance(*pair) for pair in pairs]
+    rows = [(sides.index(model), sides.index(rival)) for model, rival in pairs]
+    return list(block_p_values([side.values for side in sides], rows))
+
+
 def chance(model: Model, rival: Model) -> float | None:
-    """The p-value of the difference between two models; None where there are too few values for a test.
+    """The p-value of the difference between two models by themselves; None where there are too few values for a test.
 
     Of models that were trained once, set i of the one is sampled from the same seeds as set i of the other.
     """
@@ -83,7 +100,7 @@ def chance(model: Model, rival: Model) -> float | None:
 
 def verdicts(pairs: Sequence[tuple[Model, Model]]) -> list[Verdict]:
     """Whether the first of each pair is lower or higher than the second, with Holm's correction over all pairs."""
-    found = [chance(*pair) for pair in pairs]
+    found = chances(pairs)
     corrected = holm([1.0 if p is None else p for p in found])
     return [
         verdict(model.values, rival.values, None if p is None else true_p)

@@ -50,7 +50,7 @@ def how_compared(results: Results, tried: Sequence[Model], what: str) -> str:
     test = (
         "Welch's t-test between the means of the trainings"
         if seeds > 1
-        else "a paired t-test, as set by set all models are sampled from the same seeds"
+        else "a t-test in blocks, as set by set all models are sampled from the same seeds"
     )
     several = f", with Holm's correction over the {len(tried)} {what}" if len(tried) > 1 else ""
     return f"Better, worse or not told apart: {test}, at 5 %{several}."

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.studies.analysis import correlation, holm, images_saved, images_to_reach, p_value, spread, verdict
+from pipeline.studies.analysis import (
+    block_p_values,
+    correlation,
+    holm,
+    images_saved,
+    images_to_reach,
+    p_value,
+    spread,
+    verdict,
+)
 
 
 def test_spread_of_one_value_has_no_deviation() -> None:
@@ -154,3 +163,26 @@ def test_many_points_have_the_p_value_of_theory() -> None:
     found = correlation(x, y)
     assert found is not None
     assert found.p_value == pytest.approx(stats.spearmanr(x, y).pvalue, rel=0.3)
+
+
+def test_in_blocks_two_models_are_paired() -> None:
+    a, b = [0.31, 0.35, 0.28], [0.29, 0.34, 0.275]
+    (p,) = block_p_values([a, b], [(0, 1)])
+    assert p == pytest.approx(stats.ttest_rel(np.log(a), np.log(b)).pvalue)
+    assert block_p_values([a, a], [(0, 1)]) == [1.0]
+
+
+def test_models_without_a_difference_are_told_apart_as_often_as_promised() -> None:
+    """And those with one more often than by themselves: many models know the noise that three sets do not."""
+    rng = np.random.default_rng(0)
+    false, seen, seen_alone = 0, 0, 0
+    for _ in range(400):
+        logs = rng.normal(0, 0.04, (15, 3)) + rng.normal(0, 0.1, (1, 3))  # every set moves all models alike
+        logs[0] -= 0.15
+        table = np.exp(logs)
+        p = block_p_values(table, [(0, 1), (1, 2)])
+        seen += p[0] < 0.05 / 14
+        seen_alone += stats.ttest_rel(logs[0], logs[1]).pvalue < 0.05 / 14
+        false += p[1] < 0.05
+    assert 0.03 < false / 400 < 0.08
+    assert seen / 400 > 0.8 > 0.2 > seen_alone / 400

@@ -156,8 +156,11 @@ def test_sets_from_the_same_seeds_are_compared_one_by_one() -> None:
 def test_the_best_of_many_is_judged_as_one_of_many() -> None:
     """A difference that is certain of a single clustering (p = 0.01) is not of the best of eight."""
     plain = result("none", None, [3.0, 3.0, 3.0])
-    lucky = result("temi", 10, [2.0, 2.2, 1.9])
-    others = [result("temi", C, [3.0, 3.1, 2.9]) for C in range(20, 90, 10)]
+    lucky = result("temi", 10, [2.80, 2.84, 2.79])
+    orders = [(0, 1, -1), (1, -1, 0), (-1, 0, 1), (0.5, 0, -0.5), (-0.5, 0.5, 0), (0, -1, 1), (1, 0, -1)]
+    others = [
+        result("temi", C, [3 + 0.1 * x for x in order]) for C, order in zip(range(20, 90, 10), orders, strict=True)
+    ]
     assert "better than no condition" in CHARTS["granularity"](results(plain, lucky)).finding
     chart = CHARTS["granularity"](results(plain, lucky, *others))
     assert "The best clustering is TEMI with C = 10" in chart.finding
