@@ -1,6 +1,5 @@
 """One Lightning fit in one run folder, resumed where it stopped."""
 
-import logging
 import os
 import sys
 import warnings
@@ -17,8 +16,7 @@ from callbacks.stopping import Stopped, queue_again, stop_between_batches
 from pipeline.checks import leaves
 from pipeline.processes import RUN_FOLDER_VARIABLE
 
-# Lightning's tips, and its use of deprecated PyTorch names, stay out of the terminal; its own warnings come through.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# Lightning's use of deprecated PyTorch names stays out of the terminal; its own warnings come through.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights are
 warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket.*")  # costs one copy of 1×1 kernels

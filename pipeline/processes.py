@@ -1,5 +1,6 @@
 """The processes that work on a command together, one per device, and the run folder that they agree on."""
 
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,9 @@ from pipeline.command import OwnProcessNeeded
 
 PARENT_POLL_SECONDS = 0.3
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
+
+for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
