@@ -111,7 +111,7 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, pickle.UnpicklingError):
         return text
     found = re.search(r"Unsupported global: GLOBAL (\S+)", text)
-    return f"it holds {found[1]}, which is no tensor" if found else "it is damaged, or no file of PyTorch"
+    return f"it holds {found[1]}, which is no tensor" if found else "no tensors of PyTorch, or damaged ones"
 
 
 def _choose_key(path: Path, keys: list[str], key: str) -> str:

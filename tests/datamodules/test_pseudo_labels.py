@@ -203,7 +203,7 @@ def test_keys_and_numbers_of_clusters_that_do_not_fit_are_refused(digits: ImageS
     with pytest.raises(UserError, match=r"cannot be read as plain numbers \(it holds numpy\S+, which is no tensor"):
         read_assignments(f"{tmp_path}/harmful.pt::code", digits)
     (tmp_path / "text.pt").write_text("no tensor")
-    with pytest.raises(UserError, match="no file of PyTorch") as refused:
+    with pytest.raises(UserError, match="no tensors of PyTorch") as refused:
         read_assignments(f"{tmp_path}/text.pt", digits)
     assert "weights_only" not in str(refused.value)
 
