@@ -22,7 +22,7 @@ from lightning_modules.temi_module import TEMIModule
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 USUAL_STEPS = 10 if DEVICE == "cuda" else 3  # timed one by one, after one to warm up; the shortest counts
-WARM_UP, STEPS = (20, 200) if DEVICE == "cuda" else (2, 3)  # of ours; those timed, together and within one training
+WARM_UP, STEPS = (20, 200) if DEVICE == "cuda" else (4, 4)  # of ours; those timed, together and within one training
 BOTTLENECK = 256  # width of what the last layer reads
 
 
