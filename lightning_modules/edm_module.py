@@ -69,7 +69,7 @@ class EDMModule(LightningModule):
         self.emas = nn.ModuleList(
             EMA(denoiser, kimg, ema_rampup_ratio) for kimg in (ema_halflife_kimg, *extra_ema_halflife_kimg)
         )
-        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about 100 steps
+        self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about the last 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self._passes: list[Tensor] = []  # losses of the current step's passes
@@ -102,14 +102,17 @@ class EDMModule(LightningModule):
         self._passes.append(mean_loss)
         step_loss = torch.stack(self._passes).mean()
         if len(self._passes) == self.trainer.accumulate_grad_batches:
+            # 1 in the first step, 1/2 in the second, 0.01 in the end: the first steps count no more than others.
+            share = 0.01 / (1 - 0.99 ** (self.trainer.global_step + 1))
             before = self.recent_loss
-            self.recent_loss = torch.where(before.isnan(), step_loss, 0.99 * before + 0.01 * step_loss)
+            self.recent_loss = torch.where(before.isnan(), step_loss, before.lerp(step_loss, share))
         self.log("train/loss", step_loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/ema_halflife_kimg", cast(EMA, self.emas[0]).halflife_nimg(self.nimg) / 1000)
         if self._gradient_scaler is not None:
             self.log("train/skipped_steps", self.skipped_steps.float())
-        self.log("step", self.nimg / 1000)  # the x axis of every curve: thousands of images seen
+        # The x axis of every curve, which TensorBoard keeps as a whole number: thousands of images, this step included.
+        self.log("step", float(round((self.nimg + self.hparams["batch_size"]) / 1000)))
         return loss
 
     def loss_of(self, batch: Any) -> Tensor:

@@ -163,6 +163,24 @@ def overflowing_module(overflows: Container[int]) -> OverflowsAt:
     return module
 
 
+def test_the_loss_at_the_end_counts_the_first_steps_no_more_than_others(tmp_path: Path) -> None:
+    """Over few steps it is about their mean: an exponential average without the bias of where it starts."""
+    losses: list[float] = []
+
+    class Listening(EDMModule):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            losses.append(float(loss.detach()))
+            return loss
+
+    module = make_module()
+    module.__class__ = Listening
+    train(module, steps=4, folder=tmp_path, every_kimg=2 * BATCH / 1000)
+    weights = 0.99 ** torch.arange(len(losses) - 1, -1, -1, dtype=torch.float64)
+    expected = float((weights * torch.tensor(losses, dtype=torch.float64)).sum() / weights.sum())
+    assert float(module.recent_loss) == pytest.approx(expected, rel=1e-5)
+
+
 def test_float16_trains_like_float32(tmp_path: Path) -> None:
     single = train(make_module(), steps=5, folder=tmp_path / "single")
     half = train(make_module(), steps=5, folder=tmp_path / "half", initial_scale=64)
