@@ -59,7 +59,9 @@ def summarise(
                 "generated": generated,
                 "reference": None if name == "inception_score" else dict(reference),
                 "features": "of uint8 pixels, in float32; sums in float64",
-                **settings_of(cfg, name, results[0]["memorisation"]),
+                **settings_of(
+                    cfg, name, results[0]["memorisation"], generated[0]["num_images"], reference["num_images"]
+                ),
             },
         }
         if f"{name}_std" in results[0]["scores"]:
@@ -73,16 +75,21 @@ def summarise(
     }
 
 
-def settings_of(cfg: DictConfig, score: str, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a score depends on beside its features; `memory`: what is known of the training images."""
+def settings_of(
+    cfg: DictConfig, score: str, memory: Mapping[str, Any], generated: int, reference: int | None
+) -> dict[str, Any]:
+    """The settings that a score depends on beside its features.
+
+    `memory` is what is known of the training images, `generated` and `reference` are the numbers of images.
+    """
     if score == "kid":
         return {**plain(cfg.kid), "kernel": "(⟨x, y⟩ / D + 1)³", "seed": 2020}
     if score == "inception_score":
         return {**plain(cfg.inception_score), "seed": 2020}
-    if score in ("precision", "recall"):
-        return {"k": cfg.prdc.k_precision_recall, "images_of_each_side": cfg.prdc.num_images or "all"}
-    if score in ("density", "coverage"):
-        return {"k": cfg.prdc.k_density_coverage, "images_of_each_side": cfg.prdc.num_images or "all"}
+    if score in ("precision", "recall", "density", "coverage"):
+        k = cfg.prdc.k_precision_recall if score in ("precision", "recall") else cfg.prdc.k_density_coverage
+        used = [min(count, cfg.prdc.num_images or count) for count in (generated, reference) if count is not None]
+        return {"k": k, **dict(zip(("generated_images_used", "real_images_used"), used, strict=False))}
     if score == "authenticity":
         return {"criterion": AUTHENTIC, "of_training_images": memory["authenticity_of_training_images"]}
     if score == "copies":
@@ -177,7 +184,9 @@ def how(score: Mapping[str, Any]) -> str:
     protocol = score["protocol"]
     words = [f"on {protocol['extractor']['name']}"]
     if "k" in protocol:
-        words.append(f"k = {protocol['k']}, {protocol['images_of_each_side']} images")
+        used = protocol["generated_images_used"], protocol["real_images_used"]
+        everything = used == (protocol["generated"][0]["num_images"], protocol["reference"]["num_images"])
+        words.append(f"k = {protocol['k']}, {'all' if everything else f'{used[0]:,} and {used[1]:,} real'} images")
     if "subset_size" in protocol:
         words.append(f"{protocol['num_subsets']} subsets of {protocol['subset_size']:,}")
     if "of_training_images" in protocol:

@@ -45,7 +45,8 @@ READ = {  # what a page reads of a summary; of other commands' whatever there is
 }
 WORDS = {  # how a protocol's names read on a page
     "extractor_is": "which is",
-    "images_of_each_side": "images of each side",
+    "generated_images_used": "generated images used",
+    "real_images_used": "real images used",
     "nimg": "training images seen",
     "num_generated": "generated images",
     "num_images": "images",

@@ -147,6 +147,7 @@ def test_each_image_is_seen_once(
     protocol = first["scores"]["precision"]["protocol"]
     assert protocol["extractor"]["name"] == "dinov2_vitl14"  # what prdc takes where fdd is asked for
     assert len(protocol["extractor"]["files"]["model.safetensors"]) == 64  # the weights' checksum
+    assert (protocol["generated_images_used"], protocol["real_images_used"]) == (100, 100)
 
 
 @pytest.fixture
