@@ -14,6 +14,7 @@ from datamodules.assignment_files import assignment_keys, read_cluster_ids
 from datamodules.digests import file_digest
 from lightning_modules.clustering.bound import (
     COARSE_BETA,
+    COARSE_FROM,
     UPPER_BETA,
     Bound,
     Measurement,
@@ -167,7 +168,13 @@ def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, fold
         found = f"none: no C reaches {cfg.bound.threshold}"
         if cfg.bound.used_when == "probable":
             found += " (half of the clusters, about, lie above the mean probability 1/C: type bound.threshold=0.3)"
-    coarse: Any = f"{result.coarse_end:g}" if result.coarse_end is not None else "not measured (no β = 1)"
+    elif result.may_lie_higher(measurements):
+        found = f"{found} or more: no larger C was tried"
+    coarse: Any = "not measured (no β = 1)"
+    if result.coarse_end is not None:
+        coarse = f"{result.coarse_end:g}"
+        if (largest := max(m.num_clusters for m in measurements)) < COARSE_FROM:
+            coarse += f" (at C = {largest}: no C of {COARSE_FROM} or more was tried, where it settles)"
     worth = ", ".join(map(str, result.worth_training)) or "none"
     return "\n".join(
         [

@@ -25,7 +25,10 @@ def draw_bound(path: Path, measurements: Sequence[Measurement], result: Bound, t
             low = result.coarse_end or min(m.num_clusters for m in measurements)
             axes.axvspan(low, result.upper_bound, alpha=0.1)
             beside: dict[str, Any] = {"textcoords": "offset points", "rotation": 90, "va": "bottom"}
-            axes.annotate(f"upper bound {result.upper_bound}", (result.upper_bound, 0.3), xytext=(4, 0), **beside)
+            at_least = "≥ " if result.may_lie_higher(measurements) else ""
+            axes.annotate(
+                f"upper bound {at_least}{result.upper_bound}", (result.upper_bound, 0.3), xytext=(4, 0), **beside
+            )
             if result.coarse_end is not None:
                 axes.annotate(f"coarse end {low:g}", (low, 0.3), xytext=(-4, 0), ha="right", **beside)
         axes.set_xscale("log")

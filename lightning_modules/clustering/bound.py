@@ -45,6 +45,11 @@ class Bound:
     worth_training: list[int]
     by_seed: dict[int, int | None]
 
+    def may_lie_higher(self, measurements: Sequence[Measurement]) -> bool:
+        """Whether the upper bound is the largest C that was tried."""
+        tried = [m.num_clusters for m in measurements if m.beta == UPPER_BETA]
+        return self.upper_bound is not None and self.upper_bound == max(tried)
+
     @property
     def agreement(self) -> float:
         """How sure the upper bound is: the share of the seeds that give the same one by themselves, from 0 to 1."""

@@ -30,7 +30,7 @@ def bound_answer(summary: Mapping[str, Any]) -> list[str]:
             f"At most {found.upper_bound} clusters: it is the largest C of which TEMI uses a share of {threshold:g} or "
             f"more (β = {UPPER_BETA:g}). Worth training: C = {worth}."
         ]
-        if found.upper_bound == max(m.num_clusters for m in measurements_in(summary)):
+        if found.may_lie_higher(measurements_in(summary)):
             said.append("No larger C was tried: the bound may lie higher.")
     if found.coarse_end is not None:
         said.append(f"The coarse end is {found.coarse_end:g}: as many clusters are used at β = 1, where C is large.")
