@@ -12,14 +12,14 @@ from lightning_modules.clustering.assignment import ClusteringHead
 from pipeline.cluster import summary_of
 from pipeline.cluster_pictures import map_of, thumbnails, write_pictures
 from pipeline.command import command, typed_command
-from pipeline.inputs import embeddings_of, identity_of, source_of
+from pipeline.inputs import embeddings_of, identity_of, source_of, typed_head_file
 from pipeline.overrides import word
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 
 
 @command
 def assign(cfg: DictConfig) -> None:
-    head_path = Path(str(cfg.head))
+    head_path = typed_head_file(Path(str(cfg.head)))
     head = ClusteringHead.load(head_path, remake="cedm cluster clustering=temi")
     source = source_of(cfg)
     if head.backbone_identity != identity_of(cfg):

@@ -87,11 +87,19 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         composed = False
         for typed in filter(NAMES_CODE.search, sys.argv[1:]):
             fail(f"{typed}: this project makes nothing of names in settings. Leave it out.")
+        for typed in sys.argv[1:]:
+            if typed.startswith("~"):
+                fail(f"{typed}: settings can be changed, as key=value, but not taken away. Leave it out.")
         torch.backends.cudnn.allow_tf32 = False  # 32-true is float32 in convolutions too, which GPUs round to ten bits
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
         try:
             with stop_at_once():
                 entry()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if composed:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `--help | head`: nobody reads the rest
         except (HydraException, OmegaConfBaseException) as error:
             if composed:
                 raise

@@ -76,9 +76,11 @@ def check_neighbours(source: ImageSource, num_neighbours: int) -> None:
         UserError: there are not as many other images as neighbours asked for.
     """
     if num_neighbours >= len(source):
+        without = "clustering=kmeans, which needs none (nor does `cedm assign`)"
+        instead = f"clustering.num_neighbours={fewer}, or {without}" if (fewer := (len(source) - 1) // 4) else without
         raise UserError(
             f"clustering.num_neighbours={num_neighbours}, but {source.name!r} has {len(source)} images, so each has "
-            f"{len(source) - 1} neighbours. Type clustering.num_neighbours={max(1, (len(source) - 1) // 4)}."
+            f"{len(source) - 1} neighbours. Type {instead}."
         )
 
 

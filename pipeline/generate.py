@@ -18,11 +18,12 @@ from lightning_modules.diffusion.sampler import draw_labels
 from pipeline.checks import LARGEST_SEED
 from pipeline.command import command
 from pipeline.image_output import ImageOutput, check_format
-from pipeline.inputs import denoiser_file, plain
+from pipeline.inputs import denoiser_file, typed_head_file
+from pipeline.overrides import is_typed
 from pipeline.processes import join, side_by_side
 from pipeline.rejection import judge_of, keep_confident, num_candidates
 from pipeline.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.sampling import Sampler, place, typed_sampler
+from pipeline.sampling import Sampler, place, spelled, typed_sampler
 
 WRITERS = 8  # images that are written at a time
 MOST_IMAGES = 10**9
@@ -40,7 +41,7 @@ def generate(cfg: DictConfig) -> None:
     judge = judge_of(cfg, denoiser)
     inputs = {"denoiser": file_digest(ckpt)}
     if judge is not None:
-        inputs["head"] = file_digest(cfg.head)
+        inputs["head"] = file_digest(typed_head_file(Path(str(cfg.head))))
     settings = run_settings(cfg, inputs, ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler"))
     cfg.dataset.name = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
     _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
@@ -60,7 +61,7 @@ def generate(cfg: DictConfig) -> None:
             "num_images": len(seeds),
             "images": str(written),
             "steps": sampler.num_steps(denoiser.img_resolution),
-            "sampler": plain(cfg.sampler),
+            "sampler": spelled(cfg.sampler),
             "nimg": denoiser.meta.get("nimg"),
             **chosen,
         }
@@ -119,6 +120,8 @@ def generated(
 
 def seeds_of(cfg: DictConfig) -> Tensor:
     """`seeds`, or `num` from `first_seed` on, and more where not all of them are kept."""
+    if cfg.seeds is not None and is_typed("num"):
+        raise UserError(f"num={cfg.num} seeds={cfg.seeds}: the seeds already tell how many images. Leave num= out.")
     if cfg.seeds is None:
         if not isinstance(cfg.num, int) or cfg.num < 1:
             raise UserError(f"num={cfg.num}: type a number of images, such as num=64.")

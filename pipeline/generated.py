@@ -208,6 +208,10 @@ def resolve(path: Path) -> Path:
             f"generated={path}: this run has neither a {MODEL_FILE} nor finished images. End it first "
             "(the same command goes on), or name another."
         )
+    if runs := [child for child in path.glob("*/") if read_settings(child) is not None]:
+        raise UserError(
+            f"generated={path}: this folder holds runs. Name one of them, such as the newest: generated={max(runs)}."
+        )
     if not path.exists():
         raise UserError(
             f"generated={path}: no such file or folder. Give a folder or ZIP of images, a {MODEL_FILE}, or the folder "

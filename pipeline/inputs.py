@@ -165,6 +165,21 @@ def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:
     return None if labels is None else fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])
 
 
+def typed_head_file(path: Path) -> Path:
+    """What `head=` names: the clustering head in the run folder of a clustering, or the file itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = path / "head.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"head={path}: there is no {file}. Give a head.safetensors or the folder of a TEMI clustering, such as "
+            "runs/digits/cluster-temi-40/TIME; `cedm cluster clustering=temi` makes one."
+        )
+    return file
+
+
 def denoiser_file(path: Path, setting: str = "ckpt") -> Path:
     """The denoiser in a run folder, or the file itself.
 

@@ -25,6 +25,11 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0]
 
 
+def is_typed(key: str) -> bool:
+    """Whether the user typed this setting, so that it is no default."""
+    return HydraConfig.initialized() and key in map(key_of, HydraConfig.get().overrides.task)
+
+
 def config_folder() -> list[str]:
     """`--config-dir=FOLDER` where the user typed it: what another command needs to know the same YAML files."""
     if not HydraConfig.initialized():

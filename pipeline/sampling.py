@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from lightning_modules.diffusion.denoiser import Denoiser, images_to_uint8
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
 from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
 from pipeline.inputs import plain
+from pipeline.run_folder import finite
 
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 
@@ -103,9 +104,9 @@ class Sampler:
         return images_to_uint8(images)
 
 
-def spelled(sampler: DictConfig) -> dict[str, str]:
-    """The sampler's settings as a protocol has them."""
-    return {key: str(value) for key, value in plain(sampler).items() if value is not None}
+def spelled(sampler: DictConfig) -> dict[str, Any]:
+    """The sampler's settings as a protocol has them: those that are set, infinity as text."""
+    return {key: finite(value) for key, value in plain(sampler).items() if value is not None}
 
 
 def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:

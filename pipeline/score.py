@@ -54,6 +54,8 @@ class Clustering:
 
 @command
 def score(cfg: DictConfig) -> None:
+    if cfg.assignments is None:
+        raise UserError("assignments must be given. Type assignments=FILE, or FILE::KEY for one clustering of several.")
     path, _, key = str(cfg.assignments).partition("::")
     source = source_of(cfg)
     clusterings = read_clusterings(Path(path), key, cfg.num_clusters, source)

@@ -77,6 +77,12 @@ def test_clusters_that_are_asked_for_go_by_the_seed(cedm: Cedm, model: Path, wor
     assert set(labels["three"].values()) == {2, 5}
 
 
+def test_seeds_tell_how_many_images(cedm: Cedm, model: Path, workplace: Path) -> None:
+    result = cedm("generate", f"ckpt={model}", "num=5", "seeds=[3,17]")
+    assert result.code == 2
+    assert "Leave num= out" in result.err
+
+
 def test_a_model_says_nothing_of_where_images_go(cedm: Cedm, model: Path, workplace: Path) -> None:
     """Its file may come from anyone."""
     Denoiser.from_pretrained(model).save_pretrained(model, dataset=str(workplace / "elsewhere/../../=evil"))
@@ -140,6 +146,7 @@ def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
         used[name] = summary(workplace / name)["sampler"]
     assert used["euler"]["solver"] == "euler"
     assert (used["stochastic"]["churn"], used["calm"]["churn"]) == (40, 0)
+    assert used["heun"]["S_max"] == "inf"  # which JSON has no number for
     pictures = {name: pixels(workplace / name, 1) for name in used}
     assert (pictures["euler"] != pictures["heun"]).any()
     assert (pictures["stochastic"] != pictures["heun"]).any()

@@ -1,6 +1,10 @@
 """What users get wrong: one clear message, a non-zero exit code, nothing half-made."""
 
+import os
+import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +59,12 @@ def image_folder(folder: Path, count: int) -> Path:
         ("embed", ["clustering.num_clusters=1"], ["at least 2"]),
         ("train", ["conditioning=none", "training.label_dropout=3"], ["0 to 1"]),
         ("train", ["conditioning=none", "sampler.steps=0"], ["sampler.steps=0"]),
+        ("train", ["conditioning=none", "training.betas=[0.9]"], ["training.betas=[0.9]", "two numbers"]),
+        ("train", ["conditioning=none", "training.betas=[0.9,1.5]"], ["below 1", "[0.9,0.999]"]),
+        ("train", ["~dataset"], ["~dataset", "key=value"]),
+        ("embed", ["~seed"], ["~seed"]),
+        ("score", [], ["assignments must be given", "FILE"]),
+        ("assign", ["head=gone"], ["head=gone", "head.safetensors", "cedm cluster"]),
         ("train", ["conditioning=none", "trainer.precision=bf17"], ["trainer.precision=bf16-mixed"]),
         ("train", ["conditioning=none", "evaluation.num_images=1"], ["evaluation.num_images=1"]),
         ("train", ["conditioning=none", "run_dir=/dev/null/x"], ["run_dir="]),
@@ -151,3 +161,18 @@ def test_an_unknown_command_names_the_nearest(
     monkeypatch.setattr("sys.argv", ["cedm"])
     main()
     assert "embed" in capsys.readouterr().out
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["cedm", "--version"])
+    main()
+    assert re.fullmatch(r"cedm \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_help_for_a_reader_that_leaves(workplace: Path) -> None:
+    """`cedm train --help | head` ends without a traceback, whether or not the pipe is still open in time."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "pipeline.train", "--help"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")

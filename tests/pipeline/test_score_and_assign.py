@@ -184,7 +184,7 @@ def test_a_head_labels_new_images_as_it_labelled_its_own(cedm: Cedm, workplace: 
     torch.testing.assert_close(before.confidence, after.confidence)
 
     assert cedm("embed", "dataset.max_images=100").code == 0
-    assert cedm("assign", "head=clustered/head.safetensors", "dataset.max_images=100", "run_dir=part").code == 0
+    assert cedm("assign", "head=clustered", "dataset.max_images=100", "run_dir=part").code == 0  # the run's folder
     part = PseudoLabels.load("part/pseudo_labels.safetensors", remake="")
     assert torch.equal(part.cluster_ids, before.select(part.ids).cluster_ids)
 
