@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.evaluation_summary import number
 from pipeline.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER
+from pipeline.run_folder import read_settings
 from pipeline.studies.analysis import spread
 from pipeline.studies.bound_evidence import bound_answer, bound_chart, bound_facts, bound_tables
 from pipeline.studies.chart import Chart, Series, colour_of
@@ -132,7 +133,9 @@ def evaluate_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
 def generate_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """How the images were sampled."""
     sampler = {key: summary[key] for key in ("steps", "nimg", "sampler") if key in summary}
-    return replace(page, protocols={"generated images": spelled(sampler)})
+    settings = (read_settings(folder) or {}).get("settings", {})
+    asked = {key: settings[key] for key in ("num", "first_seed", "seeds", "clusters", "keep") if key in settings}
+    return replace(page, protocols={"generated images": spelled({**sampler, **asked})})
 
 
 PAGES: dict[str, Callable[[Page, Path, Mapping[str, Any]], Page]] = {
