@@ -3,7 +3,9 @@
 import difflib
 import os
 import sys
+from importlib.metadata import version
 
+DISTRIBUTION = "cluster-conditioned-diffusion"
 COMMANDS = {
     "embed": "images → embeddings and nearest neighbours, in the cache",
     "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups, CLIP)",
@@ -31,6 +33,9 @@ def main() -> None:
     name, *overrides = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
+        return
+    if name == "--version":
+        print(f"cedm {version(DISTRIBUTION)}")
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
