@@ -10,6 +10,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from callbacks.stopping import Stopped, queue_again, stop_between_batches
@@ -90,7 +91,7 @@ def fit(
         if trainer.is_global_zero:
             newest = newest_snapshot(folder / "snapshots")
             same = "The same command without overwrite=true" if cfg.overwrite else "The same command"
-            print(f"Stopped. {same} goes on from {newest or 'the start'}.", file=sys.stderr)
+            tqdm.write(f"Stopped. {same} goes on from {newest or 'the start'}.", file=sys.stderr)  # not into the bar
             queue_again()
         elif RUN_FOLDER_VARIABLE in os.environ:
             sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another

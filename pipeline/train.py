@@ -251,6 +251,8 @@ def announce(
     """Say what will be trained, on what, and what it will cost, before it starts."""
     parameters = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
     groups = f"{data.num_classes} clusters" if data.num_classes else "no condition"
+    if not any(getattr(part, "num_heads", 0) for part in module.denoiser.modules()):
+        groups += ", no attention"
     share = data.batch_size // machine.world_size // data.accumulate
     print(
         f"data        {store.description}\n"
