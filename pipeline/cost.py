@@ -79,15 +79,18 @@ def _measure_copy(
         count = min(4, len(batch.positions))
         while True:
             part = ImageBatch(*(field[:count].to(device) for field in batch))
-            passes = 3 if device.type == "cuda" else 1
             one_pass(trial, part, precision, device)  # warm-up: allocator, algorithm choice
-            start = time.perf_counter()
-            for _ in range(passes):
-                one_pass(trial, part, precision, device)
-            seconds = (time.perf_counter() - start) / passes
+            seconds = min(timed_pass(trial, part, precision, device) for _ in range(2))  # one may be held up by others
             if seconds > 0.5 or count == len(batch.positions):
                 return Cost(images, num_devices * count / seconds, count, num_devices, device.type)
             count = min(2 * count, len(batch.positions))
+
+
+def timed_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> float:
+    """Seconds that one pass takes."""
+    start = time.perf_counter()
+    one_pass(module, batch, precision, device)
+    return time.perf_counter() - start
 
 
 def one_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> None:
