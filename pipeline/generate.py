@@ -55,8 +55,8 @@ def generate(cfg: DictConfig) -> None:
         if judge is not None:
             judge.to(fabric.device)
             rows, output, chosen = keep_confident(cfg, folder, judge, output)
-            seeds, labels = seeds[rows], None if labels is None else labels[rows]
-        written, grid = output.finish(), output.write_grid(labels)
+            seeds = seeds[rows]
+        written, grid = output.finish(), output.write_grid()
         results = {
             "num_images": len(seeds),
             "images": str(written),

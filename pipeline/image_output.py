@@ -112,16 +112,25 @@ class ImageOutput:
         with zipfile.ZipFile(self.written) as archive:
             return torch.stack([decoded(Image.open(archive.open(name))) for name in names])
 
-    def write_grid(self, labels: Tensor | None) -> Path:
-        """Draw as many of the first images as fill whole rows, ordered by label where there are labels [N]."""
+    def write_grid(self) -> Path:
+        """Draw as many of the first images as fill whole rows; with clusters in their order, and named by row."""
         images = self.first(GRID_ROWS * GRID_COLUMNS)
         columns = min(len(images), GRID_COLUMNS)
         count = len(images) // columns * columns
-        order = torch.arange(count) if labels is None else torch.argsort(labels[:count], stable=True)
+        order, names = torch.arange(count), None
+        if self.cluster_ids is not None:
+            clusters, order = torch.tensor(self.cluster_ids[:count]).sort(stable=True)
+            names = [row_name(row[0], row[-1]) for row in clusters.view(-1, columns).tolist()]
+        title = "" if count == len(self.seeds) else f"{count} of {len(self.seeds):,} images"
         path = self.folder / "grid.png"
         with atomic_path(path) as temporary:
-            image_grid(images[order].unflatten(0, (-1, columns))).save(temporary)
+            image_grid(images[order].unflatten(0, (-1, columns)), names, title).save(temporary)
         return path
+
+
+def row_name(first: int, last: int) -> str:
+    """What to call a row of a grid that runs from one cluster to another."""
+    return f"cluster {first}" if first == last else f"clusters {first}–{last}"
 
 
 def check_format(chosen: str, denoiser: Denoiser, ckpt: Path) -> None:
