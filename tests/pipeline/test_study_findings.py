@@ -236,6 +236,8 @@ def test_correlations_leave_the_controls_out() -> None:
     assert CHARTS["correlation_accuracy"](results(*runs)).finding.startswith("Not to be told of accuracy")
     both = "C (ρ = -1.00 [-1.00, -1.00]) and NMI (ρ = -1.00 [-1.00, -1.00])"
     assert f"by rank correlation: the higher {both}, the lower fd_pixels." in finding
+    assert "nothing could be shown" not in finding
+    assert "With four clusterings nothing could be shown" in CHARTS["correlation"](results(*runs[:4])).finding
     assert "Not shown to go with it: ARI" in finding
     assert "accuracy" not in finding  # the same for all: nothing goes with it
 
