@@ -165,31 +165,29 @@ def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:
     return None if labels is None else fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])
 
 
-def typed_head_file(path: Path) -> Path:
-    """What `head=` names: the clustering head in the run folder of a clustering, or the file itself.
+def denoiser_file(path: Path, setting: str = "ckpt") -> Path:
+    """The denoiser that a `setting` names: the file itself, or the run folder that holds it.
 
     Raises:
         UserError: there is none.
     """
-    file = path / "head.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            f"head={path}: there is no {file}. Give a head.safetensors or the folder of a TEMI clustering, such as "
-            "runs/digits/cluster-temi-40/TIME; `cedm cluster clustering=temi` makes one."
-        )
-    return file
+    of_what = "a training run, such as runs/digits/train-temi-40/TIME; `make train` makes one"
+    return file_of_run(setting, path, "denoiser.safetensors", of_what)
 
 
-def denoiser_file(path: Path, setting: str = "ckpt") -> Path:
-    """The denoiser in a run folder, or the file itself.
+def typed_head_file(path: Path) -> Path:
+    """The clustering head that `head=` names: the file itself, or the run folder that holds it.
 
     Raises:
-        UserError: there is none; the message names the `setting` that asked for it.
+        UserError: there is none.
     """
-    file = path / "denoiser.safetensors" if path.is_dir() else path
+    of_what = "a TEMI clustering, such as runs/digits/cluster-temi-40/TIME; `cedm cluster clustering=temi` makes one"
+    return file_of_run("head", path, "head.safetensors", of_what)
+
+
+def file_of_run(setting: str, path: Path, name: str, of_what: str) -> Path:
+    """A file, or the one of this name in a folder; a `UserError` that names the setting where there is none."""
+    file = path / name if path.is_dir() else path
     if not file.is_file():
-        raise UserError(
-            f"{setting}={path}: there is no {file}. Give a denoiser.safetensors or the folder of a training run, "
-            "such as runs/digits/train-temi-40/TIME; `make train` makes one."
-        )
+        raise UserError(f"{setting}={path}: there is no {file}. Give a {name} or the folder of {of_what}.")
     return file
