@@ -131,10 +131,9 @@ def check_settings(cfg: DictConfig, defaults: DictConfig) -> None:
     for key, choices in CHOICES.items():
         if key in given and given[key] not in choices:
             raise UserError(f"{key}={given[key]}: type one of {', '.join(f'{key}={choice}' for choice in choices)}.")
-    if not re.fullmatch(r"[\w.+-]+", str(given["dataset.name"])):
-        raise UserError(
-            f"dataset.name={given['dataset.name']}: it names folders: letters, digits, '.', '_', '+' and '-' will do."
-        )
+    name = given.get("dataset.name", "")  # a name that is no text, {} say, is no setting any more
+    if not re.fullmatch(r"[\w.+-]+", str(name)):
+        raise UserError(f"dataset.name={name}: it names folders: letters, digits, '.', '_', '+' and '-' will do.")
 
 
 def check_limits(key: str, value: Any, limits: tuple[float, float | None], whole: bool) -> None:
