@@ -184,9 +184,11 @@ def how(score: Mapping[str, Any]) -> str:
     protocol = score["protocol"]
     words = [f"on {protocol['extractor']['name']}"]
     if "k" in protocol:
+        words.append(f"k = {protocol['k']}")
+    if "generated_images_used" in protocol:  # older summaries lack it
         used = protocol["generated_images_used"], protocol["real_images_used"]
         everything = used == (protocol["generated"][0]["num_images"], protocol["reference"]["num_images"])
-        words.append(f"k = {protocol['k']}, {'all' if everything else f'{used[0]:,} and {used[1]:,} real'} images")
+        words.append("all images" if everything else f"{used[0]:,} and {used[1]:,} real images")
     if "subset_size" in protocol:
         words.append(f"{protocol['num_subsets']} subsets of {protocol['subset_size']:,}")
     if "of_training_images" in protocol:
