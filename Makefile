@@ -70,42 +70,42 @@ setup: $(READY)  ## Create .venv with all packages, once
 EARLIER = $(filter-out run_dir=% overwrite=%,$(OVERRIDES))
 
 train: $(READY)  ## Embed, cluster and train a diffusion model: DATASET=digits by default
-	@$(PY) -m pipeline.embed $(EARLIER)
-	@$(PY) -m pipeline.cluster $(EARLIER)
-	@$(PY) -m pipeline.train $(OVERRIDES)
+	@$(PY) -m pipeline.commands.embed $(EARLIER)
+	@$(PY) -m pipeline.commands.cluster $(EARLIER)
+	@$(PY) -m pipeline.commands.train $(OVERRIDES)
 
 embed: $(READY)  ## Only: images → embeddings and neighbours
-	@$(PY) -m pipeline.embed $(OVERRIDES)
+	@$(PY) -m pipeline.commands.embed $(OVERRIDES)
 
 cluster: $(READY)  ## Only: embeddings → pseudo-labels
-	@$(PY) -m pipeline.cluster $(OVERRIDES)
+	@$(PY) -m pipeline.commands.cluster $(OVERRIDES)
 
 diffusion: $(READY)  ## Only: images and pseudo-labels → diffusion model
-	@$(PY) -m pipeline.train $(OVERRIDES)
+	@$(PY) -m pipeline.commands.train $(OVERRIDES)
 
 # The newest model of the data set, where none is named.
 generate evaluate: CKPT ?= $(shell ls -t runs/$(DATASET)/train-*/*/denoiser.safetensors 2>/dev/null | head -n 1)
 generate: $(READY)  ## Images from a trained model, the newest or CKPT=runs/…
 	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make generate CKPT=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.generate 'ckpt="$(CKPT)"' $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) $(ARGS)
+	@$(PY) -m pipeline.commands.generate 'ckpt="$(CKPT)"' $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) $(ARGS)
 
 evaluate: $(READY)  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
 	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make evaluate CKPT=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.evaluate 'generated="$(CKPT)"' $(OVERRIDES)
+	@$(PY) -m pipeline.commands.evaluate 'generated="$(CKPT)"' $(OVERRIDES)
 
 auto: DATASET = $(if $(DATA),$(if $(filter %.zip,$(DATA)),zip,folder),digits)
 auto: $(READY)  ## From a folder of images to a model: how many clusters, then full training: DATA=/my/images
-	@$(PY) -m pipeline.study study=auto $(OVERRIDES)
+	@$(PY) -m pipeline.commands.study study=auto $(OVERRIDES)
 
 study: $(READY)  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
-	@$(PY) -m pipeline.study study=$(STUDY) $(OVERRIDES)
+	@$(PY) -m pipeline.commands.study study=$(STUDY) $(OVERRIDES)
 
 # The newest study, of the data set where one is typed: that of a folder of images bears the folder's name.
 STUDIED = $(if $(filter file,$(origin DATASET)),*,$(DATASET))
 report: RUN ?= $(shell ls -td runs/$(STUDIED)/study-*/*/summary.json 2>/dev/null | grep -v study-jobs | head -n 1 | xargs -r dirname)
 report: $(READY)  ## One HTML page of the newest study, or of RUN=FOLDER
 	@test -n "$(RUN)" || { echo 'error: no study in runs/$(STUDIED)/. Type make study, or make report RUN=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.report 'run="$(RUN)"' $(ARGS)
+	@$(PY) -m pipeline.commands.report 'run="$(RUN)"' $(ARGS)
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
 	@$(PY) -m tensorboard.main --logdir runs --host localhost

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
 from callbacks.stopping import Stopped, stop_requested
-from datamodules.artifacts import UserError, fingerprint
 from lightning_modules.diffusion.sampler import draw_labels
 from lightning_modules.edm_module import EDMModule
 from metrics import frechet
+from storage.artifacts import UserError, fingerprint
 
 
 class FeatureExtractor(Protocol):

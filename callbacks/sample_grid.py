@@ -10,9 +10,9 @@ from torch import Tensor
 
 from callbacks.image_grid import image_grid, show_in_tensorboard
 from callbacks.schedule import EveryKimg
-from datamodules.artifacts import atomic_path
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
+from storage.artifacts import atomic_path
 
 # (denoiser, seeds [B], label indices [B] or None) → uint8 images [B, C, H, W]
 Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]

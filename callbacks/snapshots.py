@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.schedule import EveryKimg, Schedule, ends_step
 from callbacks.stopping import Stopped, ask_all
-from datamodules.artifacts import (
+from lightning_modules.edm_module import EDMModule
+from storage.artifacts import (
     DamagedArtifactError,
     MissingArtifactError,
     UserError,
@@ -23,7 +24,6 @@ from datamodules.artifacts import (
     read_artifact,
     set_aside,
 )
-from lightning_modules.edm_module import EDMModule
 
 SEAL_LENGTH = 64  # a SHA-256 in hexadecimal digits
 CHUNK_BYTES = 1 << 22

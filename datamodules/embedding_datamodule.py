@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.artifacts import UserError
-from datamodules.embeddings import Embeddings
+from datamodules.embeddings.embeddings import Embeddings
 from datamodules.stream import SampleStream, StreamBatches, random_integers
+from storage.artifacts import UserError
 
 
 class PairIndices(NamedTuple):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from datamodules.artifacts import UserError, atomic_path, read_artifact, write_artifact
+from storage.artifacts import UserError, atomic_path, read_artifact, write_artifact
 
 KIND = "feature-statistics"
 

@@ -41,7 +41,7 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean `cedm {near[0]}`?\n\n" if near else ""
         sys.exit(f"error: there is no command {name!r}. {hint}{usage()}")
-    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.{name.replace('-', '_')}", *overrides])
+    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.commands.{name.replace('-', '_')}", *overrides])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.artifacts import read_artifact, write_artifact
 from lightning_modules.clustering.heads import ClusteringHeads
+from storage.artifacts import read_artifact, write_artifact
 
 KIND = "clustering-head"
-MINIMAL_STD = 1e-6  # as in training (`datamodules.embeddings`)
+MINIMAL_STD = 1e-6  # as in training (`datamodules.embeddings.embeddings`)
 BATCH_SIZE = 8192  # embeddings at once: 330 MB of logits at 10,000 clusters
 
 

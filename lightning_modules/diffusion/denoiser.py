@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from datamodules.artifacts import read_artifact, write_artifact
 from lightning_modules.diffusion.networks import NetworkSettings, build_network
+from storage.artifacts import read_artifact, write_artifact
 
 
 def images_to_float(images: Tensor) -> Tensor:

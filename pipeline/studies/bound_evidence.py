@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_modules.clustering.bound import UPPER_BETA, Bound, Measurement, find_bound, mean_ratios
-from pipeline.bound import how_sure
-from pipeline.studies.chart import OTHER_COLOURS, Chart, Series
+from pipeline.commands.bound import how_sure
+from pipeline.pictures.chart import OTHER_COLOURS, Chart, Series
 
 
 def measurements_in(summary: Mapping[str, Any]) -> list[Measurement]:

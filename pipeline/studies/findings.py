@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import mean
 
+from pipeline.pictures.chart import Chart, Series, colour_of, name_of
 from pipeline.studies.analysis import p_value, spread, verdict
-from pipeline.studies.chart import Chart, Series, colour_of, name_of
 from pipeline.studies.models import WITHOUT_C, clusterings, models_of
 from pipeline.studies.results import Results
 from pipeline.studies.sentences import (

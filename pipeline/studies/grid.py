@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.artifacts import UserError, file_stem
-from datamodules.sources import ImageSource
-from pipeline.inputs import check_clustering, identity_of, plain
-from pipeline.overrides import key_of
+from datamodules.images.sources import ImageSource
+from pipeline.settings.inputs import check_clustering, identity_of, plain
+from pipeline.settings.overrides import key_of
 from pipeline.studies.jobs import Run, composed
+from storage.artifacts import UserError, file_stem
 
 ABSENT = object()
 INSTEAD = {

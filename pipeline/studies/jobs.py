@@ -12,10 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.artifacts import UserError
-from pipeline.command import program
-from pipeline.overrides import config_folder, word
-from pipeline.run_folder import read_summary
+from pipeline.running.run_folder import read_summary
+from pipeline.settings.command import program
+from pipeline.settings.overrides import config_folder, word
+from storage.artifacts import UserError
 
 FINAL = "-final"  # what the name of the best run ends in that is trained again, for longer
 CACHED = ("pseudo_labels", "embeddings")  # what a finished job's summary may point to in the cache

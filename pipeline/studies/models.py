@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from pipeline.pictures.chart import name_of
 from pipeline.studies.analysis import Spread, Verdict, block_p_values, holm, p_value, spread, verdict
-from pipeline.studies.chart import name_of
 from pipeline.studies.results import Result, Results
 
 WITHOUT_C = ("none", "labels")  # conditions for which nobody chooses a number of clusters

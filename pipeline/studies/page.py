@@ -14,16 +14,16 @@ from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from datamodules.artifacts import UserError, atomic_path
-from pipeline.run_folder import SUMMARY_FILE
+from pipeline.pictures.chart import Chart, plotly_figure
+from pipeline.pictures.curves import loss_chart
+from pipeline.pictures.gallery import gallery_of
+from pipeline.running.run_folder import SUMMARY_FILE
 from pipeline.studies.analysis import spread
 from pipeline.studies.bound_evidence import bound_tables
-from pipeline.studies.chart import Chart, plotly_figure
-from pipeline.studies.curves import loss_chart
 from pipeline.studies.findings import CHARTS
-from pipeline.studies.gallery import gallery_of
 from pipeline.studies.results import Result, Results
 from pipeline.studies.tables import final_training, table_of_correlations, table_of_runs
+from storage.artifacts import UserError, atomic_path
 
 TEMPLATES = Path(__file__).parent
 READ = {  # what a page reads of a summary; of other commands' whatever there is

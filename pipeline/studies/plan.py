@@ -8,20 +8,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from datamodules.artifacts import UserError, fingerprint
-from datamodules.digests import file_digest
-from datamodules.sources import ImageSource
+from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
-from pipeline.cluster import head_file
-from pipeline.inputs import identity_of, not_needed, pseudo_labels_file
-from pipeline.measures import METRICS, check_sizes, plan_of
-from pipeline.overrides import key_of, quoted, word
-from pipeline.run_folder import run_settings
-from pipeline.sampling import LARGE_FROM_PIXELS
+from pipeline.commands.cluster import head_file
+from pipeline.commands.train import GROUPS
+from pipeline.evaluation.measures import METRICS, check_sizes, plan_of
+from pipeline.evaluation.sampling import LARGE_FROM_PIXELS
+from pipeline.running.run_folder import run_settings
+from pipeline.settings.inputs import identity_of, not_needed, pseudo_labels_file
+from pipeline.settings.overrides import key_of, quoted, word
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import FINAL, Job, Plan, Run, composed
-from pipeline.train import GROUPS
+from storage.artifacts import UserError, fingerprint
+from storage.digests import file_digest
 
 MEASUREMENTS = ("distance", "confidence", "bound")
 FRECHET = ("fid", "fdd", "fd")

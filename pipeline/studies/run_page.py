@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.evaluation_summary import number
-from pipeline.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER
-from pipeline.run_folder import read_settings
+from pipeline.evaluation.evaluation_summary import number
+from pipeline.evaluation.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER
+from pipeline.pictures.chart import Chart, Series, colour_of
+from pipeline.pictures.curves import CLUSTERING, loss_chart
+from pipeline.running.run_folder import read_settings
 from pipeline.studies.analysis import spread
 from pipeline.studies.bound_evidence import bound_answer, bound_chart, bound_facts, bound_tables
-from pipeline.studies.chart import Chart, Series, colour_of
-from pipeline.studies.curves import CLUSTERING, loss_chart
 from pipeline.studies.page import Page, Picture, Table, pictures_of, spelled, typed
 
 QUESTIONS = {

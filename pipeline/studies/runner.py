@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from pipeline.cost import duration
+from pipeline.running.cost import duration
+from pipeline.running.workers import Worker, end_all, problem_of
 from pipeline.studies.jobs import Job
-from pipeline.workers import Worker, end_all, problem_of
 
 POLL_SECONDS = 0.1
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from pipeline.pictures.chart import name_of
 from pipeline.studies.analysis import (
     Correlation,
     Crossing,
@@ -12,7 +13,6 @@ from pipeline.studies.analysis import (
     images_saved,
     images_to_reach,
 )
-from pipeline.studies.chart import name_of
 from pipeline.studies.models import Model, best, clusterings, models_of, verdict_on_best, verdicts
 from pipeline.studies.results import Result, Results
 

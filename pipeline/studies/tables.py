@@ -6,12 +6,12 @@ from io import StringIO
 from pathlib import Path
 from statistics import mean
 
-from datamodules.artifacts import atomic_path
+from pipeline.pictures.chart import Chart, draw_png
 from pipeline.studies.analysis import spread
-from pipeline.studies.chart import Chart, draw_png
 from pipeline.studies.jobs import FINAL
 from pipeline.studies.results import SCORES, Result, Results
 from pipeline.studies.sentences import correlation_table
+from storage.artifacts import atomic_path
 
 Row = dict[str, str | int | float | None]
 

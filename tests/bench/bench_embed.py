@@ -11,11 +11,11 @@ from timing import show
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from datamodules.backbone_base import Backbone, prepare
-from datamodules.backbones import build_backbone
-from datamodules.embedding_shards import embed_shards, shards_of
-from datamodules.images import decode
-from datamodules.sources import ImageSource, open_source
+from datamodules.backbones.backbone_base import Backbone, prepare
+from datamodules.backbones.backbones import build_backbone
+from datamodules.embeddings.shards import embed_shards, shards_of
+from datamodules.images.images import decode
+from datamodules.images.sources import ImageSource, open_source
 
 TINY = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}  # ViT-Ti/16
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}  # ViT-B/16

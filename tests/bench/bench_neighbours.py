@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timing import seconds, show
 from torch import Tensor
 
-from datamodules.neighbours import find_approximate_neighbours, find_neighbours, import_faiss
+from datamodules.embeddings.neighbours import find_approximate_neighbours, find_neighbours, import_faiss
 
 
 def bench_neighbours(num_images: int = 50_000, dim: int = 768, k: int = 50) -> None:

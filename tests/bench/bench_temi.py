@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embedding_datamodule import EmbeddingDataModule
-from datamodules.embeddings import Embeddings
+from datamodules.embeddings.embeddings import Embeddings
 from lightning_modules.clustering.temi_loss import FEW_HEADS_BYTES
 from lightning_modules.temi_module import TEMIModule
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from callbacks.frechet import FrechetDistance
-from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
 from metrics.frechet import FeatureStatistics, frechet_distance
+from storage.artifacts import UserError
 
 
 class Pixels:

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.artifacts import UserError
 from datamodules.embedding_datamodule import EmbeddingDataModule, PairBatch
-from datamodules.embeddings import Embeddings
+from datamodules.embeddings.embeddings import Embeddings
+from datamodules.embeddings.neighbours import find_neighbours
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
-from datamodules.neighbours import find_neighbours
-from datamodules.pseudo_labels import PseudoLabels
-from datamodules.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource, open_source
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from storage.artifacts import UserError
 
 
 @pytest.fixture

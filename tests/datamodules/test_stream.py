@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.artifacts import UserError
 from datamodules.stream import SampleStream, StreamBatches, random_integers
+from storage.artifacts import UserError
 
 
 def test_each_epoch_is_another_permutation_of_all_items():

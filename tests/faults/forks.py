@@ -54,7 +54,7 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
         if order["sabotage"] and rank in order["sabotaged_ranks"]:
             getattr(importlib.import_module("sabotage"), order["sabotage"])()
-        getattr(importlib.import_module(f"pipeline.{order['command']}"), order["command"])()
+        getattr(importlib.import_module(f"pipeline.commands.{order['command']}"), order["command"])()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -131,7 +131,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.append(str(Path(__file__).parent))
     for command in COMMANDS:
-        importlib.import_module(f"pipeline.{command}")
+        importlib.import_module(f"pipeline.commands.{command}")
     importlib.import_module("torch.utils.tensorboard")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)

@@ -85,7 +85,7 @@ def in_evaluation(action: Callable[[], None]) -> None:
 
 def slow_sampling() -> None:
     """Each batch of `generate` takes half a second more."""
-    from pipeline.sampling import Sampler
+    from pipeline.evaluation.sampling import Sampler
 
     before(Sampler, "__call__", lambda *_: time.sleep(0.5))
 
@@ -154,7 +154,7 @@ class KillingFile:
 
 def kill_in_cache_write() -> None:
     """kill -9 after a random part of the first cache entry is written, by safetensors' own temporary file or ours."""
-    from datamodules import artifacts
+    from storage import artifacts
 
     rng = random.Random(os.environ["SABOTAGE_SEED"])
     original = artifacts.save_file
@@ -216,7 +216,7 @@ def nan_in_loss() -> None:
 
 def nan_in_embedding() -> None:
     """Image 17's embedding holds NaN."""
-    from datamodules.embeddings import Embeddings
+    from datamodules.embeddings.embeddings import Embeddings
 
     original = Embeddings.standardised
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-import datamodules.digests as digests
+import storage.digests as digests
 from callbacks.snapshots import seal, seal_holds
-from datamodules.artifacts import UserError, make_once, read_artifact, write_artifact
-from datamodules.backbones import backbone_identity
-from datamodules.embeddings import embeddings_path
-from datamodules.sources import open_source
+from datamodules.backbones.backbones import backbone_identity
+from datamodules.embeddings.embeddings import embeddings_path
+from datamodules.images.sources import open_source
+from storage.artifacts import UserError, make_once, read_artifact, write_artifact
 
 from .conftest import TEMI, Trials, digest
 from .jobs import Forks

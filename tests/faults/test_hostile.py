@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from callbacks.snapshots import seal
-from datamodules.assignment_files import read_cluster_ids
+from datamodules.pseudo_labels.assignment_files import read_cluster_ids
 
 from .conftest import EDM, Trials
 from .jobs import ROOT, Forks
@@ -138,7 +138,7 @@ def test_nothing_is_made_from_names_in_settings() -> None:
 def test_assignments_with_objects(tmp_path: Path) -> None:
     import numpy as np
 
-    from datamodules.artifacts import UserError
+    from storage.artifacts import UserError
 
     np.save(tmp_path / "a.npy", np.array([Canary(tmp_path / "canary")]), allow_pickle=True)
     with pytest.raises(UserError):

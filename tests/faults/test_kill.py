@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from callbacks.snapshots import SEAL_LENGTH, newest_snapshot
-from datamodules.sources import open_source
+from datamodules.images.sources import open_source
 from datamodules.stream import SampleStream
 
 from .conftest import (

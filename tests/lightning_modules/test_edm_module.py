@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
-from datamodules.artifacts import UserError
 from lightning_modules.diffusion.denoiser import build_denoiser, images_to_float
 from lightning_modules.diffusion.seeding import Stream, normal
 from lightning_modules.edm_module import EDMModule
+from storage.artifacts import UserError
 
 BATCH = 8
 NETWORK = {

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from datamodules.artifacts import UserError
 from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics, frechet_distance
+from storage.artifacts import UserError
 
 
 def statistics_of(features: Tensor, batch_size: int = 50) -> Statistics:

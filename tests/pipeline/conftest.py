@@ -61,7 +61,7 @@ def cedm(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """Runs `cedm COMMAND key=value …` here and tells how it ended."""
 
     def run(command: str, *overrides: str) -> Result:
-        module = importlib.import_module(f"pipeline.{command}")
+        module = importlib.import_module(f"pipeline.commands.{command}")
         monkeypatch.setattr(sys, "argv", [command, *overrides])
         os.environ.pop("CEDM_RUN_FOLDER", None)
         GlobalHydra.instance().clear()

@@ -48,8 +48,8 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     assert cedm("embed").code == 0
     settings = [*SHORT, "bound.grid=[2,5]", "bound.num_seeds=2"]
 
-    import pipeline.bound_grid
-    from pipeline.cluster import train_temi
+    import pipeline.running.bound_grid
+    from pipeline.commands.cluster import train_temi
 
     trained, data, alive = [], weakref.WeakSet[Any](), []
 
@@ -61,7 +61,7 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
             raise OSError("power cut")
         return train_temi(*arguments)
 
-    monkeypatch.setattr(pipeline.bound_grid, "train_temi", count_and_stop)
+    monkeypatch.setattr(pipeline.running.bound_grid, "train_temi", count_and_stop)
     with pytest.raises(OSError, match="power cut"):
         cedm("bound", *settings)
     result = cedm("bound", *settings, "run_dir=run")

@@ -14,11 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from callbacks.stopping import Stopped, stop_at_once
-from datamodules.artifacts import UserError
-from pipeline import bound_workers
-from pipeline.bound_grid import Job
-from pipeline.bound_workers import train_side_by_side
-from pipeline.workers import Worker
+from pipeline.running import bound_workers
+from pipeline.running.bound_grid import Job
+from pipeline.running.bound_workers import train_side_by_side
+from pipeline.running.workers import Worker
+from storage.artifacts import UserError
 
 from .conftest import Cedm, summary
 from .test_bound_command import SHORT

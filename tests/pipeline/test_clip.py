@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from datamodules.artifacts import UserError
-from datamodules.clip_text import embed_class_names, read_class_names
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.backbones.clip_text import embed_class_names, read_class_names
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.zero_shot import zero_shot
+from storage.artifacts import UserError
 
 from .conftest import Cedm
 

@@ -4,10 +4,10 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from datamodules.sources import ImageSource
-from pipeline.cluster import title_of
-from pipeline.command import CONFIGS
-from pipeline.inputs import pseudo_labels_file, source_of
+from datamodules.images.sources import ImageSource
+from pipeline.commands.cluster import title_of
+from pipeline.settings.command import CONFIGS
+from pipeline.settings.inputs import pseudo_labels_file, source_of
 
 
 def composed(*overrides: str) -> tuple[DictConfig, ImageSource]:

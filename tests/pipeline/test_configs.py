@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
-from pipeline.cluster import NOT_OF_THE_MODULE as NOT_OF_TEMI
-from pipeline.command import CONFIGS
-from pipeline.inputs import plain
-from pipeline.train import NOT_OF_THE_MODULE as NOT_OF_EDM
+from pipeline.commands.cluster import NOT_OF_THE_MODULE as NOT_OF_TEMI
+from pipeline.commands.train import NOT_OF_THE_MODULE as NOT_OF_EDM
+from pipeline.settings.command import CONFIGS
+from pipeline.settings.inputs import plain
 
 OPTIONS = [
     f"{group.name}={option.stem}"

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from datamodules.artifacts import UserError
 from datamodules.image_datamodule import ImageBatch
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
-from pipeline.cost import Cost, duration, measure_cost
-from pipeline.train import accumulation
+from pipeline.commands.train import accumulation
+from pipeline.running.cost import Cost, duration, measure_cost
+from storage.artifacts import UserError
 
 
 def test_hours_and_device_hours() -> None:

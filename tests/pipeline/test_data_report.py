@@ -107,7 +107,7 @@ def test_what_was_understood_is_told_once_made_and_told_again(
         "skipped        1, which cannot be used:\n               web.jpg: a web page",
     ):
         assert line in skipped.out
-    monkeypatch.setattr("datamodules.sources.ImageSource.header", None)  # nothing is looked at again
+    monkeypatch.setattr("datamodules.images.sources.ImageSource.header", None)  # nothing is looked at again
     again = cedm("embed", *typed, "dataset.on_bad_file=skip")
     assert "duplicates     1, exact" in again.out
     assert "Nothing to do" in again.out
@@ -207,7 +207,7 @@ def test_a_mistake_as_a_process_of_its_own(images: Path) -> None:
     typed = ["dataset=folder", "dataset.path=FOLDER", *SMALL]
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-m", "pipeline.embed", *typed],
+        [sys.executable, "-m", "pipeline.commands.embed", *typed],
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from datamodules.artifacts import UserError
-from pipeline.embedding import devices_of, precision_on, workers_per_device
+from pipeline.running.embedding import devices_of, precision_on, workers_per_device
+from storage.artifacts import UserError
 
 from .conftest import Cedm
 

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from datamodules.backbones import Backbone, build_backbone
+from datamodules.backbones.backbones import Backbone, build_backbone
 from lightning_modules.diffusion.denoiser import build_denoiser
-from pipeline.command import CONFIGS
+from pipeline.settings.command import CONFIGS
 
 from .conftest import Cedm, summary
 
@@ -167,7 +167,7 @@ def dinov2(workplace: Path) -> Path:
 
 def test_a_distance_sees_the_borders(dinov2: Path) -> None:
     """Which the processor would crop away."""
-    from pipeline.reference import build_extractor, extractor_identity, extractor_settings
+    from pipeline.evaluation.reference import build_extractor, extractor_identity, extractor_settings
 
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         cfg = hydra.compose("evaluate", [f"evaluation.weights.dinov2_vitl14={dinov2}"])
@@ -188,7 +188,7 @@ def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> No
     assert cedm("evaluate", *settings, "run_dir=one").code == 0
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.evaluate", *settings, *two],
+        [sys.executable, "-m", "pipeline.commands.evaluate", *settings, *two],
         cwd=workplace,
         env={key: value for key, value in os.environ.items() if key != "CEDM_RUN_FOLDER"},
         capture_output=True,
@@ -209,7 +209,7 @@ def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> No
 def test_three_sets_are_all_reported_and_a_stopped_run_goes_on(
     cedm: Cedm, model: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.generated import GeneratedByModel
+    from pipeline.evaluation.generated import GeneratedByModel
 
     settings = [f"generated={model}", "num=40", "steps=2", "sets=3", *PLAIN_FD, "run_dir=run"]
     gather, first_seeds = GeneratedByModel.gather, []

@@ -171,7 +171,7 @@ def test_labels_are_drawn_as_asked(cedm: Cedm, model: Path, workplace: Path) -> 
 
 def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
     """It is a data set of kind zip again."""
-    from datamodules.sources import open_source
+    from datamodules.images.sources import open_source
 
     assert cedm("generate", f"ckpt={model}", "num=6", "clusters=[5,7]", "format=zip", "run_dir=z").code == 0
     source = open_source("zip", "generated", workplace / "z/images.zip")
@@ -181,7 +181,7 @@ def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path)
 
 
 def test_two_processes_cannot_work_in_one_run_folder(cedm: Cedm, model: Path, workplace: Path) -> None:
-    from pipeline.run_folder import locked
+    from pipeline.running.run_folder import locked
 
     with locked(workplace / "run"):
         result = cedm("generate", f"ckpt={model}", "num=1", "run_dir=run")

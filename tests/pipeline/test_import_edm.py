@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import pipeline.import_edm
+import pipeline.commands.import_edm
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.interop import PublishedNetwork
 
@@ -27,7 +27,7 @@ def test_an_imported_network_denoises_as_published_and_generates(
     weights = {name.removeprefix("weights."): t.float() for name, t in tensors.items() if name.startswith("weights.")}
     sizes = [int(meta[name]) for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")]
     content = PublishedNetwork(weights, *sizes, json.loads(meta["config"]), 0.5)
-    monkeypatch.setattr(pipeline.import_edm, "read_edm_pickle", lambda path: content)
+    monkeypatch.setattr(pipeline.commands.import_edm, "read_edm_pickle", lambda path: content)
     Path("published.pkl").write_bytes(b"content")
 
     result = cedm("import_edm", "pickle=published.pkl")

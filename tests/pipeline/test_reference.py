@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipeline.reference import cached
+from pipeline.evaluation.reference import cached
 
 SETTINGS = {
     "source": "0123456789abcdef",

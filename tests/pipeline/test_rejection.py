@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.rejection import Judgement, by_confidence, num_candidates
+from pipeline.evaluation.rejection import Judgement, by_confidence, num_candidates
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from pipeline.pictures.chart import Chart, Series, draw_png, log_ticks, plotly_figure
+from pipeline.pictures.gallery import members_to_show
 from pipeline.studies.bound_evidence import bound_answer, bound_tables
-from pipeline.studies.chart import Chart, Series, draw_png, log_ticks, plotly_figure
-from pipeline.studies.gallery import members_to_show
 from pipeline.studies.run_page import protocols_of, table_of_numbers, table_of_scores
 
 from .conftest import Cedm

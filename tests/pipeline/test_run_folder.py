@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run_folder import locked
+from pipeline.running.run_folder import locked
 
 from .conftest import TINY_EDM, Cedm
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 
 from .conftest import TINY_TEMI, Cedm
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from datamodules.pseudo_labels import PseudoLabels
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 
 from .conftest import TINY_TEMI, Cedm, summary
 

@@ -171,7 +171,7 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     assert outside.count("data:image/png;base64,") == 2  # real and generated
 
     log = next(workplace.glob("runs/digits/study-jobs/train-none-*/log.txt")).read_text()
-    assert f"pipeline.train {words[0]} " in log
+    assert f"pipeline.commands.train {words[0]} " in log
 
     files = {path: path.stat().st_mtime_ns for path in workplace.glob("runs/digits/study-jobs/*/summary.json")}
     again = cedm("study", *words)
@@ -200,7 +200,7 @@ def test_a_killed_study_leaves_no_job_behind_and_goes_on(workplace: Path) -> Non
     """SIGTERM while a training runs: exit code 143, no process works on, and the snapshot is there to go on from."""
     own = own_study(workplace, "  none: [conditioning=none]\n")
     words = [*SMALL, "study.duration_kimg=200", "evaluation.snapshot_every_kimg=1", "study.measure=[]", "run_dir=out"]
-    command = [sys.executable, "-m", "pipeline.study", own, "study=mine", *words]
+    command = [sys.executable, "-m", "pipeline.commands.study", own, "study=mine", *words]
     process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     snapshots = "runs/digits/study-jobs/train-none-*/snapshots/*.ckpt"
     deadline = time.monotonic() + 120

@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.studies.chart import plotly_figure
-from pipeline.studies.curves import smoothed
+from pipeline.pictures.chart import plotly_figure
+from pipeline.pictures.curves import smoothed
 from pipeline.studies.distances import distances_in
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.results import Confidence, Result, Results

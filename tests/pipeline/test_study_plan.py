@@ -9,13 +9,13 @@ from typing import Any, cast
 import pytest
 from omegaconf import OmegaConf
 
-from datamodules.artifacts import write_json
-from datamodules.sources import ImageSource
+from datamodules.images.sources import ImageSource
+from pipeline.commands.study import announce
 from pipeline.studies.jobs import Job, Plan, Run
 from pipeline.studies.page import study_page
 from pipeline.studies.plan import training_images
 from pipeline.studies.results import Results, gather
-from pipeline.study import announce
+from storage.artifacts import write_json
 
 
 def test_a_training_costs_its_distances_too() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.running.workers import Worker
 from pipeline.studies.jobs import Job
 from pipeline.studies.runner import run_jobs
-from pipeline.workers import Worker
 
 WORKERS = [Worker("a", (), {}), Worker("b", (), {})]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from callbacks.stopping import Stopped, stop_at_once
-from datamodules import cores
-from datamodules.artifacts import UserError
-from pipeline.workers import Worker, end_all, problem_of, workers_of
+from pipeline.running.workers import Worker, end_all, problem_of, workers_of
+from storage import cores
+from storage.artifacts import UserError
 
 
 def test_processes_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

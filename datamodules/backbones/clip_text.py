@@ -1,0 +1,91 @@
+"""The text side of CLIP: class names to embeddings in the space that they share with images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.artifacts import UserError
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What zero-shot classification needs beside the images.
+
+    Attributes:
+        embeddings: float32 [K, D], one per class name, as the text projection gives them.
+        logit_scale: factor of the cosine similarities before the softmax.
+    """
+
+    embeddings: Tensor
+    logit_scale: float
+
+
+def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[str] | None) -> list[str]:
+    """The class names of `clustering.class_names`: a list, the lines of a text file, or the data set's own.
+
+    Raises:
+        UserError: there are none, fewer than two, or two that are the same.
+    """
+    if given is None:
+        names = list(of_data_set or [])
+        if not names:
+            raise UserError(
+                "clustering=clip: the data set tells no class names. "
+                "Type clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line."
+            )
+    elif isinstance(given, str):
+        if not Path(given).is_file():
+            raise UserError(
+                f"clustering.class_names={given}: no such file. Give a list, or a file with a name per line."
+            )
+        names = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        names = [str(name) for name in given]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or twice:
+        problem = f"{twice[0]!r} occurs twice" if twice else f"only {names}"
+        raise UserError(f"clustering.class_names: {problem}; at least two different names are needed.")
+    return names
+
+
+@torch.no_grad()
+def embed_class_names(backbone: Mapping[str, Any], names: Sequence[str], prompt: str) -> ClassTexts:
+    """Text embeddings of the prompts by the CLIP model whose image side is this backbone.
+
+    Args:
+        backbone: its settings (`configs/backbone/clip_*.yaml`): `model` and `revision` on the hub, or `path`.
+        names: K class names.
+        prompt: a text with `{}` in the name's place.
+
+    Raises:
+        UserError: the files are no whole CLIP model, or cannot be had.
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    place, revision = str(backbone["path"] or backbone["model"]), backbone["revision"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        loaded: Any = CLIPModel.from_pretrained(
+            place,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{place}: cannot be loaded as a CLIP model with its tokenizer ({error}). Choose backbone=clip_vitl14, or "
+            "give a folder with all files of such a model as backbone.path=FOLDER."
+        ) from error
+    model, loading = loaded
+    if loading["missing_keys"]:
+        raise UserError(f"{place}: lacks weights of a CLIP model, the first is {min(loading['missing_keys'])}.")
+    prompts = [prompt.format(name) for name in names]
+    tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
+    model.eval()
+    return ClassTexts(model.get_text_features(**tokens).pooler_output, float(model.logit_scale.exp()))

@@ -1,0 +1,134 @@
+"""Vision models of the Hugging Face library as backbones."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
+from storage.artifacts import UserError
+
+OUTPUTS = ("cls_token", "mean_patch_tokens", "pooler", "projected")
+
+
+class TransformersBackbone(Backbone):
+    """A vision model of the Hugging Face library, from its folder; input size and normalisation from its processor.
+
+    `output` is what is taken of it: `cls_token` or `mean_patch_tokens` after the last norm, `pooler`, or `projected`,
+    CLIP's image embedding in the space that it shares with text (not normalised).
+    """
+
+    def __init__(self, name: str, folder: Path, output: str, identity: dict[str, Any]) -> None:
+        model, processor = _load(folder, output)
+        super().__init__(name, dim=0, identity=identity)
+        self.output = output
+        self.model: Any = model
+        self.processor = processor
+        self._freeze()
+        self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+
+    @property
+    def preparation(self) -> Preparation:
+        return _Processing(self.processor)
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        outputs = self.model(pixel_values=inputs, **self._unmasked(inputs))
+        if self.output == "projected":
+            return outputs.image_embeds.float()  # [B, dim]
+        if self.output == "pooler":
+            if getattr(outputs, "pooler_output", None) is None:
+                raise UserError(
+                    f"{self.name}: this model has no pooler. Set backbone.output to cls_token or mean_patch_tokens"
+                )
+            return outputs.pooler_output.flatten(1).float()  # [B, dim]
+        tokens = outputs.last_hidden_state  # [B, prefix + patches, dim]; after the last norm
+        prefix = self._count_prefix_tokens(tokens, inputs)
+        return (tokens[:, 0] if self.output == "cls_token" else tokens[:, prefix:].mean(dim=1)).float()
+
+    def _unmasked(self, inputs: Tensor) -> dict[str, Tensor]:
+        """For MAE: rising "noise", by which it sorts the patches; it shuffles them even where it hides none."""
+        if self.model.config.model_type != "vit_mae":
+            return {}
+        return {"noise": torch.arange(self._count_patches(inputs), device=inputs.device).expand(len(inputs), -1)}
+
+    def _count_patches(self, inputs: Tensor) -> int:
+        patch_size = getattr(self.model.config, "patch_size", None)
+        return inputs.shape[2] // patch_size * (inputs.shape[3] // patch_size) if isinstance(patch_size, int) else 0
+
+    def _count_prefix_tokens(self, tokens: Tensor, inputs: Tensor) -> int:
+        """Tokens that come before the patches: the class token, and registers where the model has some."""
+        patches = self._count_patches(inputs)
+        prefix = tokens.shape[1] - patches
+        least = 1 if self.output == "cls_token" else 0
+        if tokens.ndim != 3 or patches == 0 or prefix < least:
+            raise UserError(
+                f"{self.name}: backbone.output={self.output} needs a vision transformer with such tokens; "
+                f"{type(self.model).__name__} returns {list(tokens.shape)}. Set backbone.output=pooler"
+            )
+        return prefix
+
+
+class _Processing:
+    """The model's own image processor, on tensors."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        prepared = self.processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
+        return prepared["pixel_values"]  # float32 [B, 3, S, S]
+
+
+def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:
+    """Model and image processor from a folder; every weight on the way to `output` must come from the files."""
+    from transformers import AutoConfig, AutoImageProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        model_class, arguments = _model_class(folder, config, output)
+        model, loading = model_class.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: the transformers library cannot load this as an image model ({error})") from error
+    if model.main_input_name != "pixel_values":
+        raise UserError(
+            f"{folder}: {type(model).__name__} takes {model.main_input_name}, not images alone. "
+            "For CLIP set backbone.output=projected"
+        )
+    missing = sorted(key for key in loading["missing_keys"] if output == "pooler" or not key.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"{folder}: the files lack weights that backbone.output={output} needs, which would be random numbers: "
+            f"{', '.join(missing)}. Choose another output ({', '.join(OUTPUTS)}) or complete weights"
+        )
+    return model, processor
+
+
+def _model_class(folder: Path, config: Any, output: str) -> tuple[Any, dict[str, Any]]:
+    """The class that gives this output, and what to build it with."""
+    from transformers import MODEL_MAPPING, AutoModel, CLIPVisionModelWithProjection
+
+    if output == "projected":
+        if config.model_type not in ("clip", "clip_vision_model"):
+            raise UserError(
+                f"{folder}: backbone.output=projected is CLIP's, and this is {config.model_type}. "
+                f"Set backbone.output to one of {', '.join(OUTPUTS[:-1])}"
+            )
+        return CLIPVisionModelWithProjection, {}
+    if config.model_type == "vit_mae":
+        config.mask_ratio = 0.0  # pretraining hides three quarters of the patches
+    arguments = {"config": config}
+    mapped: Any = MODEL_MAPPING[type(config)]
+    takes = inspect.signature(mapped).parameters
+    if output != "pooler" and "add_pooling_layer" in takes:
+        arguments["add_pooling_layer"] = False  # a pooler that the files lack would be made of random numbers
+    return AutoModel, arguments

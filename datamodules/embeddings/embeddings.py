@@ -1,0 +1,137 @@
+"""Embeddings: one feature vector per image, in data-set order, with the statistics that standardise them."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards
+from datamodules.images.sources import ImageSource
+from storage.artifacts import Artifact, file_stem, fingerprint, make_once, read_artifact
+
+KIND = "embeddings"
+MINIMAL_STD = 1e-6  # up to here a dimension counts as one that never changes, and tells nothing
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Feature vectors of a data set.
+
+    Attributes:
+        values: float32 [N, D], as the backbone gives them, in data-set order.
+        mean, std: float32 [D], over the data set (`std` is that of the population: divided by N).
+        meta: `source` (name, kind, fingerprint, number of images), `backbone` (its identity) and `settings`.
+    """
+
+    values: Tensor
+    mean: Tensor
+    std: Tensor
+    meta: dict[str, Any]
+
+    def standardised(self) -> Tensor:
+        """(values − mean) / std, 0 where a dimension never changes, float32 [N, D]: what TEMI is trained on."""
+        return (self.values - self.mean) / torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
+
+    @property
+    def fingerprint(self) -> str:
+        """Known by the images and the backbone; 16 hex digits."""
+        return _key(self.meta["source"]["fingerprint"], self.meta["backbone"])
+
+
+def embeddings_path(cache_dir: str | Path, source: ImageSource, identity: dict[str, Any]) -> Path:
+    """Where the embeddings of this source by the backbone of this identity are kept."""
+    stem = file_stem(source.name, identity["kind"], _key(source.fingerprint, identity))
+    return Path(cache_dir) / "embeddings" / f"{stem}.safetensors"
+
+
+def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
+    """Whether the cache holds embeddings of a data set of this name, by whatever backbone: a look at file names."""
+    return any((Path(cache_dir) / "embeddings").glob(f"{file_stem(source.name)}-*.safetensors"))
+
+
+def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path, remake: str) -> Embeddings:
+    """Reads embeddings that were made before; `remake` is the command that makes them."""
+    return _from_artifact(read_artifact(embeddings_path(cache_dir, source, identity), KIND, remake))
+
+
+def make_embeddings(
+    source: ImageSource,
+    backbone: Backbone,
+    cache_dir: str | Path,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    precision: str = "32-true",
+    progress: bool = True,
+) -> Embeddings:
+    """Embeddings of every image, from the cache or computed now in this process and kept there: see `embed_shards`.
+
+    Computed again after an interruption, they go on from the last whole shard.
+    """
+
+    def fill(folder: Path) -> None:
+        missing = missing_shards(folder, len(source))
+        with embedding_bar(source, missing, progress) as bar:
+            embed_shards(
+                source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
+            )
+
+    return collect_embeddings(source, backbone.identity, cache_dir, fill, {"precision": precision})
+
+
+def collect_embeddings(
+    source: ImageSource,
+    identity: dict[str, Any],
+    cache_dir: str | Path,
+    fill: Callable[[Path], None],
+    settings: dict[str, Any],
+) -> Embeddings:
+    """Embeddings from the cache; where there are none, `fill(folder)` writes the shards that `folder` lacks.
+
+    Until they are joined, memory does not grow with the data set; what is returned is [N, D] in memory.
+    `settings`, `precision` among them, are noted in the artifact.
+    """
+    path = embeddings_path(cache_dir, source, identity)
+    folder = path.with_suffix(f".{settings['precision']}.shards")
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        fill(folder)
+        description = {
+            "name": source.name,
+            "kind": source.kind,
+            "fingerprint": source.fingerprint,
+            "num_images": len(source),
+        }
+        return join_shards(folder, len(source)), {"source": description, "backbone": identity, "settings": settings}
+
+    embeddings = _from_artifact(make_once(path, KIND, f"cedm embed dataset={source.name}", make))
+    shutil.rmtree(folder, ignore_errors=True)
+    return embeddings
+
+
+def embedding_bar(source: ImageSource, missing: Sequence[range], progress: bool = True) -> tqdm:
+    """A progress bar in images, with their rate, that begins where an earlier run stopped."""
+    done = len(source) - sum(map(len, missing))
+    return tqdm(
+        total=len(source),
+        initial=done,
+        desc=f"embedding {source.name}",
+        unit=" images",
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+
+
+def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:
+    return fingerprint({"source": source_fingerprint, "backbone": identity})
+
+
+def _from_artifact(artifact: Artifact) -> Embeddings:
+    return Embeddings(**artifact.tensors, meta=artifact.meta)

@@ -1,0 +1,174 @@
+"""Nearest neighbours: the k most similar images of each image, by cosine similarity of the raw embeddings."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.embeddings.embeddings import Embeddings
+from storage.artifacts import Artifact, UserError, file_stem, make_once, read_artifact
+
+KIND = "neighbours"
+BLOCK_BYTES = {True: 1 << 28, False: 1 << 31}  # similarities of one block with all images; on a CPU, on a GPU
+PROBES = 64  # cells that an approximate search looks into
+RECALL_SAMPLE = 1000  # rows
+
+
+class Neighbours(NamedTuple):
+    """The nearest neighbours of each image, the most similar first; no image is its own neighbour."""
+
+    indices: Tensor  # int64 [N, k]
+    similarities: Tensor  # float32 [N, k]
+    recall: float = 1.0  # share of the true k nearest that are found; below 1, measured on a sample
+
+
+def find_neighbours(
+    values: Tensor,
+    k: int,
+    block_size: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Neighbours:
+    """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
+
+    Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
+    comes first. Raises `UserError` where k is not in 1…N−1.
+    """
+    _check_k(k, len(values))
+    device = torch.device(device)
+    directions = F.normalize(values.to(device, torch.float32))  # [N, D]
+    indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
+    block_size = block_size or _block_size(directions)
+    memory = directions.new_empty(min(block_size, len(values)), len(values))
+    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", disable=not progress) as bar:
+        for rows in torch.arange(len(values), device=device).split(block_size):
+            block = slice(start := int(rows[0]), start + len(rows))
+            top_similarities, top_indices = _nearest_of(rows, directions, k, memory)  # [b, k]
+            similarities[block], indices[block] = top_similarities.cpu(), top_indices.cpu()
+            bar.update(len(rows))
+    return Neighbours(indices, similarities)
+
+
+def find_approximate_neighbours(
+    values: Tensor, k: int, device: str | torch.device = "cpu", probes: int = PROBES
+) -> Neighbours:
+    """k near neighbours of each row of `values` [N, D] by cosine similarity, itself excluded; most of them the nearest.
+
+    An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. Its
+    recall is measured against the exact search on a random sample of rows, on `device`. Raises `UserError` where faiss
+    is not installed, or k is not in 1…N−1.
+    """
+    _check_k(k, len(values))
+    faiss = import_faiss()
+    directions = F.normalize(values.float())  # [N, D]
+    count, dim = directions.shape
+    cells = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points or more per cell
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
+    index.train(directions.numpy())
+    index.add(directions.numpy())
+    index.nprobe = probes
+    found = [torch.from_numpy(array) for array in index.search(directions.numpy(), k + 1)]  # [N, k + 1] each
+    similarities, indices = found
+    itself = indices == torch.arange(count)[:, None]
+    itself[~itself.any(dim=1), -1] = True  # hidden by k + 1 twins: the last goes
+    similarities, indices = similarities[~itself].view(count, k), indices[~itself].view(count, k)
+
+    directions = directions.to(device)
+    for rows in (indices < 0).any(dim=1).nonzero()[:, 0].split(_block_size(directions)):  # too few in its cells
+        nearest = _nearest_of(rows.to(device), directions, k)
+        similarities[rows], indices[rows] = nearest[0].cpu(), nearest[1].cpu()
+    return Neighbours(indices, similarities, _recall(indices, directions))
+
+
+def import_faiss() -> Any:
+    """The module faiss; raises `UserError` that says how to install it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            "clustering.neighbour_search=approximate needs faiss: pip install faiss-cpu "
+            "(or '.[approximate]' in this folder). Or type clustering.neighbour_search=exact."
+        ) from error
+    return faiss
+
+
+def _recall(indices: Tensor, directions: Tensor) -> float:
+    """Share of the true nearest neighbours of RECALL_SAMPLE rows that `indices` [N, k] holds."""
+    count, k = indices.shape
+    sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:RECALL_SAMPLE]
+    hits = 0
+    for rows in sample.split(_block_size(directions)):
+        nearest = _nearest_of(rows.to(directions.device), directions, k)[1].cpu()  # [b, k]
+        hits += int((indices[rows][:, :, None] == nearest[:, None]).sum())
+    return hits / (len(sample) * k)
+
+
+def _check_k(k: int, count: int) -> None:
+    if not 1 <= k < count:
+        raise UserError(f"{k} neighbours of {count} images: expected between 1 and {count - 1}")
+
+
+def _block_size(directions: Tensor) -> int:
+    """Rows whose similarities with all images fill one block."""
+    return max(1, BLOCK_BYTES[directions.device.type == "cpu"] // (4 * len(directions)))
+
+
+def _nearest_of(rows: Tensor, directions: Tensor, k: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Similarities and indices, [b, k], of the k nearest of `rows` [b] among all `directions` [N, D].
+
+    `memory` [b or more, N] is overwritten, so that one block serves a whole search.
+    """
+    block = torch.mm(directions[rows], directions.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
+    block[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
+    return _in_order(*block.topk(k, dim=1))
+
+
+def _in_order(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [b, k] by falling similarity, and where that is equal by rising index: topk promises no order of ties."""
+    by_index = indices.argsort(dim=1)
+    similarities, indices = similarities.gather(1, by_index), indices.gather(1, by_index)
+    by_similarity = similarities.argsort(dim=1, descending=True, stable=True)
+    return similarities.gather(1, by_similarity), indices.gather(1, by_similarity)
+
+
+def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, search: str = "exact") -> Path:
+    """Where the k nearest neighbours in these embeddings are kept."""
+    source, backbone = embeddings.meta["source"]["name"], embeddings.meta["backbone"]["kind"]
+    how = f"k{k}" if search == "exact" else f"{search}-k{k}"
+    return Path(cache_dir) / "neighbours" / f"{file_stem(source, backbone, how, embeddings.fingerprint)}.safetensors"
+
+
+def make_neighbours(
+    embeddings: Embeddings,
+    k: int,
+    cache_dir: str | Path,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    search: str = "exact",
+) -> Neighbours:
+    """The k nearest neighbours in these embeddings, from the cache or computed now and kept there."""
+
+    def make() -> tuple[dict[str, Tensor], dict[str, object]]:
+        if search == "exact":
+            found = find_neighbours(embeddings.values, k, device=device, progress=progress)
+        else:
+            found = find_approximate_neighbours(embeddings.values, k, device=device)
+        meta = {"embeddings": embeddings.meta, "k": k, "search": search, "recall": found.recall}
+        return {"indices": found.indices, "similarities": found.similarities}, meta
+
+    remake = f"cedm embed dataset={embeddings.meta['source']['name']}"
+    return _from_artifact(make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, remake, make))
+
+
+def load_neighbours(
+    embeddings: Embeddings, k: int, cache_dir: str | Path, remake: str, search: str = "exact"
+) -> Neighbours:
+    """Reads neighbours that were made before; `remake` is the command that makes them."""
+    return _from_artifact(read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND, remake))
+
+
+def _from_artifact(artifact: Artifact) -> Neighbours:
+    return Neighbours(**artifact.tensors, recall=artifact.meta.get("recall", 1.0))

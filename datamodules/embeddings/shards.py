@@ -1,0 +1,188 @@
+"""Embedding a data set shard by shard: memory stays small, and an interrupted run goes on from its last whole shard.
+
+A shard is an artifact of its own, the features of `SHARD_IMAGES` consecutive images. Which images it holds depends on
+the data set alone. So several processes can share the work, on one device each, and end in the bytes of one process.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.backbones.backbone_base import Backbone, Preparation, prepare
+from datamodules.images.images import decode
+from datamodules.images.sources import ImageSource
+from storage.artifacts import (
+    DamagedArtifactError,
+    MissingArtifactError,
+    UserError,
+    read_artifact,
+    set_aside,
+    write_artifact,
+)
+
+log = logging.getLogger(__name__)
+
+KIND = "embedding shard"
+SHARD_IMAGES = 512  # minutes of work on a CPU, a tenth of a second on a fast GPU
+
+
+def shards_of(num_images: int) -> list[range]:
+    """The rows of each shard of a data set."""
+    return [range(start, min(start + SHARD_IMAGES, num_images)) for start in range(0, num_images, SHARD_IMAGES)]
+
+
+def shard_path(folder: Path, rows: range) -> Path:
+    """Where the features of the images `rows` are kept until all are there."""
+    return folder / f"{rows.start:09d}-{rows.stop:09d}.safetensors"
+
+
+def read_shard(folder: Path, rows: range) -> Tensor:
+    """Features of the images `rows`, float32 [len(rows), D]."""
+    return read_artifact(shard_path(folder, rows), KIND, "cedm embed").tensors["values"]
+
+
+def missing_shards(folder: Path, num_images: int) -> list[range]:
+    """The shards that are yet to be made; damaged ones are set aside, to be made again."""
+    missing = []
+    for rows in shards_of(num_images):
+        try:
+            read_shard(folder, rows)
+        except MissingArtifactError:
+            missing.append(rows)
+        except DamagedArtifactError as error:
+            log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
+            missing.append(rows)
+    return missing
+
+
+def embed_shards(
+    source: ImageSource,
+    backbone: Backbone,
+    folder: Path,
+    shards: Sequence[range],
+    batch_size: int = 64,
+    num_workers: int = 0,
+    precision: str = "32-true",
+    on_images: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Write the shards `shards` into `folder`, computed on the backbone's device.
+
+    Args:
+        source: the images.
+        backbone: sees each image whole and at its own size, which its own processing brings to the size it was trained
+            with; only `pixels` takes the images of diffusion training.
+        folder: where the shards are kept.
+        shards: rows of the images, as `missing_shards` gives them.
+        batch_size: images per forward pass.
+        num_workers: processes that decode and resize images while the network computes; 0: this one does.
+        precision: `32-true`, or `bf16-mixed`, which a backbone that must be exact (Inception) disregards.
+        on_images: told the number of images after each batch.
+
+    Raises:
+        UserError: names the image that cannot be decoded, or those for which the backbone returns NaN or infinity.
+    """
+    device, batches = backbone.device, _Batches(shards, batch_size)
+    inputs: Iterator[list[Tensor] | UserError] = iter(
+        DataLoader(
+            _PreparedBatches(source, backbone),
+            batch_size=None,  # an item is a batch
+            sampler=batches,
+            num_workers=min(num_workers, len(batches)),
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+        )
+    )
+    bf16 = precision == "bf16-mixed" and backbone.takes_bf16
+    with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
+        writing: Future[None] | None = None
+        for rows in shards:
+            parts = []  # on the device until the shard is whole: the network need not wait for each batch either
+            for start in range(0, len(rows), batch_size):
+                batch = next(inputs)
+                if isinstance(batch, UserError):
+                    raise batch
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    parts.append(backbone.features_of(batch))
+                on_images(len(rows[start : start + batch_size]))
+            values = torch.cat(parts).cpu()  # [len(rows), dim]
+            _check_finite(source, backbone, rows, values)
+            path, meta = shard_path(folder, rows), {"backbone": backbone.identity}
+            if writing is not None:
+                writing.result()  # raises what went wrong
+            writing = writer.submit(write_artifact, path, KIND, {"values": values}, meta)
+        if writing is not None:
+            writing.result()
+
+
+def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:
+    """All shards as one: `values` [N, D], `mean` [D] and `std` [D] (of the population), float32.
+
+    The values lie in a file that is mapped into memory, not in memory; the statistics are sums in float64, shard by
+    shard (Chan, Golub and LeVeque 1983, equation 2.1).
+    """
+    joined = folder / "joined"
+    mean, squares, seen = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    with joined.open("wb") as file:
+        for rows in shards_of(num_images):
+            values = read_shard(folder, rows)
+            file.write(values.numpy().data)
+            part_variance, part_mean = torch.var_mean(values.double(), dim=0, correction=0)
+            step, total = part_mean - mean, seen + len(rows)
+            squares = squares + part_variance * len(rows) + step.square() * (seen * len(rows) / total)
+            mean, seen = mean + step * (len(rows) / total), total
+    dim = len(mean)
+    stored = torch.from_file(str(joined), shared=False, size=num_images * dim, dtype=torch.float32)
+    joined.unlink()  # the mapping stays
+    return {"values": stored.view(num_images, dim), "mean": mean.float(), "std": (squares / num_images).sqrt().float()}
+
+
+class _Batches:
+    """Rows of the images of each batch, in order; a batch never reaches into two shards."""
+
+    def __init__(self, shards: Sequence[range], batch_size: int) -> None:
+        self.shards = shards
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-len(rows) // self.batch_size) for rows in self.shards)
+
+    def __iter__(self) -> Iterator[range]:
+        for rows in self.shards:
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+
+class _PreparedBatches(Dataset):
+    """Batches of images as the network takes them. It holds the preparation, not the network: workers get a copy."""
+
+    def __init__(self, source: ImageSource, backbone: Backbone) -> None:
+        self.source = source
+        self.resolution = backbone.resolution
+        self.channels = backbone.channels
+        self.preparation: Preparation = backbone.preparation
+
+    def __getitem__(self, rows: range) -> list[Tensor] | UserError:
+        try:
+            return prepare(self.preparation, [decode(self.source, row, self.resolution, self.channels) for row in rows])
+        except UserError as error:  # handed over as it is: from a worker it would come wrapped in a traceback
+            return error
+
+
+def _as_it_is(batch: list[Tensor] | UserError) -> list[Tensor] | UserError:
+    return batch
+
+
+def _check_finite(source: ImageSource, backbone: Backbone, rows: range, values: Tensor) -> None:
+    bad = [rows[index] for index in values.isfinite().all(dim=1).logical_not().nonzero()[:, 0].tolist()]
+    if bad:
+        first = ", ".join(repr(source.ids[row]) for row in bad[:3])
+        raise UserError(
+            f"{source.name}: backbone {backbone.name} returns NaN or infinity for image{'s' * (len(bad) > 1)} {first}"
+            f"{' …' * (len(bad) > 3)} ({len(bad)} of the {len(rows)} images from row {rows.start} on). Look at them; "
+            "where they are sound, try embedding.precision=32-true, or other weights with backbone.path=FOLDER"
+        )

@@ -1,0 +1,145 @@
+"""From the bytes of one image file to a Pillow image; what Pillow would read wrongly without a word is refused.
+
+Refused: animations and files of several pages, floating-point and 32-bit values (nothing says their range), more
+channels than Pillow reads, more pixels than its limit against decompression bombs, and PNG files whose checksums do
+not match. Formats with a signature are told by content, not by the file's name: a PNG may be called `.jpg`.
+"""
+
+import functools
+import io
+import re
+import warnings
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, UnidentifiedImageError
+
+from storage.artifacts import UserError
+
+# Formats that Pillow registers but cannot decode by itself (it hands them to other programs, or to none).
+UNDECODABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Formats with a signature of their own, taken whatever the file is called; others only under their own suffix.
+SIGNED_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+# Modes whose every value has an agreed meaning; 16-bit grey begins with I;16.
+KNOWN_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"}
+TIFF_SAMPLES_PER_PIXEL = 277
+NO_RANGE = "whose range nothing says; save 8 or 16 bits per channel, or an array for dataset=npy"
+
+# Pillow only warns up to twice its limit; `open_image` refuses above the limit itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", UserWarning, "PIL")  # taken as stored
+
+
+class UnusableImageError(UserError):
+    """The file is no image, is damaged, or holds what this project cannot take. The text says which, and the cure."""
+
+
+def open_image(file: Path | bytes, name: str) -> Image.Image:
+    """The image called `name` with its header read and its pixels not yet decoded.
+
+    Raises:
+        UnusableImageError: what the header tells already.
+    """
+    try:
+        image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats_of(name))
+    except UnidentifiedImageError as error:
+        start = read_start(file)
+        raise UnusableImageError(describe_content(start)) from error
+    except Image.DecompressionBombError as error:
+        raise UnusableImageError(f"{error}; shrink it or cut it into tiles") from error
+    except Exception as error:  # bytes of any content can raise anything in one of Pillow's many readers
+        if isinstance(error, OSError) and error.strerror:
+            raise UnusableImageError(f"it cannot be read ({error.strerror})") from error
+        raise UnusableImageError(f"truncated or damaged ({error})") from error
+    check_header(image)
+    return image
+
+
+def load_image(content: bytes, name: str) -> Image.Image:
+    """The image called `name` in a file's bytes, decoded, in the mode in which it is stored.
+
+    Raises:
+        UnusableImageError: truncated, damaged, or refused.
+    """
+    image = open_image(content, name)
+    try:
+        if image.format == "PNG":  # Pillow compares the checksums of the pixels only when asked to
+            open_image(content, name).verify()
+        image.load()
+    except Exception as error:  # see above
+        raise UnusableImageError(f"truncated or damaged ({error})") from error
+    return image
+
+
+def check_header(image: Image.Image) -> None:
+    """Refuse what Pillow would decode to something else than the file holds.
+
+    Raises:
+        UnusableImageError: says what the file holds instead of one plain image.
+    """
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS or 0
+    if pixels > limit:
+        raise UnusableImageError(
+            f"{image.width}×{image.height} pixels are more than Pillow's limit of {limit / 1e6:.0f} megapixels against "
+            "decompression bombs; shrink it or cut it into tiles"
+        )
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with a preview behind it
+        raise UnusableImageError(
+            f"{getattr(image, 'n_frames', 'several')} frames or pages in one file, where one image is expected; "
+            "save each as a file of its own"
+        )
+    if image.mode == "F":
+        raise UnusableImageError(f"floating-point values, {NO_RANGE}")
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # scaled by Pillow
+    if image.mode == "I" and not sixteen_bits:
+        raise UnusableImageError(f"32-bit values, {NO_RANGE}")
+    if not sixteen_bits and image.mode not in KNOWN_MODES:
+        raise UnusableImageError(f"colours of Pillow's mode {image.mode}, which cannot be converted; save it as RGB")
+    if image.format == "TIFF":
+        samples = getattr(image, "tag_v2", {}).get(TIFF_SAMPLES_PER_PIXEL, 1)
+        if samples > len(image.getbands()):
+            raise UnusableImageError(
+                f"{samples} channels, of which Pillow reads {len(image.getbands())}; save an array for dataset=npy"
+            )
+
+
+@functools.cache
+def decodable_suffixes() -> dict[str, str]:
+    """Format by suffix (`.png`), of those that Pillow itself decodes; others would start programs like Ghostscript."""
+    Image.init()
+    formats = Image.registered_extensions().items()
+    return {suffix: name for suffix, name in formats if name in Image.OPEN and name not in UNDECODABLE_FORMATS}
+
+
+def formats_of(name: str) -> list[str]:
+    """What a file of this name may hold."""
+    own = decodable_suffixes().get(PurePosixPath(name).suffix.lower())
+    return [*SIGNED_FORMATS, *([own] if own and own not in SIGNED_FORMATS else [])]
+
+
+def read_start(file: Path | bytes) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(file, bytes):
+        return file[:512]
+    with file.open("rb") as stream:
+        return stream.read(512)
+
+
+def describe_content(start: bytes) -> str:
+    """What a file is that is no image, told from its first bytes."""
+    if not start:
+        return "an empty file of 0 bytes"
+    if not start.strip(b"\0"):
+        return "nothing but zero bytes, as a broken copy or download leaves"
+    if re.match(rb"\s*(<!doctype html|<html|<head|<\?xml[^>]*>\s*<html)", start, re.IGNORECASE):
+        return "a web page (HTML), as a failed download leaves"
+    if re.match(rb"\s*(<svg|<\?xml)", start):
+        return "an SVG or XML text, not pixels; export it as PNG"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer in place of the file; run: git lfs pull"
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        return "a HEIC picture, which Pillow cannot read; convert it to JPEG or PNG"
+    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF")):
+        return "PostScript or PDF, not pixels; export it as PNG"
+    if start[128:132] == b"DICM":
+        return "a DICOM file, which Pillow cannot read; convert it to 16-bit PNG, or to an array for dataset=npy"
+    return f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"

@@ -1,0 +1,174 @@
+"""Pixels: any image to uint8 tensors of one size, kept in memory or decoded when asked for.
+
+The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.images.decoding import check_header
+from datamodules.images.sources import ImageSource
+from storage.artifacts import UserError
+from storage.cores import available_cores
+
+MODES = {1: "L", 3: "RGB"}
+DECODE_CHUNK = 64  # images that one thread decodes at a stretch
+EXIF_ORIENTATION = 0x0112
+TURNED_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_uint8(image: Image.Image | np.ndarray, resolution: int, channels: int) -> Tensor:
+    """The image as uint8 [C, R, R]: cropped to the central square, then resized (LANCZOS) where the size differs."""
+    if isinstance(image, np.ndarray) and image.shape == (resolution, resolution, channels):
+        return torch.from_numpy(image.transpose(2, 0, 1).copy())  # [C, R, R]
+    bands = [square(band, resolution) for band in eight_bit_bands(image, channels)]
+    return torch.cat([as_tensor(band) for band in bands])  # [C, R, R]
+
+
+def full_size_uint8(image: Image.Image | np.ndarray, channels: int = 3) -> Tensor:
+    """The whole image at its own size as uint8 [C, H, W], for backbones that do their own resizing."""
+    return torch.cat([as_tensor(band) for band in eight_bit_bands(image, channels)])  # [C, H, W]
+
+
+def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Image.Image]:
+    """The image as one grey or RGB picture; an array of other channels as one grey picture per channel.
+
+    Raises:
+        UserError: the image has not as many channels; grey and RGB are converted into one another.
+    """
+    if isinstance(image, np.ndarray):
+        found = image.shape[2]
+        if found != channels and not {found, channels} <= MODES.keys():
+            advice = f"Type dataset.channels={found}"
+            if channels == 3:
+                advice += " and backbone=pixels (other backbones see RGB)"
+            raise UserError(f"an image of {found} channels, where {channels} are expected. {advice}")
+        if channels not in MODES:
+            return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels)]
+        image = Image.fromarray(image[..., 0] if found == 1 else image)
+    elif channels not in MODES:
+        raise UserError(
+            f"a picture has 1 (grey) or 3 (RGB) channels, and dataset.channels={channels}. "
+            "For more channels, save an array and type dataset=npy"
+        )
+    else:
+        check_header(image)
+    return [eight_bit(upright(image), MODES[channels])]
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says. Where the EXIF data are damaged it stays as it is stored."""
+    try:
+        turn = TURNED_UPRIGHT_BY.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # EXIF data of any content can raise anything; viewers show such pictures as stored, too
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    """The image as grey or RGB: 16 bits scaled to 8, transparency laid over white."""
+    if image.mode.startswith("I"):
+        return from_16_bit(image).convert(mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def from_16_bit(image: Image.Image) -> Image.Image:
+    """Grey values 0…65535 to 0…255. Pillow's own conversion saturates instead of scaling."""
+    values = np.array(image, dtype=np.int64)  # [H, W]
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the grey value that a PNG declares transparent
+        values[values == transparent] = 65535
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def square(picture: Image.Image, resolution: int) -> Image.Image:
+    """The central square of a picture, resized."""
+    side = min(picture.size)
+    if picture.size != (side, side):
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    if side != resolution:
+        picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return picture
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """uint8 [C, H, W]."""
+    values = torch.from_numpy(np.array(picture))  # [H, W] or [H, W, C]
+    return values.reshape(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+
+
+class ImageStore:
+    """The images of a source at one size, by index. Decoded once into memory when they fit, else when asked for.
+
+    Args:
+        source: where the images come from.
+        resolution, channels: the size of every image, [channels, resolution, resolution].
+        memory_gb: keep the images in memory when they need no more than this (each process keeps its own).
+    """
+
+    def __init__(self, source: ImageSource, resolution: int, channels: int, memory_gb: float = 8) -> None:
+        self.source = source
+        self.resolution = resolution
+        self.channels = channels
+        size_gb = len(source) * channels * resolution**2 / 1e9
+        self.in_memory = size_gb <= memory_gb
+        where = "in memory" if self.in_memory else f"streamed from {source.kind}, over memory_gb={memory_gb:g}"
+        self.description = f"{len(source):,} images of {resolution}x{resolution}x{channels} ({size_gb:.2f} GB) {where}"
+        self._images = self._decode_all() if self.in_memory else None  # [N, C, R, R]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Images `indices` [B] as uint8 [B, C, R, R]."""
+        if self._images is not None:
+            return self._images[indices]
+        return torch.stack([self._decode(index) for index in indices.tolist()])
+
+    def _decode(self, index: int) -> Tensor:
+        return decode(self.source, index, self.resolution, self.channels)
+
+    def _decode_all(self) -> Tensor:
+        images = torch.empty(len(self.source), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
+
+        def decode_chunk(start: int) -> int:
+            stop = min(start + DECODE_CHUNK, len(images))
+            for index in range(start, stop):
+                images[index] = self._decode(index)
+            return stop - start
+
+        starts = range(0, len(images), DECODE_CHUNK)
+        bar = tqdm(total=len(images), desc=f"decoding {self.source.name}", unit=" images", delay=2)
+        with bar, ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
+            for count in threads.map(decode_chunk, starts):
+                bar.update(count)
+        return images
+
+
+def decode(source: ImageSource, index: int, resolution: int | None, channels: int) -> Tensor:
+    """Image `index` of a source as uint8 [C, R, R], or at its own size [C, H, W] where `resolution` is None.
+
+    Raises `UserError` naming the image where it cannot be decoded.
+    """
+    image = source.image(index)
+    try:
+        return full_size_uint8(image, channels) if resolution is None else to_uint8(image, resolution, channels)
+    except (UserError, ValueError, OSError) as error:
+        raise UserError(f"{source.name}: {source.ids[index]!r}: {error}") from error

@@ -1,0 +1,125 @@
+"""What a data set holds, told from headers, listings and digests: no image is decoded but the few that are shown."""
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datamodules.images.bad_files import refuse_bad_files
+from datamodules.images.decoding import UnusableImageError
+from datamodules.images.sources import ImageSource
+from storage.artifacts import DamagedArtifactError, file_stem, fingerprint, read_sealed_json, write_sealed_json
+
+SHOWN = 5  # duplicates that the survey names
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a data set holds.
+
+    Attributes:
+        num_images: images that are used.
+        sizes: (width, height, count), the most frequent first, as stored.
+        modes: images by file format and mode, such as `PNG RGBA`.
+        num_duplicates: images stored as the same bytes as an earlier one.
+        duplicates: some of them, each with the earlier one.
+        class_counts: images per class; None without labels.
+        class_names: of the classes; None where they are numbers.
+        skipped: files that cannot be used and are left out, each with the reason.
+        left_out: how many files of which kind are no images.
+    """
+
+    num_images: int
+    sizes: list[tuple[int, int, int]]
+    modes: dict[str, int]
+    num_duplicates: int
+    duplicates: list[tuple[str, str]]
+    class_counts: list[int] | None
+    class_names: list[str] | None
+    skipped: dict[str, str]
+    left_out: dict[str, int]
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Width, height of the smallest, the median and the largest image, by pixels: int64 [3, 2]."""
+        sizes = np.array(sorted(self.sizes, key=lambda size: size[0] * size[1]), dtype=np.int64)  # [S, 3]
+        places = np.searchsorted(sizes[:, 2].cumsum(), [1, (self.num_images + 1) // 2, self.num_images])
+        return sizes[places, :2]
+
+
+def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path, bool]:
+    """The survey of a source, the JSON file in the cache that keeps it, and whether it was there before.
+
+    It is made again when a file may have changed, when others are listed, or under another version of Pillow.
+
+    Raises:
+        UserError: images whose headers cannot be used, unless they are skipped; the message counts and names them.
+    """
+    labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
+    key = fingerprint([source.state, labels, source.left_out, PIL.__version__])
+    path = Path(cache_dir) / "data" / f"{file_stem(source.name, key)}.json"
+    with suppress(DamagedArtifactError, LookupError):  # then it is made again
+        remembered = read_sealed_json(path)
+        if remembered is not None:
+            return Survey(**{field.name: remembered[field.name] for field in fields(Survey)}), path, True
+    found = _look(source)
+    write_sealed_json(path, asdict(found))
+    return found, path, False
+
+
+def _look(source: ImageSource) -> Survey:
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    bad: dict[str, str] = {}
+    for index in tqdm(range(len(source)), desc=f"looking at {source.name}", unit=" images", delay=2):
+        try:
+            image = source.header(index)
+        except UnusableImageError as error:
+            bad[source.ids[index]] = str(error)
+            continue
+        if isinstance(image, Image.Image):
+            sizes[image.size] += 1
+            modes[f"{image.format} {image.mode}"] += 1
+            image.close()
+        else:
+            height, width, channels = image.shape
+            sizes[width, height] += 1
+            modes[f"{image.dtype}, {channels} channel{'s' if channels > 1 else ''}"] += 1
+    if bad:
+        refuse_bad_files(source.name, bad, len(source))
+    first: dict[str, int] = {}
+    earlier = [first.setdefault(digest, index) for index, digest in enumerate(source.image_digests())]
+    copies = [(source.ids[index], source.ids[other]) for index, other in enumerate(earlier) if other != index]
+    return Survey(
+        num_images=len(source),
+        sizes=[(*size, count) for size, count in sizes.most_common()],
+        modes=dict(modes.most_common()),
+        num_duplicates=len(copies),
+        duplicates=copies[:SHOWN],
+        class_counts=None if source.labels is None else class_counts(source),
+        class_names=source.class_names,
+        skipped=source.skipped,
+        left_out=source.left_out,
+    )
+
+
+def class_counts(source: ImageSource) -> list[int]:
+    """Images per class, those without an image included."""
+    assert source.labels is not None
+    return torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
+
+
+def shown_rows(source: ImageSource, count: int) -> list[int]:
+    """Up to `count` indices, evenly spaced over the data set."""
+    return [index * len(source) // min(count, len(source)) for index in range(min(count, len(source)))]
+
+
+def enlarged(sizes: list[tuple[int, int, int]], resolution: int) -> int:
+    """Images whose shorter side is below the resolution of training."""
+    return sum(count for width, height, count in sizes if min(width, height) < resolution)

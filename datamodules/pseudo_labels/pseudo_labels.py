@@ -1,0 +1,263 @@
+"""Pseudo-labels: the cluster of each image, by the image's id, whatever made the clusters."""
+
+import csv
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.images.sources import ImageSource
+from datamodules.pseudo_labels.assignment_files import is_artifact, read_cluster_ids
+from storage.artifacts import UserError, atomic_path, file_stem, fingerprint, read_artifact, write_artifact
+from storage.digests import file_digest
+
+KIND = "pseudo-labels"
+MADE_FOR = "images"  # key of `meta`: the images that the pseudo-labels were made for
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Cluster ids of images.
+
+    Attributes:
+        cluster_ids: int64 [N], in 0…C−1.
+        num_clusters: C, the clusters that were asked for; some may hold no image.
+        confidence: float32 [N], how sure each image's cluster is: for TEMI and CLIP the maximum softmax probability,
+            for k-means the simplified silhouette; ones where there is no such thing.
+        ids: the N images' ids.
+        meta: what made them.
+
+    Raises:
+        ValueError: lengths that differ, cluster ids outside 0…C−1, or an id that occurs twice or holds a line break.
+    """
+
+    cluster_ids: Tensor
+    num_clusters: int
+    confidence: Tensor
+    ids: list[str]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.cluster_ids) == len(self.confidence) == len(self.ids):
+            raise ValueError(
+                f"{len(self.cluster_ids)} cluster ids, {len(self.confidence)} confidences and {len(self.ids)} image ids"
+            )
+        if len(self.ids) == 0:
+            raise ValueError("no images")
+        if self.cluster_ids.dtype != torch.int64:
+            raise ValueError(f"cluster ids are {self.cluster_ids.dtype}; expected int64")
+        low, high = int(self.cluster_ids.min()), int(self.cluster_ids.max())
+        if low < 0 or high >= self.num_clusters:
+            raise ValueError(f"cluster ids from {low} to {high}; expected 0 to {self.num_clusters - 1}")
+        if any("\n" in image_id for image_id in self.ids):
+            raise ValueError("an image id holds a line break")
+        if len(self._rows) != len(self.ids):
+            raise ValueError("an image id occurs twice")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Images in each cluster: int64 [C]."""
+        return torch.bincount(self.cluster_ids, minlength=self.num_clusters)
+
+    @cached_property
+    def used_clusters(self) -> Tensor:
+        """Ids of the clusters that hold an image, sorted: int64 [num_used]. Row i is compact label i's cluster."""
+        return self.counts.nonzero().flatten()
+
+    @property
+    def num_used(self) -> int:
+        """Clusters that hold an image."""
+        return len(self.used_clusters)
+
+    @property
+    def utilization_ratio(self) -> float:
+        """num_used / C, r_C of the paper."""
+        return self.num_used / self.num_clusters
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the confidences tell one image from another."""
+        return bool((self.confidence != 1).any())
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Share of the images in each used cluster: float32 [num_used], in the order of `used_clusters`."""
+        return (self.counts[self.used_clusters].double() / len(self)).float()
+
+    def compact(self) -> Tensor:
+        """Labels 0…num_used−1 without gaps, int64 [N]: a diffusion model learns no embedding of an empty cluster."""
+        return torch.searchsorted(self.used_clusters, self.cluster_ids)
+
+    def select(self, ids: Sequence[str]) -> "PseudoLabels":
+        """The pseudo-labels of these images, in this order. Raises `UserError` where one of them has none."""
+        absent = [image_id for image_id in ids if image_id not in self._rows]
+        if absent:
+            raise UserError(
+                f"{len(absent)} of {len(ids)} images have no pseudo-label, the first is {absent[0]!r}. The "
+                f"pseudo-labels know {len(self)} images, the first is {self.ids[0]!r}: are they another data set's?"
+            )
+        rows = torch.tensor([self._rows[image_id] for image_id in ids], dtype=torch.int64)
+        return PseudoLabels(self.cluster_ids[rows], self.num_clusters, self.confidence[rows], list(ids), self.meta)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact, with counts and the clusters in use beside the ids for readers in other languages."""
+        tensors = {
+            "cluster_ids": self.cluster_ids,
+            "confidence": self.confidence,
+            "counts": self.counts,
+            "used_clusters": self.used_clusters,
+            "ids": torch.frombuffer(bytearray("\n".join(self.ids).encode()), dtype=torch.uint8),
+        }
+        meta = {
+            "num_clusters": self.num_clusters,
+            "num_used": self.num_used,
+            "utilization_ratio": self.utilization_ratio,
+            "ids": fingerprint(self.ids),
+            "made_from": self.meta,
+        }
+        write_artifact(path, KIND, tensors, meta)
+
+    def save_csv(self, path: str | Path) -> None:
+        """Writes `id,cluster,confidence`, a line per image, for other programs and for `assignments=`."""
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["id", "cluster", "confidence"])
+            rows = zip(self.ids, self.cluster_ids.tolist(), self.confidence.tolist(), strict=True)
+            writer.writerows((image_id, cluster, f"{confidence:.6g}") for image_id, cluster, confidence in rows)
+
+    @classmethod
+    def load(cls, path: str | Path, remake: str) -> "PseudoLabels":
+        """Reads and verifies what `save` wrote; `remake` is the command that makes the file."""
+        artifact = read_artifact(path, KIND, remake)
+        return cls(
+            cluster_ids=artifact.tensors["cluster_ids"],
+            num_clusters=artifact.meta["num_clusters"],
+            confidence=artifact.tensors["confidence"],
+            ids=artifact.tensors["ids"].numpy().tobytes().decode().split("\n"),
+            meta=artifact.meta["made_from"],
+        )
+
+
+def pseudo_labels_path(cache_dir: str | Path, source: ImageSource, description: dict[str, Any]) -> Path:
+    """Where the pseudo-labels of this source are kept that were made as `description` says."""
+    stem = file_stem(source.name, fingerprint({"source": source.fingerprint, "made_from": description}))
+    return Path(cache_dir) / "pseudo-labels" / f"{stem}.safetensors"
+
+
+def read_assignments(specification: str, source: ImageSource, num_clusters: int | None = None) -> PseudoLabels:
+    """Pseudo-labels of a source from `FILE` or `FILE::key`.
+
+    The file holds one cluster id per image of the source, or of the whole data set when the source is a subset of it,
+    in data-set order; a CSV file with the columns `id` and `cluster` is matched by id, in any order; and so are
+    pseudo-labels that this project wrote. `key` names the tensor or column.
+
+    C is `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1, with a
+    warning. Raises `UserError` over a file, key, length or value that does not fit.
+    """
+    file_name, _, key = specification.partition("::")
+    path = Path(file_name)
+    if not path.is_file():
+        raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key")
+    if path.suffix == ".safetensors" and is_artifact(path):
+        labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
+        _check_made_for(path, labels.meta.get(MADE_FOR), source)
+        return labels
+    found, key = read_cluster_ids(path, key, source.ids)
+    cluster_ids = _rows_of_source(path, found, source)
+    num_clusters = clusters_of(path, key, found, num_clusters)
+    meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
+    return PseudoLabels(cluster_ids, num_clusters, torch.ones(len(cluster_ids)), source.ids, meta)
+
+
+def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:
+    """Pseudo-labels that this project wrote, with C = `num_clusters` where given.
+
+    Raises:
+        UserError: a `key`, which they have none of, or cluster ids from `num_clusters` up.
+    """
+    if key:
+        raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Type {path}, without ::{key}")
+    labels = PseudoLabels.load(path, remake="cedm cluster")
+    if num_clusters is None:
+        return labels
+    return replace(labels, num_clusters=clusters_of(path, key, labels.cluster_ids, num_clusters))
+
+
+def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | None) -> int:
+    """C: `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1.
+
+    Raises:
+        UserError: a cluster id from C up.
+    """
+    found = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, cluster_ids)
+    highest = int(cluster_ids.max())
+    if highest >= found:
+        name = f"{path}::{key}" if key else str(path)
+        remedy = f"Type num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
+        raise UserError(
+            f"{name}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. {remedy}"
+        )
+    return found
+
+
+def made_for(source: ImageSource) -> dict[str, Any]:
+    """What pseudo-labels remember of their images, to be kept in their `meta`."""
+    description = {"name": source.name, "num_images": len(source), "fingerprint": source.images_fingerprint}
+    return {MADE_FOR: description}
+
+
+def _check_made_for(path: Path, images: dict[str, Any] | None, source: ImageSource) -> None:
+    """Raise a `UserError` where the images have the same names as those of the pseudo-labels and are others."""
+    if images is None:
+        return
+    if images["num_images"] not in (len(source), source.total):  # of a part, or of more: the ids alone must do
+        log.warning("%s: made for %s images, taken for %s by name.", path, images["num_images"], len(source))
+        return
+    counterpart = source if images["num_images"] == len(source) else source.whole
+    if counterpart.images_fingerprint != images["fingerprint"]:
+        raise UserError(
+            f"{path}: made for other images, of {images['name']} ({images['num_images']:,}), that have the same names "
+            f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give a "
+            "CSV file with the columns id and cluster (pseudo_labels.csv beside it), which is matched by name alone."
+        )
+
+
+def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Tensor:
+    if len(cluster_ids) == len(source):
+        return cluster_ids
+    if len(cluster_ids) == source.total:
+        return cluster_ids[source.positions]
+    whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
+    raise UserError(f"{path}: {len(cluster_ids)} cluster ids for {len(source)} images of {source.name}{whole}")
+
+
+def num_clusters_in_key(key: str) -> int | None:
+    """C of a key that ends in `clusters<C>`, a seed after it or not (`clusters<C>.seed<n>`); None for another."""
+    match = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
+    return int(match[1]) if match else None
+
+
+def _num_clusters_from_ids(path: Path, cluster_ids: Tensor) -> int:
+    num_clusters = int(cluster_ids.max()) + 1
+    log.warning(
+        "%s does not say how many clusters there are: taking the highest id + 1 = %d. Where some of the last clusters "
+        "are empty, let its key end in clusters<C> (or type num_clusters=C for cedm score).",
+        path.name,
+        num_clusters,
+    )
+    return num_clusters

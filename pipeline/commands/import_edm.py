@@ -1,0 +1,52 @@
+"""`cedm import-edm`: a published EDM snapshot → our denoiser file, without running code from it."""
+
+import shlex
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from lightning_modules.diffusion.interop import denoiser_from_edm, read_edm_pickle
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
+from pipeline.settings.command import command, program
+from storage.artifacts import UserError, file_stem
+from storage.digests import file_digest
+
+
+@command
+def import_edm(cfg: DictConfig) -> None:
+    path = Path(str(cfg.pickle))
+    if not path.is_file():
+        raise UserError(f"pickle={path}: no such file. Give a snapshot that EDM published, such as a .pkl file.")
+    try:
+        published = read_edm_pickle(path)
+        denoiser = denoiser_from_edm(*published)
+    except ValueError as error:
+        raise UserError(f"pickle={path}: {error}") from error
+    if denoiser.label_dim:  # labels are drawn uniformly; the file does not tell how often each class occurred
+        denoiser.cluster_frequencies = torch.full((denoiser.label_dim,), 1 / denoiser.label_dim)
+        denoiser.cluster_ids = torch.arange(denoiser.label_dim)
+
+    denoiser.meta["label_dropout"] = published.network.get("label_dropout", 0)
+
+    inputs = {"pickle": file_digest(path)}
+    settings = run_settings(cfg, inputs, groups=())
+    cfg.dataset.name = file_stem(path.stem)
+    folder = choose_run_folder(cfg, "import-edm", settings)
+    with opened_run_folder(folder, settings, cfg.overwrite):
+        written = folder / "denoiser.safetensors"
+        denoiser.save_pretrained(written, dataset=cfg.dataset.name, imported_from=inputs["pickle"])
+        results = {
+            "denoiser": str(written),
+            "network": denoiser.settings,
+            "img_resolution": denoiser.img_resolution,
+            "img_channels": denoiser.img_channels,
+            "label_dim": denoiser.label_dim,
+            "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
+        }
+        write_summary(folder, "import-edm", results, inputs)
+    print(f"model       {written}\nNext: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}")
+
+
+if __name__ == "__main__":
+    import_edm()

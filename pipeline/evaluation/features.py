@@ -1,0 +1,73 @@
+"""One pass over a set of images: what each feature extractor says of it, worked out by all devices together."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.backbones.backbones import Backbone
+from metrics.collected_features import CollectedFeatures
+from metrics.frechet import FeatureStatistics, Statistics
+
+
+class ImageSet(Protocol):
+    """Images by their row in a set."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Images `indices` [B] as uint8 [B, C, R, R]."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one extractor says of a set.
+
+    Attributes:
+        statistics: mean and covariance of the features.
+        rows: the features themselves, float32 [N, D] in the order of the set, on the CPU; None where none were kept.
+    """
+
+    statistics: Statistics
+    rows: Tensor | None = None
+
+
+def extract(
+    images: ImageSet, extractors: Sequence[Backbone], keep: Collection[str], batch_size: int, fabric: Fabric, name: str
+) -> dict[str, Features]:
+    """Features of every image by every extractor, by the extractor's name; each image is gathered once.
+
+    Rank r of W takes the r-th of W equal parts, so that the features of all ranks, one after the other, lie in the
+    order of the set, and no metric on them depends on the number of processes. Every rank gets the whole result.
+
+    Args:
+        images: the set.
+        extractors: each gets the same images.
+        keep: names of the extractors whose features are kept; of the others there are the statistics alone.
+        batch_size: images at once on each device.
+        fabric: the processes.
+        name: of the set, for the progress bar.
+    """
+    device = fabric.device
+    sums_device = torch.device("cpu") if device.type == "mps" else device  # the one device without float64
+    statistics = {e.name: FeatureStatistics(e.dim).to(sums_device) for e in extractors}
+    kept = {e.name: CollectedFeatures(e.dim).to(device) for e in extractors if e.name in keep}
+    for extractor in extractors:
+        extractor.to(device)
+    own = torch.arange(len(images)).tensor_split(fabric.world_size)[fabric.global_rank]
+    bar = tqdm(total=len(own), desc=name, unit="img", disable=not fabric.is_global_zero, dynamic_ncols=True)
+    with bar:
+        for part in own.split(batch_size) if len(own) else ():
+            pixels = images.gather(part).to(device)  # [B, C, R, R]
+            for extractor in extractors:
+                features = extractor.extract(pixels)  # [B, D]
+                statistics[extractor.name].update(features.to(sums_device))
+                if extractor.name in kept:
+                    kept[extractor.name].update(features)
+            bar.update(len(part))
+    rows = {backbone: metric.compute().cpu() for backbone, metric in kept.items()}
+    return {e.name: Features(statistics[e.name].compute(), rows.get(e.name)) for e in extractors}

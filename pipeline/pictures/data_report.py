@@ -1,0 +1,97 @@
+"""What `cedm embed` says of the images: how it understood them, what it left out and why, and how they look."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from callbacks.image_grid import image_grid
+from datamodules.images.images import decode
+from datamodules.images.sources import ImageSource
+from datamodules.images.survey import Survey, enlarged, shown_rows, survey
+from storage.artifacts import atomic_path
+
+COLUMNS = 10
+ROWS = 6
+SHOWN_SIZES = 3
+SHOWN_SKIPPED = 10
+DARK = 64  # a data set whose brightest shown pixel is below this was probably scaled wrongly
+
+
+def report_data(cfg: DictConfig, source: ImageSource) -> list[Path]:
+    """Print what the data set holds; returns the files that keep it: the survey, and the contact sheet.
+
+    Raises:
+        UserError: images that cannot be used, counted and named, unless `dataset.on_bad_file=skip`.
+    """
+    found, path, was_there = survey(source, cfg.cache_dir)
+    picture = path.with_name(f"{path.stem}-{cfg.dataset.resolution}x{cfg.dataset.channels}.png")
+    lines = describe(found, source.name, cfg.dataset.resolution)
+    if not (was_there and picture.exists()):
+        lines += draw_contact_sheet(source, cfg.dataset.resolution, cfg.dataset.channels, picture)
+    print("\n".join([*lines, f"contact sheet  {picture}"]))
+    return [path, picture]
+
+
+def keep_report(files: list[Path], folder: Path) -> None:
+    """Copies of the report's files in a run folder, under plain names."""
+    for file, name in zip(files, ("data.json", "data.png"), strict=True):
+        with atomic_path(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def describe(found: Survey, name: str, resolution: int) -> list[str]:
+    """The survey as lines for a terminal."""
+    lines = [f"{name}: {found.num_images:,} images", f"sizes          {describe_sizes(found)}"]
+    lines.append("modes          " + ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items()))
+    small = enlarged(found.sizes, resolution)
+    if small:
+        lines.append(f"enlarged       {small:,} images are smaller than dataset.resolution={resolution}")
+    if found.class_counts is not None:
+        lines.append(f"labels         {describe_classes(found.class_counts, found.class_names)}")
+    if found.num_duplicates:
+        copy, original = found.duplicates[0]
+        lines.append(f"duplicates     {found.num_duplicates:,}, exact copies such as {copy} of {original}")
+    if found.left_out:
+        lines.append("left out       " + ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items()))
+    if found.skipped:
+        lines.append(f"skipped        {len(found.skipped):,}, which cannot be used:")
+        shown = list(found.skipped.items())[:SHOWN_SKIPPED]
+        lines += [f"               {image_id}: {reason}" for image_id, reason in shown]
+        if len(found.skipped) > len(shown):
+            lines.append(f"               … and {len(found.skipped) - len(shown):,} more")
+    return lines
+
+
+def describe_sizes(found: Survey) -> str:
+    """All sizes where they are few, else the smallest, the median and the largest."""
+    if len(found.sizes) <= SHOWN_SIZES:
+        return ", ".join(f"{width}×{height} ({count:,})" for width, height, count in found.sizes)
+    smallest, median, largest = (f"{width}×{height}" for width, height in found.areas.tolist())
+    return f"{len(found.sizes):,} different: smallest {smallest}, median {median}, largest {largest}"
+
+
+def describe_classes(counts: list[int], names: list[str] | None) -> str:
+    """How many classes, how large, and which are empty."""
+    empty = [names[number] if names else str(number) for number, count in enumerate(counts) if count == 0]
+    filled = [count for count in counts if count]
+    text = f"{len(filled):,} classes of {min(filled):,} to {max(filled):,} images"
+    return text if not empty else f"{text}; no image of {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}"
+
+
+def draw_contact_sheet(source: ImageSource, resolution: int, channels: int, path: Path) -> list[str]:
+    """A picture of some images as training will see them; returns a warning where they are nearly black."""
+    rows = shown_rows(source, ROWS * COLUMNS)
+    images = torch.stack([decode(source, row, resolution, channels) for row in rows])  # [n, C, R, R]
+    blanks = images.new_full((-len(rows) % COLUMNS, *images.shape[1:]), 255)
+    grid = torch.cat([images, blanks]).unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, R, R]
+    with atomic_path(path) as temporary:
+        image_grid(grid).save(temporary)
+    brightest = int(images.max())
+    if brightest >= DARK:
+        return []
+    return [
+        f"nearly black   the brightest pixel of {len(rows)} images is {brightest} of 255. Were 12-bit values stored in "
+        "16 bits? Then save an array and state its range: dataset=npy dataset.value_range=[0,4095]"
+    ]

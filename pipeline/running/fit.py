@@ -1,0 +1,99 @@
+"""One Lightning fit in one run folder, resumed where it stopped."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
+from callbacks.stopping import Stopped, queue_again, stop_between_batches
+from pipeline.running.processes import RUN_FOLDER_VARIABLE
+from pipeline.settings.checks import leaves
+
+# Lightning's use of deprecated PyTorch names stays out of the terminal; its own warnings come through.
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the averaged weights are
+warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket.*")  # costs one copy of 1×1 kernels
+warnings.filterwarnings("ignore", message=".*call of `lr_scheduler.step.*")  # float16 skipped the first step
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
+warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
+
+
+def show_hyperparameters(trainer: Trainer, cfg: DictConfig, outcomes: tuple[str, ...]) -> None:
+    """Fill TensorBoard's table of hyper-parameters, beside the newest values of the `outcomes`' curves.
+
+    Not by `logger.log_hyperparams`, which would write points of its own into those curves.
+    """
+    if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        return
+    groups = ("dataset", "backbone", "clustering", "network", "training", "seed")
+    settings = {key: value for key, value in leaves(cfg) if key.split(".")[0] in groups}
+    shown = {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
+    }
+    for summary in hparams(shown, dict.fromkeys(outcomes, 0)):
+        trainer.logger.experiment.file_writer.add_summary(summary)
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    callbacks: list[Callback],
+    *,
+    max_steps: int,
+    precision: str,
+    outcomes: tuple[str, ...],
+    accumulate: int = 1,
+    log_every_steps: int = 1,
+    afterwards: Callable[[Trainer], None] = lambda trainer: None,
+) -> Trainer:
+    """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
+
+    SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
+    snapshot to go on from. `afterwards` is called on all ranks when the last step is done, now or in an earlier try.
+    """
+    trainer = Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        precision=precision,  # type: ignore[arg-type]  # checked by Lightning
+        max_steps=max_steps,
+        max_epochs=-1,  # one endless epoch: the data stream is a function of the step
+        accumulate_grad_batches=accumulate,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        log_every_n_steps=log_every_steps,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    show_hyperparameters(trainer, cfg, outcomes)
+    snapshot = newest_snapshot(folder / "snapshots", trainer.global_rank)
+    if snapshot is not None and trainer.is_global_zero:
+        print(f"Going on from {snapshot}")
+    try:
+        with stop_between_batches(trainer):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
+            module.to(trainer.strategy.root_device)  # Lightning has taken it away from there
+            afterwards(trainer)
+    except SystemExit as stop:  # ours after SIGTERM, or Lightning's answer to Ctrl-C
+        if trainer.is_global_zero:
+            newest = newest_snapshot(folder / "snapshots")
+            same = "The same command without overwrite=true" if cfg.overwrite else "The same command"
+            tqdm.write(f"Stopped. {same} goes on from {newest or 'the start'}.", file=sys.stderr)  # not into the bar
+            queue_again()
+        elif RUN_FOLDER_VARIABLE in os.environ:
+            sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another
+        sys.exit(stop.code if isinstance(stop, Stopped) else 130)
+    return trainer

@@ -1,0 +1,148 @@
+"""The processes that work on a command together, one per device, and the run folder that they agree on."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import Fabric, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from omegaconf import DictConfig
+
+from callbacks.stopping import Stopped
+from pipeline.settings.command import OwnProcessNeeded
+from storage.artifacts import UserError
+
+PARENT_POLL_SECONDS = 0.3
+RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
+
+for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
+    logging.getLogger(library).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processes of this run: how many, which of them this is, and its device."""
+
+    world_size: int
+    rank: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.world_size} × {self.device.type}"
+
+
+def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, Path]:
+    """Find out which processes take part, and agree with them on the run folder: rank 0 chooses.
+
+    Under torchrun or SLURM all ranks run already, so the process group is joined here and rank 0's choice broadcast.
+    Where Lightning launches the other ranks itself, they inherit the choice as an environment variable.
+
+    Raises:
+        UserError: the accelerator or the number of devices is not to be had on this machine.
+        OwnProcessNeeded: this is one run of a sweep, on several devices.
+    """
+    adopt_torchrun(cfg)
+    scout = scout_devices(cfg)
+    machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
+    environment = getattr(scout.strategy, "cluster_environment", None)
+    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        if environment is not None and environment.creates_processes_externally:
+            raise UserError(
+                "-m (--multirun) under torchrun or SLURM, whose processes are there for one run. Type the runs one by "
+                "one, or sweep without torchrun and with trainer.devices=N: each run then starts N processes."
+            )
+        raise OwnProcessNeeded
+    if inherited and "LOCAL_RANK" in os.environ:
+        end_with_parent(os.getppid())  # rank 0: without it, this process would wait for an answer
+        return machine, Path(inherited)
+    if machine.world_size > 1 and environment is not None and environment.creates_processes_externally:
+        scout.strategy.setup_environment()
+        choice = scout.strategy.broadcast(str(choose_folder()) if machine.rank == 0 else "")
+        return machine, Path(choice)
+    folder = choose_folder()
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    return machine, folder
+
+
+def scout_devices(cfg: DictConfig) -> Trainer:
+    """A Trainer that trains nothing and knows which devices `trainer.accelerator` and `trainer.devices` mean here.
+
+    Raises:
+        UserError: they are not to be had on this machine.
+    """
+    settings = cfg.trainer
+    try:
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except Exception as error:  # Lightning raises several kinds, each with a clear sentence
+        raise UserError(
+            f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: {error}\n"
+            f"This machine has {torch.cuda.device_count()} GPUs. "
+            "Type trainer.accelerator=cpu or another trainer.devices."
+        ) from error
+
+
+@contextmanager
+def side_by_side(cfg: DictConfig) -> Iterator[Fabric]:
+    """Start the processes of `trainer.devices` for work that needs no Trainer; SIGTERM to one of them ends them all."""
+    settings = cfg.trainer
+    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+    fabric.launch()
+    try:
+        yield fabric
+    except Stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the others answer in kind
+        if isinstance(getattr(fabric.strategy, "cluster_environment", None), LightningEnvironment):
+            if fabric.local_rank != 0:
+                os.kill(os.getppid(), signal.SIGTERM)
+                sys.exit(0)  # the parent would be killed for another code, before it can end by itself
+            for process in getattr(fabric.strategy.launcher, "procs", []):
+                process.terminate()
+        raise
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on this process ends as soon as the one that started it is gone, whatever it is waiting for."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def adopt_torchrun(cfg: DictConfig) -> None:
+    """Under torchrun, `trainer.devices=auto` and `trainer.num_nodes` mean the processes that it has started.
+
+    Raises:
+        UserError: `trainer.devices` says otherwise.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    started = int(os.environ["LOCAL_WORLD_SIZE"])
+    if cfg.trainer.devices not in ("auto", started):
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}, but torchrun started {started} processes on this machine. "
+            f"Type trainer.devices={started}, or leave it out."
+        )
+    cfg.trainer.devices = started
+    cfg.trainer.num_nodes = int(os.environ["WORLD_SIZE"]) // started

@@ -1,0 +1,244 @@
+"""The folder of one run: which one it is, whether it may be continued, and the `summary.json` in it."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from storage.artifacts import (
+    DamagedArtifactError,
+    UserError,
+    canonical_json,
+    read_sealed_json,
+    remove_abandoned,
+    write_json,
+    write_sealed_json,
+)
+
+SETTINGS_FILE = "settings.json"
+SUMMARY_FILE = "summary.json"
+# Where things lie and how many devices work does not change what is computed; labels and the images that are left out
+# are in the data set's fingerprint.
+NOT_PART_OF_A_RUN = (
+    "run_dir",
+    "cache_dir",
+    "overwrite",
+    "dataset.path",
+    "dataset.labels",
+    "dataset.on_bad_file",
+    "backbone.path",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "training.num_workers",
+    "training.memory_gb",
+    "training.max_batch_per_device",
+    "evaluation.keep_snapshots",
+    "evaluation.batch_size",
+    "evaluation.weights",
+    "evaluation.num_final",
+    "init_from",
+)
+LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
+
+
+def run_settings(cfg: DictConfig, inputs: Mapping[str, str], groups: tuple[str, ...]) -> dict[str, Any]:
+    """What makes a run the run that it is: the settings of the config `groups` that it reads, and its inputs."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    settings = {key: value for key, value in container.items() if key in groups}
+    for dotted in NOT_PART_OF_A_RUN:
+        *parents, leaf = dotted.split(".")
+        node: Any = settings
+        for parent in parents:
+            node = node.get(parent, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(leaf, None)
+    return {"settings": json.loads(canonical_json(finite(settings))), "inputs": dict(inputs)}
+
+
+def finite(node: Any) -> Any:
+    """The same settings with infinity spelled as text, which JSON lacks."""
+    if isinstance(node, dict):
+        return {key: finite(value) for key, value in node.items()}
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def choose_run_folder(cfg: DictConfig, what: str, settings: Mapping[str, Any]) -> Path:
+    """`run_dir`, or the newest run of the same settings below `runs/<dataset>/<what>/`, or a new folder there.
+
+    Raises:
+        UserError: `run_dir` holds a run of other settings; the message shows the differences.
+    """
+    if cfg.run_dir is not None:
+        folder = Path(cfg.run_dir)
+        if not cfg.overwrite:
+            refuse_other_settings(folder, settings)
+        return folder
+    parent = Path("runs") / str(cfg.dataset.name) / what
+    if not cfg.overwrite:
+        for folder in sorted(parent.glob("*"), reverse=True):
+            with suppress(DamagedArtifactError):
+                if read_settings(folder) == settings:
+                    return folder
+    return unused(parent / time.strftime("%Y%m%d-%H%M%S"))
+
+
+@contextmanager
+def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool, rank: int = 0) -> Iterator[None]:
+    """Create the folder with its `settings.json` and keep other processes out of it; rank 0's business.
+
+    With `overwrite`, what lies there is first set aside.
+
+    Raises:
+        UserError: another process works in the folder.
+    """
+    if rank != 0:
+        yield
+        return
+    if overwrite and holds_run(folder):
+        with locked(folder):
+            aside = unused(folder.with_name(f"{folder.name}-replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
+            folder.rename(aside)
+        print(f"The run that lay in {folder} is kept in {aside}.")
+    with locked(folder):
+        remove_abandoned(folder)
+        if read_settings(folder) is None:
+            write_sealed_json(folder / SETTINGS_FILE, settings)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, which is free again however this process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process works on this very run. Wait for it, or type run_dir=FOLDER for one beside it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unused(folder: Path) -> Path:
+    """`folder`, or `folder-2`, `folder-3`, … where it exists already."""
+    candidate, count = folder, 1
+    while candidate.exists():
+        count += 1
+        candidate = folder.with_name(f"{folder.name}-{count}")
+    return candidate
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that a run folder was opened with; None where there is no run.
+
+    Raises:
+        DamagedArtifactError: they are damaged, or gone from beside snapshots.
+    """
+    settings = read_sealed_json(folder / SETTINGS_FILE)
+    if settings is None and holds_run(folder):
+        raise DamagedArtifactError(f"{folder / SETTINGS_FILE}: gone, while the folder holds snapshots of a run.")
+    return settings
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run lies in a folder, its settings readable or not."""
+    return (folder / SETTINGS_FILE).exists() or any(folder.glob("snapshots/*.ckpt"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None where there is none, or no whole one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` that lists the differences when `folder` holds a run of other settings."""
+    try:
+        before = read_settings(folder)
+    except DamagedArtifactError as error:
+        raise UserError(
+            f"{error} What the run in this folder was made from is not known any more, so it cannot go on. Choose "
+            "another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+        ) from error
+    if before is None or before == settings:
+        return
+    old, new = dict(flatten(before)), dict(flatten(settings))
+    lines = [
+        f"  {key}: {old.get(key, '(absent)')} → {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    raise UserError(
+        f"run_dir={folder} holds a run with other settings:\n"
+        + "\n".join(lines)
+        + "\nChoose another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+    )
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dictionaries; the `settings`/`inputs` level stays out of the names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            inner = str(key) if not prefix or prefix == "settings" else f"{prefix}.{key}"
+            yield from flatten(value, inner)
+    else:
+        yield prefix, node
+
+
+def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+    """Write `summary.json`: what came out, what it was made from, and with which versions."""
+    path = folder / SUMMARY_FILE
+    write_json(
+        path,
+        {
+            "command": command,
+            "arguments": sys.argv[1:],
+            **results,
+            "inputs": dict(inputs),
+            "versions": {name: version(name) for name in LIBRARIES},
+        },
+    )
+    return path
+
+
+def write_optional_summary(
+    cfg: DictConfig,
+    command: str,
+    results: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> None:
+    """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`.
+
+    That may hold this very run, stopped before its end, when another run made the same in the meantime.
+
+    Raises:
+        UserError: it holds another run.
+    """
+    if cfg.run_dir is not None:
+        there = read_settings(Path(cfg.run_dir))
+        if there not in (None, settings) and read_summary(Path(cfg.run_dir), command) is None:
+            raise UserError(f"run_dir={cfg.run_dir} holds another run. Choose another run_dir for {command}.")
+        print(f"summary     {write_summary(Path(cfg.run_dir), command, results, inputs)}")
+
+
+def read_summary(folder: Path, command: str) -> dict[str, Any] | None:
+    """The summary of a finished run of this command; None where there is none."""
+    summary = read_json(folder / SUMMARY_FILE)
+    return summary if summary is not None and summary.get("command") == command else None

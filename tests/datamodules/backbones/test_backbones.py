@@ -1,0 +1,265 @@
+"""Backbones give what the libraries give, alone and in a batch; name what is missing; and are known by their bytes."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from datamodules.backbones.backbones import backbone_identity, build_backbone, frechet_name
+from storage.artifacts import UserError
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+
+
+def transformers_settings(folder: Path, output: str = "cls_token") -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "kind": "transformers",
+        "model": "nobody/nothing",
+        "path": str(folder),
+        "revision": "main",
+        "output": output,
+    }
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT as DINO's are published: without a pooler."""
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**TINY, intermediate_size=32), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**TINY)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_the_class_token_is_the_models_own_on_its_own_processing(vit_folder: Path):
+    backbone = build_backbone(transformers_settings(vit_folder), resolution=8, channels=3)
+    images = random_images(4, 3, 50, 40)
+    model, processor = (
+        ViTModel.from_pretrained(vit_folder, add_pooling_layer=False),
+        ViTImageProcessor.from_pretrained(vit_folder),
+    )
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    with torch.no_grad():
+        expected = model(**processor(pictures, return_tensors="pt")).last_hidden_state[:, 0]
+    assert backbone.dim == 16
+    torch.testing.assert_close(backbone.extract(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_has_the_same_features_alone_in_a_batch_and_in_mixed_company(dinov2_folder: Path):
+    backbone = build_backbone(transformers_settings(dinov2_folder), resolution=8, channels=3)
+    images = random_images(5, 3, 30, 44)
+    together = backbone.extract(images)
+    alone = torch.cat([backbone.extract(image[None]) for image in images])
+    mixed = backbone.extract_list([images[0], random_images(3, 64, 20), images[1]])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed[[0, 2]], together[:2], rtol=1e-4, atol=1e-5)
+
+
+def test_grey_images_are_seen_as_rgb(vit_folder: Path):
+    backbone = build_backbone(transformers_settings(vit_folder), resolution=8, channels=1)
+    grey = random_images(2, 1, 8, 8)
+    torch.testing.assert_close(backbone.extract(grey), backbone.extract(grey.expand(-1, 3, -1, -1)))
+
+
+def test_patch_tokens_leave_out_the_class_token_and_the_registers(tmp_path: Path):
+    model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**TINY, num_register_tokens=4)).eval()
+    model.save_pretrained(tmp_path)
+    BitImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(tmp_path)
+    backbone = build_backbone(transformers_settings(tmp_path, "mean_patch_tokens"), resolution=32, channels=3)
+    images = random_images(2, 3, 32, 32)
+    pixels = BitImageProcessor.from_pretrained(tmp_path)(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        tokens = model(pixels).last_hidden_state  # 1 class token, 4 registers, 16 patches
+    torch.testing.assert_close(backbone.extract(images), tokens[:, -16:].mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_would_be_random_numbers_are_refused(vit_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"pooler\.dense\.bias, pooler\.dense\.weight"):
+        build_backbone(transformers_settings(vit_folder, "pooler"), resolution=8, channels=3)
+    shutil.copytree(vit_folder, tmp_path / "more_layers")
+    config = tmp_path / "more_layers/config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    with pytest.raises(UserError, match=r"lack weights that backbone\.output=cls_token needs.*layer"):
+        build_backbone(transformers_settings(tmp_path / "more_layers"), resolution=8, channels=3)
+
+
+def test_a_network_without_tokens_has_a_pooler_only(tmp_path: Path):
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1])).save_pretrained(tmp_path)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"Set backbone\.output=pooler"):
+        build_backbone(transformers_settings(tmp_path), resolution=8, channels=3)
+    assert build_backbone(transformers_settings(tmp_path, "pooler"), resolution=8, channels=3).dim == 12
+
+
+def test_a_backbone_stays_frozen_inside_a_training_module(vit_folder: Path):
+    backbone = build_backbone(transformers_settings(vit_folder), resolution=8, channels=3)
+    nn.ModuleList([backbone]).train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert not backbone.extract(random_images(1, 3, 8, 8)).requires_grad
+
+
+def test_the_identity_is_that_of_the_bytes(vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original = backbone_identity(transformers_settings(vit_folder), resolution=8, channels=3)
+    copy = Path(shutil.copytree(vit_folder, tmp_path / "copy"))
+    assert backbone_identity(transformers_settings(copy), resolution=64, channels=1) == original
+    assert build_backbone(transformers_settings(copy), resolution=8, channels=3).identity == original
+    assert backbone_identity(transformers_settings(copy, "mean_patch_tokens"), 8, 3) != original
+
+    # The Hugging Face cache: snapshots/<commit>/ of links to blobs, found by model id without a network.
+    commit = "0" * 40
+    repository = tmp_path / "hub/models--lab--model"
+    shutil.copytree(vit_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = {**transformers_settings(vit_folder), "path": None, "model": "lab/model"}
+    assert backbone_identity(hub, resolution=8, channels=3) == original
+    assert build_backbone(hub, resolution=8, channels=3).dim == 16
+
+    # transformers prefers this file where it is there.
+    (copy / "processor_config.json").write_text('{"image_processor": {"image_mean": [0.1, 0.2, 0.3]}}')
+    assert backbone_identity(transformers_settings(copy), resolution=8, channels=3) != original
+    (copy / "processor_config.json").unlink()
+
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert backbone_identity(transformers_settings(copy), resolution=8, channels=3) != original
+
+
+def test_weights_in_several_files_all_count(vit_folder: Path, tmp_path: Path):
+    shutil.copytree(vit_folder, tmp_path, dirs_exist_ok=True)
+    model = ViTModel.from_pretrained(vit_folder, add_pooling_layer=False)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="6KB")
+    identity = backbone_identity(transformers_settings(tmp_path), resolution=8, channels=3)
+    assert len(identity["files"]) == 3 + len(list(tmp_path.glob("model-*.safetensors"))) > 4
+    images = random_images(2, 3, 32, 32)
+    torch.testing.assert_close(
+        build_backbone(transformers_settings(tmp_path), 8, 3).extract(images),
+        build_backbone(transformers_settings(vit_folder), 8, 3).extract(images),
+    )
+
+
+def test_missing_models_are_named_with_what_to_type(vit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub = {**transformers_settings(vit_folder), "path": None, "model": "nobody/nothing-at-all"}
+    with pytest.raises(UserError, match=r"nobody/nothing-at-all.*backbone\.path=FOLDER"):
+        build_backbone(hub, resolution=8, channels=3)
+    with pytest.raises(UserError, match="no such folder"):
+        build_backbone(transformers_settings(tmp_path / "absent"), resolution=8, channels=3)
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        build_backbone(transformers_settings(tmp_path), resolution=8, channels=3)
+    with pytest.raises(UserError, match="expected one of cls_token"):
+        build_backbone(transformers_settings(vit_folder, "cls"), resolution=8, channels=3)
+    with pytest.raises(UserError, match="Did you mean transformers"):
+        build_backbone({"name": "x", "kind": "transformer"}, resolution=8, channels=3)
+
+
+def test_pixels_are_the_image_itself():
+    backbone = build_backbone({"name": "pixels", "kind": "pixels"}, resolution=2, channels=1)
+    features = backbone.extract(torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8))
+    torch.testing.assert_close(features, torch.tensor([[-1.0, 1.0, -0.6, -0.2]]))
+    assert backbone.dim == 4
+    with pytest.raises(ValueError, match="was built for"):
+        backbone.extract(random_images(1, 3, 2, 2))
+
+
+def test_names_of_the_distances():
+    names = [frechet_name(name) for name in ("inception", "dinov2_vitl14", "pixels", "dino_vitb16")]
+    assert names == ["fid", "fdd", "fd_pixels", "fd_dino_vitb16"]
+
+
+# Inception ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Random weights in the format that torch-fidelity publishes its own in."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    weights = tmp_path_factory.mktemp("inception") / "random.pth"
+    with pytest.MonkeyPatch.context() as patch:  # build the network without its weights, to save random ones
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception", ["2048"])
+    torch.save(network.state_dict(), weights)
+    yield weights
+    weights.unlink()  # 90 MB
+
+
+def inception_settings(path: Path | None) -> dict[str, Any]:
+    return {"name": "inception", "kind": "inception", "path": None if path is None else str(path)}
+
+
+@pytest.mark.slow
+def test_inception_is_torch_fidelitys(inception_weights: Path):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    backbone = build_backbone(inception_settings(inception_weights), resolution=32, channels=3)
+    reference = FeatureExtractorInceptionV3("r", ["2048"], feature_extractor_weights_path=str(inception_weights))
+    images = random_images(3, 3, 32, 32)
+    expected = reference(images)[0]
+    assert backbone.dim == 2048
+    torch.testing.assert_close(backbone.extract(images), expected)
+    mixed = backbone.extract_list([images[0], random_images(3, 40, 20), images[1]])
+    torch.testing.assert_close(mixed[[0, 2]], expected[:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(backbone.extract(images[:, :1]), backbone.extract(images[:, :1].expand(-1, 3, -1, -1)))
+
+
+def test_inception_weights_are_checked_before_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    published = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
+    published.write_bytes(b"not what the name says")
+    with pytest.raises(UserError, match="expected 6726825d"):
+        build_backbone(inception_settings(tmp_path), resolution=32, channels=3)
+    harmful = tmp_path / "harmful.pth"
+    torch.save({"weights": np.random.default_rng(0)}, harmful)  # any object at all: loading it would run code
+    with pytest.raises(UserError, match="refused"):
+        build_backbone(inception_settings(harmful), resolution=32, channels=3)
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
+        build_backbone(inception_settings(tmp_path / "other.pth"), resolution=32, channels=3)
+    with pytest.raises(UserError, match="no such file"):
+        build_backbone(inception_settings(tmp_path / "absent.pth"), resolution=32, channels=3)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", "file:///nonexistent/inception-6726825d.pth"
+    )
+    with pytest.raises(UserError, match=r"cannot be downloaded.*backbone\.path=FILE"):
+        build_backbone(inception_settings(None), resolution=32, channels=3)

@@ -1,0 +1,169 @@
+"""Embeddings and neighbours: right values, made once, and the bad image named."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from datamodules.backbones.backbone_base import Backbone, Preparation
+from datamodules.backbones.backbones import build_backbone
+from datamodules.embeddings.embeddings import embeddings_path, load_embeddings, make_embeddings
+from datamodules.embeddings.neighbours import (
+    find_approximate_neighbours,
+    find_neighbours,
+    load_neighbours,
+    make_neighbours,
+    neighbours_path,
+)
+from datamodules.images.sources import open_source
+from storage.artifacts import MissingArtifactError, UserError
+
+PIXELS = {"name": "pixels", "kind": "pixels"}
+
+
+def mean_of_channels(images: Tensor) -> Tensor:
+    return images.float().mean(dim=(2, 3))
+
+
+class MeanColour(Backbone):
+    """A backbone that takes images of any size: the mean of each channel, NaN where an image is black."""
+
+    def __init__(self) -> None:
+        super().__init__("mean_colour", dim=3, identity={"kind": "mean_colour"})
+
+    @property
+    def preparation(self) -> Preparation:
+        return mean_of_channels
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        return torch.where(inputs.sum(dim=1, keepdim=True) == 0, torch.nan, inputs)
+
+
+def test_embeddings_of_digits_are_their_pixels_standardised_by_the_data_set(tmp_path: Path):
+    source = open_source("digits", "digits")
+    backbone = build_backbone(PIXELS, resolution=8, channels=1)
+    embeddings = make_embeddings(source, backbone, tmp_path, batch_size=100, progress=False)
+    pixels = np.stack([np.asarray(source.image(index)).reshape(-1) for index in range(len(source))]) / 127.5 - 1
+    np.testing.assert_allclose(embeddings.values, pixels, atol=1e-6)
+    np.testing.assert_allclose(embeddings.mean, pixels.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(embeddings.std, pixels.std(axis=0), atol=1e-6)
+    standardised = embeddings.standardised()
+    assert standardised.isfinite().all()  # some of the 64 pixels are never lit: their std is 0
+    assert (standardised[:, embeddings.std < 1e-9] == 0).all()
+    np.testing.assert_allclose(standardised[:, embeddings.std > 1e-6].std(dim=0, correction=0), 1, atol=1e-4)
+
+
+def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path):
+    random = np.random.default_rng(0)
+    means = []
+    for number in range(7):
+        pixels = random.integers(1, 256, (5 + number, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        means.append(pixels.mean(axis=(0, 1)))
+    source = open_source("folder", "mine", tmp_path)
+    for num_workers in (0, 2):
+        cache_dir = tmp_path / f"cache{num_workers}"
+        embeddings = make_embeddings(
+            source, MeanColour(), cache_dir, batch_size=3, num_workers=num_workers, progress=False
+        )
+        np.testing.assert_allclose(embeddings.values, means, rtol=1e-5)
+
+
+def test_embeddings_are_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_source("digits", "digits", max_images=50)
+    backbone = build_backbone(PIXELS, resolution=8, channels=1)
+    with pytest.raises(MissingArtifactError, match="cedm embed"):
+        load_embeddings(source, backbone.identity, tmp_path, remake="cedm embed")
+    made = make_embeddings(source, backbone, tmp_path, progress=False)
+    monkeypatch.setattr(type(backbone), "_features", None)  # would fail if it were asked again
+    again = make_embeddings(source, backbone, tmp_path, progress=False)
+    loaded = load_embeddings(source, backbone.identity, tmp_path, remake="cedm embed")
+    assert torch.equal(made.values, again.values)
+    assert torch.equal(made.values, loaded.values)
+    assert made.fingerprint == loaded.fingerprint
+    assert "=" not in embeddings_path(tmp_path, source, backbone.identity).name
+    other = open_source("digits", "digits", max_images=51)
+    assert embeddings_path(tmp_path, other, backbone.identity) != embeddings_path(tmp_path, source, backbone.identity)
+
+
+def test_an_image_without_finite_features_is_named(tmp_path: Path):
+    for number in range(5):
+        Image.new("RGB", (4, 4), "black" if number == 3 else "red").save(tmp_path / f"{number}.png")
+    with pytest.raises(UserError, match=r"NaN or infinity for image '3\.png'"):
+        make_embeddings(open_source("folder", "mine", tmp_path), MeanColour(), tmp_path, batch_size=2, progress=False)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, None])
+def test_neighbours_are_those_of_scikit_learn(block_size: int | None):
+    values = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    indices, similarities, _ = find_neighbours(values, k=9, block_size=block_size)
+    distances, expected = NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute").fit(values).kneighbors()
+    np.testing.assert_array_equal(indices, expected)  # kneighbors() without an argument leaves out the point itself
+    np.testing.assert_allclose(similarities, 1 - distances, atol=1e-5)
+
+
+def test_twins_are_neighbours_and_nobody_is_his_own():
+    values = torch.eye(4).repeat(3, 1)  # each point three times: similarities of exactly 1 and 0
+    indices, similarities, _ = find_neighbours(values, k=2)
+    assert indices.tolist() == [sorted({row % 4, row % 4 + 4, row % 4 + 8} - {row}) for row in range(12)]
+    assert (similarities == 1).all()
+    indices, *_ = find_neighbours(torch.ones(6, 3), k=5)
+    assert indices.tolist() == [[other for other in range(6) if other != row] for row in range(6)]
+
+
+def test_approximate_neighbours_know_their_recall():
+    pytest.importorskip("faiss")
+    values = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    exact, everywhere = find_neighbours(values, k=9), find_approximate_neighbours(values, k=9, probes=10**6)
+    assert torch.equal(everywhere.indices, exact.indices)
+    assert everywhere.recall == 1
+    torch.testing.assert_close(everywhere.similarities, exact.similarities)
+
+    near = find_approximate_neighbours(values, k=9, probes=8)
+    shared = [len(set(a) & set(b)) for a, b in zip(near.indices.tolist(), exact.indices.tolist(), strict=True)]
+    assert 0.3 < sum(shared) / (9 * 3000) < 0.99
+    assert abs(near.recall - sum(shared) / (9 * 3000)) < 0.03  # the sample is a third of the rows
+    assert (near.indices != torch.arange(3000)[:, None]).all()
+
+
+def test_rows_that_their_cells_leave_short_are_searched_exactly():
+    pytest.importorskip("faiss")
+    values = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    short = find_approximate_neighbours(values, k=200, probes=1)  # a cell holds about 40
+    assert torch.equal(short.indices, find_neighbours(values, k=200).indices)
+    twins = find_approximate_neighbours(torch.ones(300, 3), k=5)
+    assert (twins.indices != torch.arange(300)[:, None]).all()
+
+
+def test_without_faiss_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"pip install faiss-cpu.*neighbour_search=exact"):
+        find_approximate_neighbours(torch.randn(20, 4), k=3)
+
+
+def test_neighbours_are_kept_and_too_many_refused(tmp_path: Path):
+    source = open_source("digits", "digits", max_images=40)
+    embeddings = make_embeddings(source, build_backbone(PIXELS, 8, 1), tmp_path, progress=False)
+    made = make_neighbours(embeddings, 5, tmp_path, progress=False)
+    loaded = load_neighbours(embeddings, 5, tmp_path, remake="cedm embed")
+    assert torch.equal(made.indices, loaded.indices)
+    assert torch.equal(made.similarities, loaded.similarities)
+    assert neighbours_path(tmp_path, embeddings, 5).exists()
+    assert neighbours_path(tmp_path, embeddings, 5, "approximate") != neighbours_path(tmp_path, embeddings, 5)
+    with pytest.raises(UserError, match="40 neighbours of 40 images: expected between 1 and 39"):
+        make_neighbours(embeddings, 40, tmp_path, progress=False)
+
+
+def test_real_neighbours_share_their_class(real_data: Path):
+    from safetensors.torch import load_file
+
+    values = load_file(real_data / "cifar10-resnet56-embeddings.safetensors")["embeddings"][:5000].float()
+    labels: Any = load_file(real_data / "cifar10-published-assignments.safetensors")["labels.cifar10"][:5000]
+    indices, *_ = find_neighbours(values, k=10)
+    assert (labels[indices] == labels[:, None]).float().mean() > 0.8

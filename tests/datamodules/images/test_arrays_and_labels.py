@@ -1,0 +1,328 @@
+"""Arrays with any channels and ranges, Hugging Face data sets, and labels from folders and files."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.images.images import ImageStore, decode
+from datamodules.images.sources import open_source
+from datamodules.images.survey import survey
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for, read_assignments
+from storage.artifacts import UserError
+
+
+def random_images(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+# Arrays ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 1), (5, 8, 8, 3), (5, 8, 8, 7)])
+def test_arrays_of_any_channels_keep_their_values(shape: tuple[int, ...], tmp_path: Path) -> None:
+    images = random_images(*shape)
+    channels = shape[3] if len(shape) == 4 else 1
+    source = open_source("array", "mine", save(tmp_path / "x.npy", images))
+    assert source.ids[:2] == ["train/00000", "train/00001"]
+    stored = ImageStore(source, 8, channels).gather(torch.arange(5))
+    np.testing.assert_array_equal(stored.permute(0, 2, 3, 1).numpy(), images.reshape(5, 8, 8, channels))
+
+
+def test_each_channel_is_resized_as_a_grey_picture_would_be(tmp_path: Path) -> None:
+    images = random_images(2, 20, 14, 5)
+    source = open_source("array", "mine", save(tmp_path / "x.npy", images))
+    resized = decode(source, 1, 6, 5)
+    for channel in range(5):
+        square = Image.fromarray(images[1, 3:17, :, channel])
+        expected = np.asarray(square.resize((6, 6), Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(resized[channel].numpy(), expected)
+
+
+def test_a_stated_range_becomes_0_to_255(tmp_path: Path) -> None:
+    values = np.array([[[-1, 0], [0.5, 1]]], dtype=np.float32)
+    source = open_source("array", "mine", save(tmp_path / "x.npy", values), value_range=[-1, 1])
+    assert decode(source, 0, 2, 1)[0].tolist() == [[0, 128], [191, 255]]
+    deep = open_source("array", "mine", save(tmp_path / "y.npy", np.array([[[0, 257], [32896, 65535]]], np.uint16)))
+    assert decode(deep, 0, 2, 1)[0].tolist() == [[0, 1], [128, 255]]
+    scan = open_source(
+        "array", "mine", save(tmp_path / "z.npy", np.array([[[0, 4095]]], np.int16)), value_range=[0, 4095]
+    )
+    assert decode(scan, 0, None, 1)[0].tolist() == [[0, 255]]
+    mask = open_source("array", "mine", save(tmp_path / "m.npy", np.array([[[True, False]]])))
+    assert decode(mask, 0, None, 1)[0].tolist() == [[255, 0]]
+
+
+def test_rows_that_cannot_be_used_are_named_or_skipped(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((6, 4, 4), dtype=np.float32)
+    values[1, 0, 0], values[4, 2, 2] = np.nan, 1.5
+    path = save(tmp_path / "x.npy", values)
+    with pytest.raises(
+        UserError, match=r"'train/00004' cannot be used: holds values from .* to 1\.5, outside of 0 to 1"
+    ):
+        decode(open_source("array", "mine", path, value_range=[0, 1]), 4, 4, 1)
+    source = open_source("array", "mine", path, value_range=[0, 1], on_bad_file="skip")
+    assert source.ids == ["train/00000", "train/00002", "train/00003", "train/00005"]
+    np.testing.assert_array_equal(decode(source, 3, 4, 1)[0].numpy(), np.rint(values[5] * 255).astype(np.uint8))
+
+
+def test_an_npy_file_stays_on_disk(tmp_path: Path) -> None:
+    """Neither this process nor a copy of the source for another one holds the array."""
+    source = open_source("array", "mine", save(tmp_path / "x.npy", random_images(400, 32, 32, 3)))
+    assert isinstance(source._reader.images, np.memmap)  # type: ignore[attr-defined]
+    copy = pickle.dumps(source)
+    assert len(copy) < 100_000
+    np.testing.assert_array_equal(pickle.loads(copy).image(399), source.image(399))
+
+
+def test_a_million_rows_sort_in_their_order(tmp_path: Path) -> None:
+    source = open_source("array", "mine", save(tmp_path / "x.npy", np.zeros((100_001, 1, 1), np.uint8)))
+    assert source.ids[-1] == "train/100000"
+    assert source.ids == sorted(source.ids)
+
+
+def test_an_archive_names_its_arrays(tmp_path: Path) -> None:
+    images = random_images(6, 4, 4, 3)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(6)[:, None] % 3, val_images=images[:2])
+    source = open_source("array", "mine", tmp_path / "x.npz")
+    assert source.labels is not None
+    assert (len(source), source.labels.tolist()) == (6, [0, 1, 2, 0, 1, 2])
+    assert (
+        len(open_source("array", "mine", tmp_path / "x.npz", image_key="val_images", label_key=None, max_images=2)) == 2
+    )
+    np.savez(tmp_path / "y.npz", one=images, two=images)
+    with pytest.raises(UserError, match=r"holds 2 arrays; there are one, two\. Name one with dataset\.image_key=NAME"):
+        open_source("array", "mine", tmp_path / "y.npz")
+    (tmp_path / "z.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:300])
+    with pytest.raises(UserError, match="cannot be read as plain arrays"):
+        open_source("array", "mine", tmp_path / "z.npz")
+
+
+# Hugging Face ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve pictures that `save_to_disk` wrote, in two splits."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    pictures = [Image.fromarray(image) for image in random_images(12, 9, 8, 3)]
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "species": datasets.ClassLabel(names=["cat", "dog", "owl"]),
+            "note": datasets.Value("string"),
+        }
+    )
+    rows = {"picture": pictures, "species": [number % 2 for number in range(12)], "note": ["x"] * 12}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": whole, "test": whole.select(range(3))}).save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def test_a_saved_data_set_is_read_with_its_classes(hugging_face: Path, tmp_path: Path) -> None:
+    source = open_source("hf", "mine", hugging_face, cache_dir=tmp_path / "cache")
+    images = random_images(12, 9, 8, 3)
+    for index in (0, 11):
+        np.testing.assert_array_equal(np.asarray(source.image(index)), images[index])
+    assert source.labels is not None
+    assert (source.labels.tolist(), source.class_names) == ([0, 1] * 6, ["cat", "dog", "owl"])
+    found, _, _ = survey(source, tmp_path / "cache")
+    assert (found.sizes, found.class_counts) == ([(8, 9, 12)], [6, 6, 0])
+    test = open_source("hf", "mine", hugging_face, split="test")
+    assert (len(test), test.ids[0]) == (3, "test/00000")
+    assert test.fingerprint != source.fingerprint == open_source("hf", "other", hugging_face).fingerprint
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(5)), images[5])
+
+
+def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path) -> None:
+    for number, image in enumerate(random_images(6, 9, 8, 3)):
+        path = tmp_path / "tree" / ("owl" if number % 2 else "emu") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    source = open_source("hf", "mine", tmp_path / "tree")
+    assert (len(source), source.class_names) == (6, ["emu", "owl"])
+    before = source.fingerprint
+    Image.fromarray(random_images(9, 8, 3, seed=9)).save(tmp_path / "tree/owl/1.png")
+    assert open_source("hf", "mine", tmp_path / "tree").fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "valid"}, "no split 'valid'; there are train, test"),
+        ({"image_key": "note"}, "dataset.image_key=note is none of its image columns. Image columns: picture"),
+        ({"label_key": "colour"}, "dataset.label_key=colour: no such column"),
+    ],
+)
+def test_splits_and_columns_that_are_not_there(hugging_face: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_source("hf", "mine", hugging_face, **options)  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for number, name in enumerate(("train/cat/1.png", "train/cat/more/2.png", "train/dog/3.png", "train/ëmu/4.png")):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_images(4, 4, 3, seed=number)).save(path)
+    return tmp_path / "tree"
+
+
+def test_class_folders(tree: Path) -> None:
+    for root in (tree, tree / "train"):
+        source = open_source("folder", "mine", root, labels="folders")
+        assert source.labels is not None
+        assert (source.labels.tolist(), source.class_names) == ([0, 0, 1, 2], ["cat", "dog", "ëmu"])
+    (tree / "train/owl").mkdir()
+    with zipfile.ZipFile(tree.parent / "tree.zip", "w") as archive:
+        for path in tree.rglob("*"):
+            archive.write(path, path.relative_to(tree))
+    for kind, root in (("folder", tree), ("folder", tree / "train"), ("zip", tree.parent / "tree.zip")):
+        with pytest.raises(UserError, match="class folder 'owl' holds no image"):
+            open_source(kind, "mine", root, labels="folders")
+    assert open_source("folder", "mine", tree / "train").labels is None
+    (tree / "train/owl").rmdir()
+    Image.fromarray(random_images(4, 4, 3)).save(tree / "train/loose.png")
+    with pytest.raises(UserError, match=r"'loose\.png' lies in no class folder"):
+        open_source("folder", "mine", tree / "train", labels="folders")
+
+
+def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
+    ids = open_source("folder", "mine", tree).ids
+
+    def labels_from(text: str) -> tuple[list[int], list[str] | None]:
+        (tmp_path / "l.csv").write_text(text, encoding="utf-8-sig")
+        source = open_source("folder", "mine", tree, labels=str(tmp_path / "l.csv"))
+        assert source.labels is not None
+        return source.labels.tolist(), source.class_names
+
+    shuffled = [ids[2], ids[0], ids[3], ids[1]]
+    assert labels_from("id,label\n" + "".join(f"{name},{name[6]}\n" for name in shuffled)) == (
+        [0, 0, 1, 2],
+        ["c", "d", "ë"],
+    )
+    assert labels_from("label,colour,id\n" + "".join(f"{len(name)},red,{name}\n" for name in shuffled))[0] == [
+        len(name) for name in ids
+    ]
+    decomposed = "id,label\n" + "".join(f"{name},7\n" for name in ids).replace("ë", "e\u0308")  # as macOS writes it
+    assert labels_from(decomposed)[0] == [7] * 4
+    for text, message in (
+        ("", "columns id,label"),
+        ("name,class\na,1\n", "found 'name,class'"),
+        ("id,label\ntrain/cat/1.png,1\n", "3 of 4 images have no label, the first is 'train/cat/more/2.png'"),
+        ("id,label\na.png,1\na.png,2\n", "'a.png' has two labels"),
+        ("id,label\na.png\n", "row 2 has 1 columns"),
+        ("id,label\na.png,\n", "the label of 'a.png' is empty"),
+        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "is -1; expected an integer from 0 up"),
+    ):
+        with pytest.raises(UserError, match=message):
+            labels_from(text)
+
+
+def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
+    ids = open_source("folder", "mine", tree).ids
+    (tmp_path / "l.json").write_text(json.dumps({"labels": [[name, 3] for name in ids]}))
+    for path, expected in ((tmp_path / "l.json", [3] * 4), (save(tmp_path / "l.npy", np.arange(4)), [0, 1, 2, 3])):
+        source = open_source("folder", "mine", tree, labels=str(path))
+        assert source.labels is not None
+        assert source.labels.tolist() == expected
+    for array, message in ((np.arange(5), "labels of shape .5. for 4 images"), (np.ones(4), "labels of type float64")):
+        with pytest.raises(UserError, match=message):
+            open_source("folder", "mine", tree, labels=str(save(tmp_path / "bad.npy", array)))
+    (tree / "dataset.json").write_text(json.dumps({"labels": [[ids[0], 1], [ids[0], 2]]}))
+    with pytest.raises(UserError, match="has two labels, 1 and 2"):
+        open_source("folder", "mine", tree)
+
+
+# Assignments of another data set --------------------------------------------------------------------------------------
+
+
+def test_assignments_of_other_images_with_the_same_names_are_refused(tmp_path: Path) -> None:
+    mine = open_source("array", "mine", save(tmp_path / "mine.npy", random_images(20, 4, 4)))
+    other = open_source("array", "other", save(tmp_path / "other.npy", random_images(20, 4, 4, seed=1)))
+    path = tmp_path / "labels.safetensors"
+    labels = PseudoLabels(torch.arange(20) % 4, 4, torch.ones(20), mine.ids, made_for(mine))
+    labels.save(path)
+    labels.save_csv(tmp_path / "labels.csv")
+    assert read_assignments(str(path), mine).cluster_ids.tolist() == [row % 4 for row in range(20)]
+    part = open_source("array", "mine", tmp_path / "mine.npy", max_images=5)
+    assert read_assignments(str(path), part).cluster_ids.tolist() == [0] * 5
+    for source in (other, open_source("array", "other", tmp_path / "other.npy", max_images=5)):
+        with pytest.raises(UserError, match=r"made for other images, of mine \(20\).*CSV file"):
+            read_assignments(str(path), source)
+    assert len(read_assignments(str(tmp_path / "labels.csv"), other)) == 20
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+STREAM = """
+import gc, resource, sys, torch
+from datamodules.images.images import ImageStore
+from datamodules.images.sources import open_source
+
+store = ImageStore(open_source(sys.argv[1], "many", sys.argv[2]), 16, 3, memory_gb=0)
+
+def anonymous_mb():
+    status = open("/proc/self/status").read()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+order = torch.randperm(len(store.source), generator=torch.Generator().manual_seed(0))
+store.gather(order[:200])
+gc.collect()
+before = anonymous_mb()
+for batch in order.split(200):
+    store.gather(batch)
+gc.collect()
+print(anonymous_mb() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("kind", ["folder", "zip", "array"])
+def test_memory_does_not_grow_while_images_stream(kind: str, tmp_path: Path) -> None:
+    """20,000 images of 3 kB: decoding all of them leaves less than 8 MB behind."""
+    images = random_images(20, 32, 32, 3)
+    path = {"folder": tmp_path / "tree", "zip": tmp_path / "x.zip", "array": tmp_path / "x.npy"}[kind]
+    if kind == "array":
+        np.save(path, np.tile(images, (1000, 1, 1, 1)))
+    else:
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+        contents = [(tmp_path / f"{number}.png").read_bytes() for number in range(20)]
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for number in range(20_000):
+                    archive.writestr(f"{number}.png", contents[number % 20])
+        else:
+            path.mkdir()
+            for number in range(20_000):
+                (path / f"{number}.png").write_bytes(contents[number % 20])
+    root = Path(__file__).parents[3]
+    result = subprocess.run(
+        [sys.executable, "-c", STREAM, kind, str(path)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(result.stdout) < 8

@@ -1,0 +1,237 @@
+"""Artifacts are whole or an error: truncated, altered, mislabelled and half-made files, and remembered digests."""
+
+import json
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+import storage.artifacts as artifacts
+import storage.digests as digests
+from storage.artifacts import (
+    DamagedArtifactError,
+    MissingArtifactError,
+    UserError,
+    atomic_path,
+    fingerprint,
+    make_once,
+    read_artifact,
+    read_sealed_json,
+    remove_abandoned,
+    write_artifact,
+    write_json,
+    write_sealed_json,
+)
+from storage.digests import file_digest
+
+REMAKE = "cedm embed dataset=digits"
+
+
+def example_tensors() -> dict[str, torch.Tensor]:
+    values = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    return {
+        "values": values,
+        "column": values[:, 1],  # a strided view that shares the memory of `values`
+        "row": values[1],
+        "half": values.bfloat16(),
+        "scalar": torch.tensor(7),
+        "empty": torch.empty(0, 4),
+        "mask": torch.tensor([True, False]),
+    }
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "embeddings.safetensors"
+    write_artifact(path, "embeddings", example_tensors(), {"seed": 3, "grid": {2: 1, 10: float("nan")}})
+    return path
+
+
+def test_round_trip_keeps_every_tensor_and_the_metadata(written: Path):
+    artifact = read_artifact(written, "embeddings", REMAKE)
+    assert artifact.tensors.keys() == example_tensors().keys()
+    for name, tensor in example_tensors().items():
+        assert artifact.tensors[name].dtype == tensor.dtype
+        assert torch.equal(artifact.tensors[name], tensor)
+    assert artifact.meta == {"seed": 3, "grid": {"2": 1, "10": None}}
+
+
+def test_every_flipped_byte_and_every_truncation_is_noticed(written: Path):
+    content = written.read_bytes()
+    for position in range(len(content)):
+        written.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(UserError, match=written.name) as caught:
+            read_artifact(written, "embeddings", REMAKE)
+        assert REMAKE in str(caught.value)
+    for length in range(0, len(content), 7):
+        written.write_bytes(content[:length])
+        with pytest.raises(DamagedArtifactError):
+            read_artifact(written, "embeddings", REMAKE)
+
+
+def test_messages_for_missing_wrong_kind_and_newer_format(written: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(MissingArtifactError, match=REMAKE):
+        read_artifact(written.with_name("other.safetensors"), "embeddings", REMAKE)
+    with pytest.raises(UserError, match="holds 'embeddings'; expected 'neighbours'"):
+        read_artifact(written, "neighbours", REMAKE)
+    monkeypatch.setattr(artifacts, "FORMAT_VERSION", 2)
+    write_artifact(written, "embeddings", {}, {})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="newer version"):
+        read_artifact(written, "embeddings", REMAKE)
+
+
+def test_make_once_sets_a_damaged_file_aside_and_makes_it_again(written: Path, caplog: pytest.LogCaptureFixture):
+    content = bytearray(written.read_bytes())
+    content[-1] ^= 1
+    written.write_bytes(content)
+    made = make_once(written, "embeddings", REMAKE, lambda: ({"values": torch.ones(2)}, {"seed": 4}))
+    assert made.meta == {"seed": 4}
+    assert written.with_name(f"{written.name}.damaged").read_bytes() == content
+    assert "Set aside" in caplog.text
+
+    def forbidden() -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        raise AssertionError("an artifact that is there was made again")
+
+    assert make_once(written, "embeddings", REMAKE, forbidden).meta == {"seed": 4}
+
+
+def _make_in_process(path: Path, log_path: Path) -> None:
+    def make() -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        with log_path.open("a") as file:
+            file.write("made\n")
+        return {"values": torch.ones(1000)}, {}
+
+    make_once(path, "embeddings", REMAKE, make)
+
+
+def test_processes_that_want_the_same_artifact_make_it_once(tmp_path: Path):
+    log_path = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_make_in_process, args=(tmp_path / "a.safetensors", log_path)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert log_path.read_text() == "made\n"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"fid": float("inf"), "shape": (2, 3)})
+    assert json.loads(path.read_text()) == {"fid": None, "shape": [2, 3]}
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half()
+    assert json.loads(path.read_text())["shape"] == [2, 3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp_path: Path):
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with atomic_path(tmp_path / "deep" / "a.json") as temporary:
+            temporary.write_text("half")
+            os.write(write_end, b"written")
+            time.sleep(60)
+        os._exit(1)
+    os.read(read_end, 7)
+    remove_abandoned(tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("a.json")] == ["half"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def test_tidying_up_beside_a_living_writer_disturbs_neither(tmp_path: Path):
+    """Its temporary folders come and go while another command looks for abandoned ones."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for number in range(100_000):
+                write_json(tmp_path / f"{number % 3}" / "a.json", {"number": number})
+        finally:
+            os._exit(1)
+    try:
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            remove_abandoned(tmp_path)
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # the writer goes on
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_files_are_readable_by_others_unless_the_umask_forbids_it(tmp_path: Path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            write_artifact(tmp_path / "a.safetensors", "embeddings", {"values": torch.ones(1)}, {})
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == mode
+
+
+def test_fingerprint_depends_on_content_alone():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint({"a": float("nan")})
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, hashed = tmp_path / "image.png", []
+    hash_file = digests._hash_file
+    monkeypatch.setattr(digests, "SETTLED_AFTER_NS", -1)
+    monkeypatch.setattr(digests, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
+    path.write_bytes(b"one")
+    first = file_digest(path, tmp_path / "cache")
+    assert file_digest(path, tmp_path / "cache") == first == hash_file(path)
+    assert len(hashed) == 1
+    stat_before = path.stat()
+    path.write_bytes(b"two")  # same size and, restored, the same mtime: the ctime gives it away
+    os.utime(path, ns=(stat_before.st_atime_ns, stat_before.st_mtime_ns))
+    assert file_digest(path, tmp_path / "cache") == hash_file(path) != first
+
+
+def test_a_damaged_memory_of_digests_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"pixels")
+    os.utime(path, (1, 1))
+    expected = file_digest(path, tmp_path)
+    for damage in (b"no database at all" * 100, bytes(4096)):
+        (tmp_path / "file_digests.sqlite").write_bytes(damage)
+        assert file_digest(path, tmp_path) == expected
+    assert "file_digests.sqlite is damaged" in caplog.text
+
+
+def test_a_sealed_file_has_no_bit_to_spare(tmp_path: Path):
+    path = tmp_path / "set-1.json"
+    assert read_sealed_json(path) is None
+    data = {"distances": [1.5, None], "files": {"05.png": "truncated"}}
+    write_sealed_json(path, data)
+    assert read_sealed_json(path) == data
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with suppress(DamagedArtifactError):
+            assert {key: value for key, value in (read_sealed_json(path) or {}).items() if key in data} == data
