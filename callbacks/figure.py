@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 
 @contextmanager

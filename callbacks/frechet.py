@@ -14,7 +14,8 @@ from callbacks.stopping import Stopped, stop_requested
 from lightning_modules.diffusion.sampler import draw_labels
 from lightning_modules.edm_module import EDMModule
 from metrics import frechet
-from storage.artifacts import UserError, fingerprint
+from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 
 class FeatureExtractor(Protocol):

@@ -12,7 +12,7 @@ from callbacks.image_grid import image_grid, show_in_tensorboard
 from callbacks.schedule import EveryKimg
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 # (denoiser, seeds [B], label indices [B] or None) → uint8 images [B, C, H, W]
 Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]

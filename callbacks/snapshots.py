@@ -16,14 +16,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.schedule import EveryKimg, Schedule, ends_step
 from callbacks.stopping import Stopped, ask_all
 from lightning_modules.edm_module import EDMModule
-from storage.artifacts import (
-    DamagedArtifactError,
-    MissingArtifactError,
-    UserError,
-    atomic_path,
-    read_artifact,
-    set_aside,
-)
+from storage.artifacts import read_artifact
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
+from storage.files import atomic_path, set_aside
 
 SEAL_LENGTH = 64  # a SHA-256 in hexadecimal digits
 CHUNK_BYTES = 1 << 22
@@ -169,7 +164,7 @@ class DenoiserFile(Callback):
     def is_whole(self) -> bool:
         """Whether the file is there as it was written."""
         try:
-            read_artifact(self.path, kind="denoiser", remake="cedm train")
+            read_artifact(self.path, kind="denoiser")
         except (MissingArtifactError, DamagedArtifactError):
             return False
         return True

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embeddings.embeddings import Embeddings
 from datamodules.stream import SampleStream, StreamBatches, random_integers
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 class PairIndices(NamedTuple):

@@ -12,8 +12,8 @@ from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from datamodules.stream import SampleStream, StreamBatches, split_batch
-from storage.artifacts import UserError
 from storage.cores import cores_of_each
+from storage.errors import UserError
 
 UNCONDITIONAL = -1  # the label of every image where there are no pseudo-labels
 

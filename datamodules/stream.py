@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 class SampleStream:

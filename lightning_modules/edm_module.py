@@ -19,7 +19,7 @@ from lightning_modules.diffusion.denoiser import Denoiser, images_to_float
 from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.loss import EDMLoss, drop_labels
 from lightning_modules.diffusion.seeding import Stream, normal, torch_seed, uniform
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
 

@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from storage.artifacts import UserError, atomic_path, read_artifact, write_artifact
+from storage.artifacts import read_artifact, write_artifact
+from storage.errors import UserError
+from storage.files import atomic_path
 
 KIND = "feature-statistics"
 
@@ -38,13 +40,13 @@ class Statistics:
         write_artifact(path, KIND, {"mean": self.mean, "cov": self.cov}, {**self.meta, "n": self.n})
 
     @classmethod
-    def load(cls, path: str | Path, remake: str) -> "Statistics":
-        """Reads and verifies the artifact; `remake` is the command that makes it again.
+    def load(cls, path: str | Path) -> "Statistics":
+        """Reads and verifies the artifact.
 
         Raises:
             UserError: the file is missing, damaged, or something else.
         """
-        artifact = read_artifact(path, KIND, remake)
+        artifact = read_artifact(path, KIND)
         meta = dict(artifact.meta)
         return cls(artifact.tensors["mean"], artifact.tensors["cov"], n=meta.pop("n"), meta=meta)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
-from storage.artifacts import set_aside
+from storage.files import set_aside
 
 SETTLED_AFTER_NS = 1_000_000_000  # a file changed this recently may change again within one tick of its time stamps
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from storage.artifacts import UserError
 from storage.digests import file_digest
+from storage.errors import UserError
 
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
 

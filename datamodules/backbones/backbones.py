@@ -18,8 +18,8 @@ from datamodules.backbones import timm_backbone
 from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
 from datamodules.backbones.backbone_files import checkpoint_file, inception_weights, model_files
 from datamodules.backbones.transformers_backbone import OUTPUTS, TransformersBackbone
-from storage.artifacts import UserError
 from storage.digests import file_digest
+from storage.errors import UserError
 
 KINDS = ("pixels", "transformers", "timm", "checkpoint", "inception")
 INCEPTION_FEATURES = "2048"  # torch-fidelity's name of the pooled features that FID is defined on

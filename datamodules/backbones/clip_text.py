@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)

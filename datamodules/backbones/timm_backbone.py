@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 class TimmBackbone(Backbone):

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards
 from datamodules.images.sources import ImageSource
-from storage.artifacts import Artifact, file_stem, fingerprint, make_once, read_artifact
+from storage.artifacts import Artifact, make_once, read_artifact
+from storage.fingerprints import file_stem, fingerprint
 
 KIND = "embeddings"
 MINIMAL_STD = 1e-6  # up to here a dimension counts as one that never changes, and tells nothing
@@ -55,9 +56,9 @@ def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
     return any((Path(cache_dir) / "embeddings").glob(f"{file_stem(source.name)}-*.safetensors"))
 
 
-def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path, remake: str) -> Embeddings:
-    """Reads embeddings that were made before; `remake` is the command that makes them."""
-    return _from_artifact(read_artifact(embeddings_path(cache_dir, source, identity), KIND, remake))
+def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path) -> Embeddings:
+    """Reads embeddings that were made before."""
+    return _from_artifact(read_artifact(embeddings_path(cache_dir, source, identity), KIND))
 
 
 def make_embeddings(
@@ -111,7 +112,7 @@ def collect_embeddings(
         }
         return join_shards(folder, len(source)), {"source": description, "backbone": identity, "settings": settings}
 
-    embeddings = _from_artifact(make_once(path, KIND, f"cedm embed dataset={source.name}", make))
+    embeddings = _from_artifact(make_once(path, KIND, make))
     shutil.rmtree(folder, ignore_errors=True)
     return embeddings
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.artifacts import file_stem, fingerprint, make_once
+from storage.artifacts import make_once
+from storage.fingerprints import file_stem, fingerprint
 
 KIND = "embedding-map"
 PCA_DIMENSIONS = 50  # what t-SNE's authors reduce to first; it suppresses noise and costs little
@@ -60,7 +61,7 @@ def make_embedding_map(
         "method": f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations",
     }
     path = Path(cache_dir) / "maps" / f"{file_stem(name, fingerprint(description))}.safetensors"
-    artifact = make_once(path, KIND, "cedm cluster", make)
+    artifact = make_once(path, KIND, make)
     return EmbeddingMap(artifact.tensors["rows"], artifact.tensors["places"])
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.embeddings.embeddings import Embeddings
-from storage.artifacts import Artifact, UserError, file_stem, make_once, read_artifact
+from storage.artifacts import Artifact, make_once, read_artifact
+from storage.errors import UserError
+from storage.fingerprints import file_stem
 
 KIND = "neighbours"
 BLOCK_BYTES = {True: 1 << 28, False: 1 << 31}  # similarities of one block with all images; on a CPU, on a GPU
@@ -159,15 +161,12 @@ def make_neighbours(
         meta = {"embeddings": embeddings.meta, "k": k, "search": search, "recall": found.recall}
         return {"indices": found.indices, "similarities": found.similarities}, meta
 
-    remake = f"cedm embed dataset={embeddings.meta['source']['name']}"
-    return _from_artifact(make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, remake, make))
+    return _from_artifact(make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, make))
 
 
-def load_neighbours(
-    embeddings: Embeddings, k: int, cache_dir: str | Path, remake: str, search: str = "exact"
-) -> Neighbours:
-    """Reads neighbours that were made before; `remake` is the command that makes them."""
-    return _from_artifact(read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND, remake))
+def load_neighbours(embeddings: Embeddings, k: int, cache_dir: str | Path, search: str = "exact") -> Neighbours:
+    """Reads neighbours that were made before."""
+    return _from_artifact(read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND))
 
 
 def _from_artifact(artifact: Artifact) -> Neighbours:

@@ -16,14 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.backbones.backbone_base import Backbone, Preparation, prepare
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource
-from storage.artifacts import (
-    DamagedArtifactError,
-    MissingArtifactError,
-    UserError,
-    read_artifact,
-    set_aside,
-    write_artifact,
-)
+from storage.artifacts import read_artifact, write_artifact
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
+from storage.files import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +38,7 @@ def shard_path(folder: Path, rows: range) -> Path:
 
 def read_shard(folder: Path, rows: range) -> Tensor:
     """Features of the images `rows`, float32 [len(rows), D]."""
-    return read_artifact(shard_path(folder, rows), KIND, "cedm embed").tensors["values"]
+    return read_artifact(shard_path(folder, rows), KIND).tensors["values"]
 
 
 def missing_shards(folder: Path, num_images: int) -> list[range]:

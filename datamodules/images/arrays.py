@@ -10,8 +10,8 @@ import numpy as np
 
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import Labels, from_array
-from storage.artifacts import UserError
 from storage.digests import file_digest
+from storage.errors import UserError
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "X", "data", "arr_0")
 LABELS_OF = {"images": "labels", "x_train": "y_train", "x_test": "y_test", "x": "y", "X": "y", "data": "labels"}

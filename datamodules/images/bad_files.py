@@ -10,15 +10,10 @@ import PIL
 from tqdm import tqdm
 
 from datamodules.images.decoding import UnusableImageError
-from storage.artifacts import (
-    DamagedArtifactError,
-    UserError,
-    file_stem,
-    fingerprint,
-    read_sealed_json,
-    write_sealed_json,
-)
 from storage.cores import available_cores
+from storage.errors import DamagedArtifactError, UserError
+from storage.files import read_sealed_json, write_sealed_json
+from storage.fingerprints import file_stem, fingerprint
 
 if TYPE_CHECKING:
     from datamodules.images.sources import Reader

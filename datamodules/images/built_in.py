@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock
 
 from datamodules.images.label_files import Labels
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def load_digits() -> tuple[np.ndarray, Labels]:

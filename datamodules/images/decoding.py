@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 # Formats that Pillow registers but cannot decode by itself (it hands them to other programs, or to none).
 UNDECODABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}

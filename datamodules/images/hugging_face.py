@@ -10,8 +10,8 @@ from PIL import Image
 from datamodules.images.arrays import numbered_ids
 from datamodules.images.decoding import UnusableImageError, load_image, open_image
 from datamodules.images.label_files import Labels, from_array
-from storage.artifacts import UserError
 from storage.digests import file_digests
+from storage.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels")
 

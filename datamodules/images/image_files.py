@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from datamodules.images.decoding import UnusableImageError, decodable_suffixes, load_image, open_image
-from storage.artifacts import UserError
 from storage.digests import file_digest, file_digests
+from storage.errors import UserError
 
 LABELS_FILE = "dataset.json"
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name

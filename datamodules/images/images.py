@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from datamodules.images.decoding import check_header
 from datamodules.images.sources import ImageSource
-from storage.artifacts import UserError
 from storage.cores import available_cores
+from storage.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 DECODE_CHUNK = 64  # images that one thread decodes at a stretch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datamodules.images.image_files import LABELS_FILE, FolderReader, ZipReader, same_text
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 FOLDERS = "folders"
 

@@ -22,7 +22,8 @@ from datamodules.images.decoding import UnusableImageError
 from datamodules.images.hugging_face import open_hugging_face
 from datamodules.images.image_files import FolderReader, ZipReader, printable
 from datamodules.images.label_files import FOLDERS, Labels, labels_of_files, read_label_file
-from storage.artifacts import UserError, fingerprint
+from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 KINDS = ("digits", "cifar10", "cifar100", "folder", "zip", "files", "array", "hf")
 NEEDED_PATH = {"folder": "FOLDER", "zip": "FILE.zip", "files": "FOLDER or FILE.zip", "array": "FILE.npy", "hf": "NAME"}

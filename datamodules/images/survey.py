@@ -14,7 +14,9 @@ from tqdm import tqdm
 from datamodules.images.bad_files import refuse_bad_files
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.sources import ImageSource
-from storage.artifacts import DamagedArtifactError, file_stem, fingerprint, read_sealed_json, write_sealed_json
+from storage.errors import DamagedArtifactError
+from storage.files import read_sealed_json, write_sealed_json
+from storage.fingerprints import file_stem, fingerprint
 
 SHOWN = 5  # duplicates that the survey names
 

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datamodules.images.label_files import in_order
-from storage.artifacts import HEADER_KEY, UserError
+from storage.artifacts import HEADER_KEY
+from storage.errors import UserError
 
 MOST_CLUSTERS = 10_000_000  # tables as long as the highest id are made
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.assignment_files import is_artifact, read_cluster_ids
-from storage.artifacts import UserError, atomic_path, file_stem, fingerprint, read_artifact, write_artifact
+from storage.artifacts import read_artifact, write_artifact
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.files import atomic_path
+from storage.fingerprints import file_stem, fingerprint
 
 KIND = "pseudo-labels"
 MADE_FOR = "images"  # key of `meta`: the images that the pseudo-labels were made for
@@ -141,9 +144,9 @@ class PseudoLabels:
             writer.writerows((image_id, cluster, f"{confidence:.6g}") for image_id, cluster, confidence in rows)
 
     @classmethod
-    def load(cls, path: str | Path, remake: str) -> "PseudoLabels":
-        """Reads and verifies what `save` wrote; `remake` is the command that makes the file."""
-        artifact = read_artifact(path, KIND, remake)
+    def load(cls, path: str | Path) -> "PseudoLabels":
+        """Reads and verifies what `save` wrote."""
+        artifact = read_artifact(path, KIND)
         return cls(
             cluster_ids=artifact.tensors["cluster_ids"],
             num_clusters=artifact.meta["num_clusters"],
@@ -192,7 +195,7 @@ def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> Pseu
     """
     if key:
         raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Type {path}, without ::{key}")
-    labels = PseudoLabels.load(path, remake="cedm cluster")
+    labels = PseudoLabels.load(path)
     if num_clusters is None:
         return labels
     return replace(labels, num_clusters=clusters_of(path, key, labels.cluster_ids, num_clusters))

@@ -100,13 +100,13 @@ class ClusteringHead:
         )
 
     @classmethod
-    def load(cls, path: str | Path, remake: str) -> "ClusteringHead":
-        """Reads and verifies the artifact; `remake` is the command that makes it again.
+    def load(cls, path: str | Path) -> "ClusteringHead":
+        """Reads and verifies the artifact.
 
         Raises:
             UserError: the file is missing, damaged, or something else.
         """
-        artifact = read_artifact(path, KIND, remake)
+        artifact = read_artifact(path, KIND)
         head = ClusteringHeads(num_heads=1, **artifact.meta["architecture"])
         weights = {name.removeprefix("head."): t for name, t in artifact.tensors.items() if name.startswith("head.")}
         head.load_state_dict(weights)

@@ -122,7 +122,7 @@ class Denoiser(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """Reads what `save_pretrained` wrote: a denoiser in evaluation mode, on the CPU."""
-        artifact = read_artifact(Path(path), kind="denoiser", remake="cedm train")
+        artifact = read_artifact(Path(path), kind="denoiser")
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
         interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}

@@ -13,14 +13,14 @@ from pipeline.running.run_folder import choose_run_folder, opened_run_folder, ru
 from pipeline.settings.command import command, typed_command
 from pipeline.settings.inputs import embeddings_of, identity_of, source_of, typed_head_file
 from pipeline.settings.overrides import word
-from storage.artifacts import UserError
 from storage.digests import file_digest
+from storage.errors import UserError
 
 
 @command
 def assign(cfg: DictConfig) -> None:
     head_path = typed_head_file(Path(str(cfg.head)))
-    head = ClusteringHead.load(head_path, remake="cedm cluster clustering=temi")
+    head = ClusteringHead.load(head_path)
     source = source_of(cfg)
     if head.backbone_identity != identity_of(cfg):
         raise UserError(

@@ -26,8 +26,9 @@ from pipeline.running.run_folder import choose_run_folder, opened_run_folder, ru
 from pipeline.settings.command import command
 from pipeline.settings.inputs import source_of
 from pipeline.settings.overrides import key_of
-from storage.artifacts import UserError, atomic_path
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.files import atomic_path
 
 # Of one clustering in a file of several, such as temi-dino_vitb16.beta0.6.clusters100 or ….clusters100.seed3
 KEY = re.compile(r"(?P<prefix>.*)beta(?P<beta>[\d.]*)\.clusters(?P<clusters>\d+)(?:[._-]?seed(?P<seed>\d+))?", re.ASCII)

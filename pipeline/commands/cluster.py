@@ -47,7 +47,8 @@ from pipeline.settings.inputs import (
     pseudo_labels_file,
     source_of,
 )
-from storage.artifacts import DamagedArtifactError, MissingArtifactError, UserError, set_aside
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
+from storage.files import set_aside
 
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random groups", "clip": "CLIP"}
@@ -90,13 +91,12 @@ def cluster(cfg: DictConfig) -> None:
 
 def made_before(path: Path, with_head: bool) -> PseudoLabels | None:
     """The pseudo-labels in the cache, and beside them the head; a damaged file is set aside, to be made again."""
-    remake = typed_command("cluster")
     file = path
     try:
-        labels = PseudoLabels.load(file, remake)
+        labels = PseudoLabels.load(file)
         if with_head:
             file = head_file(path)
-            ClusteringHead.load(file, remake)
+            ClusteringHead.load(file)
         return labels
     except MissingArtifactError:
         return None

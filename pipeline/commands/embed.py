@@ -16,7 +16,7 @@ from pipeline.running.run_folder import (
 )
 from pipeline.settings.command import command, typed_command
 from pipeline.settings.inputs import check_clustering, identity_of, not_needed, source_of
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @command

@@ -31,8 +31,10 @@ from pipeline.running.run_folder import (
 )
 from pipeline.settings.command import command
 from pipeline.settings.inputs import source_of
-from storage.artifacts import DamagedArtifactError, UserError, fingerprint, read_sealed_json, write_sealed_json
 from storage.digests import file_digest
+from storage.errors import DamagedArtifactError, UserError
+from storage.files import read_sealed_json, write_sealed_json
+from storage.fingerprints import fingerprint
 
 GROUPS = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
 GROUPS_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")

@@ -22,8 +22,9 @@ from pipeline.settings.checks import LARGEST_SEED
 from pipeline.settings.command import command
 from pipeline.settings.inputs import denoiser_file, typed_head_file
 from pipeline.settings.overrides import is_typed
-from storage.artifacts import UserError, file_stem
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.fingerprints import file_stem
 
 WRITERS = 8  # images that are written at a time
 MOST_IMAGES = 10**9

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from lightning_modules.diffusion.interop import denoiser_from_edm, read_edm_pickle
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command, program
-from storage.artifacts import UserError, file_stem
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.fingerprints import file_stem
 
 
 @command

@@ -27,8 +27,10 @@ from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_picture
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command
 from pipeline.settings.inputs import embeddings_if_there, source_of
-from storage.artifacts import UserError, atomic_path, file_stem, fingerprint
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.files import atomic_path
+from storage.fingerprints import file_stem, fingerprint
 
 COLUMNS = ("num_clusters", "num_used", "utilization_ratio", "kl_from_uniform", "accuracy", "nmi", "ami", "ari")
 

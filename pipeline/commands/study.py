@@ -27,7 +27,7 @@ from pipeline.studies.plan import make_plan
 from pipeline.studies.results import Results, gather
 from pipeline.studies.runner import run_jobs
 from pipeline.studies.tables import write_tables
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 GROUPS = (
     "study", "bound", "dataset", "backbone", "clustering", "network", "training", "sampler", "evaluation", "trainer"

@@ -29,8 +29,8 @@ from pipeline.running.processes import Machine, join
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
 from pipeline.settings.command import command, program
 from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
-from storage.artifacts import UserError
 from storage.digests import file_digest
+from storage.errors import UserError
 
 AUGMENT_DIM = 9
 LARGEST_IN_PIXELS = 64

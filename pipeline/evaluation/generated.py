@@ -18,9 +18,9 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.commands.generate import check_guidance, labels_of
 from pipeline.evaluation.sampling import place, spelled, typed_sampler
 from pipeline.running.run_folder import read_settings, read_summary
-from storage.artifacts import UserError
 from storage.cores import available_cores
 from storage.digests import file_digest
+from storage.errors import UserError
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MODEL_FILE = "denoiser.safetensors"

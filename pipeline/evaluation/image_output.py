@@ -20,7 +20,8 @@ from torch import Tensor
 
 from callbacks.image_grid import image_grid
 from lightning_modules.diffusion.denoiser import Denoiser
-from storage.artifacts import UserError, atomic_path, write_json
+from storage.errors import UserError
+from storage.files import atomic_path, write_json
 
 FORMATS = ("png", "zip", "npy")
 GRID_ROWS, GRID_COLUMNS = 16, 12

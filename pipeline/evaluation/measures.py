@@ -14,7 +14,7 @@ from metrics.inception_score import inception_score
 from metrics.kernel import kernel_distance
 from metrics.prdc import prdc
 from pipeline.evaluation.features import Features
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 METRICS = ("fid", "fdd", "fd", "kid", "is", "prdc")
 BACKBONES = {"fid": "inception", "fdd": "dinov2_vitl14", "kid": "inception", "is": "inception"}

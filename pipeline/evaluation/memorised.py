@@ -10,7 +10,7 @@ from callbacks.image_grid import image_grid
 from datamodules.images.images import ImageStore
 from metrics.memorisation import Memorisation, TrainingNeighbours, memorisation, training_neighbours
 from pipeline.evaluation.generated import GeneratedSet
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 NUM_SHOWN = 12
 NEARLY_EQUAL = 0.01  # of the training images' median spacing: nearer pairs are compared pixel by pixel

@@ -22,17 +22,11 @@ from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from metrics.frechet import KIND, FeatureStatistics, Statistics
 from pipeline.evaluation.features import Features, extract
-from pipeline.settings.command import CONFIGS, typed_command
+from pipeline.settings.command import CONFIGS
 from pipeline.settings.inputs import plain
-from storage.artifacts import (
-    DamagedArtifactError,
-    MissingArtifactError,
-    UserError,
-    fingerprint,
-    make_once,
-    read_artifact,
-    write_artifact,
-)
+from storage.artifacts import make_once, read_artifact, write_artifact
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
+from storage.fingerprints import fingerprint
 
 ROWS_KIND = "features"
 WHOLE_IMAGE = {"crop": "none"}  # in the identity of an extractor: its embeddings may be those of cropped images
@@ -144,8 +138,8 @@ def reference_statistics(cfg: DictConfig, store: ImageStore, extractor: Backbone
         made_from = description_of(cfg, source, extractor.identity)
         return {"mean": result.mean, "cov": result.cov}, {"made_from": made_from, "n": result.n}
 
-    make_once(path, KIND, typed_command("train"), compute)
-    return Statistics.load(path, typed_command("train"))
+    make_once(path, KIND, compute)
+    return Statistics.load(path)
 
 
 def reference_features(
@@ -170,12 +164,11 @@ def reference_features(
 
 def read_features(cfg: DictConfig, source: ImageSource, extractor: Backbone, with_rows: bool) -> Features | None:
     """What the cache holds of a data set; None where something is missing or damaged."""
-    remake = typed_command("evaluate")
     try:
-        statistics = Statistics.load(cached(cfg, "statistics", source, extractor), remake)
+        statistics = Statistics.load(cached(cfg, "statistics", source, extractor))
         if not with_rows:
             return Features(statistics)
-        rows = read_artifact(cached(cfg, "features", source, extractor), ROWS_KIND, remake).tensors["rows"]
+        rows = read_artifact(cached(cfg, "features", source, extractor), ROWS_KIND).tensors["rows"]
         return Features(statistics, rows)
     except MissingArtifactError:
         return None

@@ -15,7 +15,8 @@ from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput
 from pipeline.settings.inputs import plain, typed_head_file
-from storage.artifacts import UserError, atomic_path
+from storage.errors import UserError
+from storage.files import atomic_path
 
 TENTHS = 10
 GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
@@ -93,7 +94,7 @@ def judge_of(cfg: DictConfig, denoiser: Denoiser) -> Judge | None:
         if cfg.keep != 1:
             raise UserError(f"keep={cfg.keep}: whose confidence? Type head=FOLDER/head.safetensors of the clustering.")
         return None
-    head = ClusteringHead.load(typed_head_file(Path(str(cfg.head))), remake="cedm cluster clustering=temi")
+    head = ClusteringHead.load(typed_head_file(Path(str(cfg.head))))
     if denoiser.label_dim and denoiser.meta.get("num_clusters") != head.num_clusters:
         raise UserError(
             f"head={cfg.head} knows {head.num_clusters} clusters, the model {denoiser.meta.get('num_clusters')}. "

@@ -16,7 +16,7 @@ from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
 from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
 from pipeline.running.run_folder import finite
 from pipeline.settings.inputs import plain
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 

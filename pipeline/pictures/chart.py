@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; the same condition has the same one everywhere.
 COLOURS = {

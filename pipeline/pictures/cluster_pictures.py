@@ -19,7 +19,7 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from metrics.clustering import cluster_purity
 from pipeline.pictures.cluster_plots import draw_clusters, draw_map
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 LARGEST_THUMBNAIL = 64  # pixels
 

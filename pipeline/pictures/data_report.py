@@ -10,7 +10,7 @@ from callbacks.image_grid import image_grid
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource
 from datamodules.images.survey import Survey, enlarged, shown_rows, survey
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 COLUMNS = 10
 ROWS = 6

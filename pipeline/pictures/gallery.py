@@ -1,6 +1,5 @@
 """Real images of a cluster beside generated ones of the same cluster."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pipeline.running.embedding import device_of
 from pipeline.running.run_folder import read_summary
 from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_of, source_of
 from pipeline.studies.jobs import composed
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 ROWS, COLUMNS = 12, 6
 
@@ -48,7 +47,7 @@ def gallery_of(train_folder: Path) -> Gallery:
     if not denoiser.label_dim:
         return Gallery("Generated images", [("Generated, without condition.", image_grid(generated))])
     source = source_of(cfg)
-    labels = pseudo_labels_of(cfg, source, remake=shlex.join(["cedm", "cluster", *words]))
+    labels = pseudo_labels_of(cfg, source)
     assert labels is not None
     store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)
     clusters = [int(name.removeprefix("cluster ")) for name in names]

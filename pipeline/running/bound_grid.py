@@ -19,9 +19,8 @@ from metrics.utilization import ClusterUtilization
 from pipeline.commands.cluster import head_file, temi_data, train_temi, write_results
 from pipeline.running.bound_workers import train_side_by_side
 from pipeline.running.workers import workers_of
-from pipeline.settings.command import typed_command
 from pipeline.settings.inputs import embeddings_of, pseudo_labels_file
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ def measure_grid(cfg: DictConfig, source: ImageSource, folder: Path) -> list[Mea
             train_one_by_one(jobs, source, data)
     measurements = []
     for number, job in enumerate(jobs, start=1):
-        labels = PseudoLabels.load(job.path, remake=typed_command("bound"))
+        labels = PseudoLabels.load(job.path)
         num_used = labels.num_used if cfg.bound.used_when == "assigned" else probable_clusters(job, source)
         print(f"[{number}/{len(jobs)}] {job}: {num_used} used{' (known)' if job.path in known else ''}")
         clustering = job.cfg.clustering
@@ -122,7 +121,7 @@ def train_one_by_one(jobs: list[Job], source: ImageSource, data: EmbeddingDataMo
 @torch.no_grad()
 def probable_clusters(job: Job, source: ImageSource) -> int:
     """The number of clusters whose mean probability over the data set is above 1/C."""
-    head = ClusteringHead.load(head_file(job.path), remake=typed_command("bound"))
+    head = ClusteringHead.load(head_file(job.path))
     utilization = ClusterUtilization(head.num_clusters, used_when="probable")
     for standardised in embeddings_of(job.cfg, source).standardised().split(4096):
         logits = head.head(standardised)[0]  # [b, C]

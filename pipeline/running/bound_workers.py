@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.running.workers import Worker, end_all, problem_of
 from pipeline.settings.overrides import key_of, word
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 LOOK_EVERY_SECONDS = 1.0  # at jobs that another machine works on
 # What is the grid's or the device's, and not the clustering's.

@@ -26,10 +26,9 @@ from datamodules.embeddings.embeddings import (
 from datamodules.embeddings.shards import embed_shards, missing_shards, shard_path, shards_of
 from datamodules.images.sources import ImageSource
 from pipeline.running.processes import end_with_parent
-from pipeline.settings.command import typed_command
 from pipeline.settings.inputs import plain
-from storage.artifacts import DamagedArtifactError, MissingArtifactError, UserError
 from storage.cores import cores_of_each
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 
 SHARE_VARIABLE = "CEDM_EMBED_SHARE"  # "1/4 PID FOLDER": the second of four that process PID starts; shards go to FOLDER
 POLL_SECONDS = 0.3
@@ -39,7 +38,7 @@ MAX_WORKERS = 16  # per device; more do not read faster from one disk
 def cached_or_new(cfg: DictConfig, source: ImageSource, identity: dict) -> Embeddings:
     """The embeddings from the cache; computed first where they are not there."""
     try:
-        return load_embeddings(source, identity, cfg.cache_dir, remake=typed_command("embed"))
+        return load_embeddings(source, identity, cfg.cache_dir)
     except (MissingArtifactError, DamagedArtifactError):
         pass
     devices = devices_of(cfg)

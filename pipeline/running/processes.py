@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from callbacks.stopping import Stopped
 from pipeline.settings.command import OwnProcessNeeded
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 PARENT_POLL_SECONDS = 0.3
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose

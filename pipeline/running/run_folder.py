@@ -13,15 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from storage.artifacts import (
-    DamagedArtifactError,
-    UserError,
-    canonical_json,
-    read_sealed_json,
-    remove_abandoned,
-    write_json,
-    write_sealed_json,
-)
+from storage.errors import DamagedArtifactError, UserError
+from storage.files import read_sealed_json, remove_abandoned, write_json, write_sealed_json
+from storage.fingerprints import canonical_json
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
@@ -150,7 +144,9 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     """
     settings = read_sealed_json(folder / SETTINGS_FILE)
     if settings is None and holds_run(folder):
-        raise DamagedArtifactError(f"{folder / SETTINGS_FILE}: gone, while the folder holds snapshots of a run.")
+        raise DamagedArtifactError(
+            "settings", folder / SETTINGS_FILE, "gone, while the folder holds snapshots of a run."
+        )
     return settings
 
 

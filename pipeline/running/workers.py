@@ -16,8 +16,8 @@ import torch
 from pipeline.running.processes import RUN_FOLDER_VARIABLE
 from pipeline.settings.command import CONFIGS
 from pipeline.settings.overrides import config_folder
-from storage.artifacts import UserError
 from storage.cores import cores_of_each
+from storage.errors import UserError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 LOG_FILE = "log.txt"

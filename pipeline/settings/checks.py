@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 POSITIVE = (
     "dataset.channels",

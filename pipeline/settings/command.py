@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 from callbacks.stopping import stop_at_once
 from pipeline.settings.checks import check_settings, leaves
 from pipeline.settings.overrides import key_of
-from storage.artifacts import UserError, disk_is_full, remove_abandoned
+from storage.errors import ArtifactError, UserError, disk_is_full
+from storage.files import remove_abandoned
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Settings by which Hydra would import and call what they name, before anything here could look at it.
@@ -64,6 +65,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             task(cfg)
         except OwnProcessNeeded:
             run_alone(name)
+        except ArtifactError as error:
+            fail(f"{error}{how_to_make(error)}")
         except UserError as error:
             fail(str(error))
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -116,6 +119,20 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             raise
 
     return main
+
+
+MADE_BY = {
+    "embeddings": "embed",
+    "neighbours": "embed",
+    "pseudo-labels": "cluster",
+    "clustering-head": "cluster",
+    "denoiser": "train",
+}
+
+
+def how_to_make(error: ArtifactError) -> str:
+    """The command that makes a missing or damaged artifact, with the settings that were typed."""
+    return f" Make it with: {typed_command(MADE_BY[error.kind])}" if error.kind in MADE_BY else ""
 
 
 def leave_at_once(error: BaseException) -> NoReturn:

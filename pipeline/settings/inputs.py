@@ -12,8 +12,8 @@ from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_e
 from datamodules.embeddings.neighbours import load_neighbours
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
-from pipeline.settings.command import typed_command
-from storage.artifacts import UserError, fingerprint
+from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 
 def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def identity_of(cfg: DictConfig) -> dict[str, Any]:
 
 def embeddings_of(cfg: DictConfig, source: ImageSource) -> Embeddings:
     """The cached embeddings of `source`."""
-    return load_embeddings(source, identity_of(cfg), cfg.cache_dir, remake=typed_command("embed"))
+    return load_embeddings(source, identity_of(cfg), cfg.cache_dir)
 
 
 def embeddings_if_there(cfg: DictConfig, source: ImageSource) -> Embeddings | None:
@@ -53,7 +53,7 @@ def embeddings_if_there(cfg: DictConfig, source: ImageSource) -> Embeddings | No
 def neighbours_of(cfg: DictConfig, embeddings: Embeddings) -> Tensor:
     """The cached nearest neighbours, int64 [N, k], that TEMI draws its pairs from."""
     k, search = cfg.clustering.num_neighbours, cfg.clustering.neighbour_search
-    return load_neighbours(embeddings, k, cfg.cache_dir, typed_command("embed"), search).indices
+    return load_neighbours(embeddings, k, cfg.cache_dir, search).indices
 
 
 def check_clustering(cfg: DictConfig, source: ImageSource, before_embedding: bool = False) -> None:
@@ -139,11 +139,8 @@ def pseudo_labels_file(cfg: DictConfig, source: ImageSource) -> Path:
     return pseudo_labels_path(cfg.cache_dir, source, pseudo_label_description(cfg, source))
 
 
-def pseudo_labels_of(cfg: DictConfig, source: ImageSource, remake: str | None = None) -> PseudoLabels | None:
-    """The groups to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`.
-
-    `remake` is the command that makes them, where it isn't `cluster` with the settings that were typed.
-    """
+def pseudo_labels_of(cfg: DictConfig, source: ImageSource) -> PseudoLabels | None:
+    """The groups to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`."""
     if cfg.conditioning == "none":
         return None
     if cfg.conditioning != "clusters":
@@ -157,7 +154,7 @@ def pseudo_labels_of(cfg: DictConfig, source: ImageSource, remake: str | None = 
             )
         return labels
     check_clustering(cfg, source)
-    return PseudoLabels.load(pseudo_labels_file(cfg, source), remake=remake or typed_command("cluster"))
+    return PseudoLabels.load(pseudo_labels_file(cfg, source))
 
 
 def pseudo_labels_fingerprint(labels: PseudoLabels | None) -> str | None:

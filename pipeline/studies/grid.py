@@ -11,7 +11,8 @@ from datamodules.images.sources import ImageSource
 from pipeline.settings.inputs import check_clustering, identity_of, plain
 from pipeline.settings.overrides import key_of
 from pipeline.studies.jobs import Run, composed
-from storage.artifacts import UserError, file_stem
+from storage.errors import UserError
+from storage.fingerprints import file_stem
 
 ABSENT = object()
 INSTEAD = {

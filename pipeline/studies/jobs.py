@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.running.run_folder import read_summary
 from pipeline.settings.command import program
 from pipeline.settings.overrides import config_folder, word
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 FINAL = "-final"  # what the name of the best run ends in that is trained again, for longer
 CACHED = ("pseudo_labels", "embeddings")  # what a finished job's summary may point to in the cache

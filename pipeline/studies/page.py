@@ -23,7 +23,8 @@ from pipeline.studies.bound_evidence import bound_tables
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.results import Result, Results
 from pipeline.studies.tables import final_training, table_of_correlations, table_of_runs
-from storage.artifacts import UserError, atomic_path
+from storage.errors import UserError
+from storage.files import atomic_path
 
 TEMPLATES = Path(__file__).parent
 READ = {  # what a page reads of a summary; of other commands' whatever there is

@@ -20,8 +20,9 @@ from pipeline.settings.overrides import key_of, quoted, word
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import FINAL, Job, Plan, Run, composed
-from storage.artifacts import UserError, fingerprint
 from storage.digests import file_digest
+from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 MEASUREMENTS = ("distance", "confidence", "bound")
 FRECHET = ("fid", "fdd", "fd")

@@ -11,7 +11,7 @@ from pipeline.studies.analysis import spread
 from pipeline.studies.jobs import FINAL
 from pipeline.studies.results import SCORES, Result, Results
 from pipeline.studies.sentences import correlation_table
-from storage.artifacts import atomic_path
+from storage.files import atomic_path
 
 Row = dict[str, str | int | float | None]
 

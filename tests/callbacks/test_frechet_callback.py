@@ -10,7 +10,7 @@ from callbacks.frechet import FrechetDistance
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
 from metrics.frechet import FeatureStatistics, frechet_distance
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 class Pixels:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def test_a_damaged_snapshot_is_named_and_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

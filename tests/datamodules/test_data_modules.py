@@ -16,7 +16,7 @@ from datamodules.embeddings.neighbours import find_neighbours
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules.stream import SampleStream, StreamBatches, random_integers
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def test_each_epoch_is_another_permutation_of_all_items():

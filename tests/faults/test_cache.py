@@ -18,7 +18,8 @@ from callbacks.snapshots import seal, seal_holds
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.embeddings.embeddings import embeddings_path
 from datamodules.images.sources import open_source
-from storage.artifacts import UserError, make_once, read_artifact, write_artifact
+from storage.artifacts import make_once, read_artifact, write_artifact
+from storage.errors import UserError
 
 from .conftest import TEMI, Trials, digest
 from .jobs import Forks
@@ -67,7 +68,7 @@ def test_damaged_entries(trials: Trials, tmp_path: Path) -> None:
                 damaged = damaged[: rng.randrange(len(content))]
             file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"a\.safetensors"):
-            read_artifact(path, KIND, REMAKE)
+            read_artifact(path, KIND)
         assert not seal_holds(snapshot)
 
 
@@ -81,7 +82,7 @@ def test_processes_racing_for_one_entry(trials: Trials, tmp_path: Path) -> None:
         for _ in range(8):
             pid = os.fork()
             if pid == 0:
-                values = make_once(path, KIND, REMAKE, partial(compute, path)).tensors["values"]
+                values = make_once(path, KIND, partial(compute, path)).tensors["values"]
                 os._exit(0 if torch.equal(values, torch.ones(1000)) else 1)
             pids.append(pid)
         assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 8

@@ -138,7 +138,7 @@ def test_nothing_is_made_from_names_in_settings() -> None:
 def test_assignments_with_objects(tmp_path: Path) -> None:
     import numpy as np
 
-    from storage.artifacts import UserError
+    from storage.errors import UserError
 
     np.save(tmp_path / "a.npy", np.array([Canary(tmp_path / "canary")]), allow_pickle=True)
     with pytest.raises(UserError):

@@ -16,7 +16,7 @@ from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
 from lightning_modules.diffusion.denoiser import build_denoiser, images_to_float
 from lightning_modules.diffusion.seeding import Stream, normal
 from lightning_modules.edm_module import EDMModule
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 BATCH = 8
 NETWORK = {

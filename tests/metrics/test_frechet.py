@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics, frechet_distance
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def statistics_of(features: Tensor, batch_size: int = 50) -> Statistics:
@@ -101,7 +101,7 @@ def test_files_bring_the_statistics_back(tmp_path: Path) -> None:
     statistics = statistics_of(correlated(100, 8, seed=0))
     statistics.meta = {"extractor": "pixels"}
     statistics.save(tmp_path / "reference.safetensors")
-    loaded = Statistics.load(tmp_path / "reference.safetensors", remake="cedm evaluate")
+    loaded = Statistics.load(tmp_path / "reference.safetensors")
     assert torch.equal(loaded.mean, statistics.mean)
     assert torch.equal(loaded.cov, statistics.cov)
     assert (loaded.n, loaded.meta) == (100, {"extractor": "pixels"})

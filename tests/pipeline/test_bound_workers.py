@@ -18,7 +18,7 @@ from pipeline.running import bound_workers
 from pipeline.running.bound_grid import Job
 from pipeline.running.bound_workers import train_side_by_side
 from pipeline.running.workers import Worker
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 from .conftest import Cedm, summary
 from .test_bound_command import SHORT

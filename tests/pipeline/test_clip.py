@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from datamodules.backbones.clip_text import embed_class_names, read_class_names
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.zero_shot import zero_shot
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 from .conftest import Cedm
 
@@ -104,7 +104,7 @@ def test_the_command(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) 
     assert cedm("embed", *settings).code == 0
     result = cedm("cluster", *settings, names, "map_images=30", "run_dir=run")
     assert result.code == 0, result.err
-    labels = PseudoLabels.load("run/pseudo_labels.safetensors", remake="")
+    labels = PseudoLabels.load("run/pseudo_labels.safetensors")
     assert (labels.num_clusters, labels.meta["cluster_names"]) == (2, ["a round one", "a line"])
     assert 0.5 <= labels.confidence.min() <= labels.confidence.max() <= 1
     assert all(Path("run", name).is_file() for name in ("gallery.png", "clusters.png", "map.png"))

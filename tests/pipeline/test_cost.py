@@ -10,7 +10,7 @@ from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.edm_module import EDMModule
 from pipeline.commands.train import accumulation
 from pipeline.running.cost import Cost, duration, measure_cost
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def test_hours_and_device_hours() -> None:

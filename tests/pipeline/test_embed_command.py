@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.running.embedding import devices_of, precision_on, workers_per_device
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 from .conftest import Cedm
 
@@ -27,9 +27,10 @@ def test_two_processes_embed_the_bytes_of_one(cedm: Cedm, workplace: Path, monke
 
 def test_a_failing_process_ends_the_others(cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(workplace))
-    (workplace / "pipeline").mkdir()
+    (workplace / "pipeline/commands").mkdir(parents=True)
     (workplace / "pipeline/__init__.py").touch()
-    (workplace / "pipeline/embed.py").write_text(
+    (workplace / "pipeline/commands/__init__.py").touch()
+    (workplace / "pipeline/commands/embed.py").write_text(
         "import os, sys, time\n"
         "first = os.environ['CEDM_EMBED_SHARE'].startswith('0/')\n"
         "sys.exit(3) if first else time.sleep(60)\n"

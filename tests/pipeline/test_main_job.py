@@ -39,8 +39,8 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
     assert scores["num_clusters"] == 5
     assert scores["utilization_ratio"] == scores["num_used"] / 5
     assert 0 < scores["nmi"] <= 100
-    labels = PseudoLabels.load(clustered / "pseudo_labels.safetensors", remake="")
-    head = ClusteringHead.load(clustered / "head.safetensors", remake="")
+    labels = PseudoLabels.load(clustered / "pseudo_labels.safetensors")
+    head = ClusteringHead.load(clustered / "head.safetensors")
     assert len(labels) == 1797
     assert head.num_clusters == 5
     assert Image.open(clustered / "gallery.png").width > 100
@@ -207,7 +207,7 @@ def test_other_sources_of_groups_write_the_same_artifact(cedm: Cedm, workplace: 
     cedm("embed")
     result = cedm("cluster", f"clustering={method}", "run_dir=run")
     assert result.code == 0, result.err
-    labels = PseudoLabels.load(workplace / "run/pseudo_labels.safetensors", remake="")
+    labels = PseudoLabels.load(workplace / "run/pseudo_labels.safetensors")
     expected = {"kmeans": 40, "labels": 10, "random": 40}[method]
     assert labels.num_clusters == labels.num_used == expected
     nmi = summary(workplace / "run")["nmi"]

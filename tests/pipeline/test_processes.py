@@ -86,5 +86,5 @@ def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path) -> None:
     run(
         [sys.executable, "-m", "pipeline.commands.cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace
     )
-    one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors", remake="") for name in ("one", "two"))
+    one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors") for name in ("one", "two"))
     assert (one.cluster_ids == two.cluster_ids).float().mean() > 0.99

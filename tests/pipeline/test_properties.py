@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.pseudo_labels.assignment_files import assignment_keys, label_key, read_cluster_ids
 from pipeline.settings.checks import check_settings, leaves
 from pipeline.settings.command import CONFIGS
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 numbers = st.integers(-(10**20), 10**20) | st.floats()

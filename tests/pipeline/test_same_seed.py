@@ -25,4 +25,4 @@ def clustered(cedm: Cedm, name: str, *settings: str) -> PseudoLabels:
     for command in ("embed", "cluster"):
         result = cedm(command, *settings, f"cache_dir={name}-cache", f"run_dir={name}-{command}")
         assert result.code == 0, result.err
-    return PseudoLabels.load(Path(f"{name}-cluster/pseudo_labels.safetensors"), remake="")
+    return PseudoLabels.load(Path(f"{name}-cluster/pseudo_labels.safetensors"))

@@ -178,14 +178,14 @@ def test_a_head_labels_new_images_as_it_labelled_its_own(cedm: Cedm, workplace: 
     assert result.code == 0, result.err
     following = shlex.split(result.out.splitlines()[-1])
     assert following[2:] == ["train", "seed=3", "assignments=same/pseudo_labels.safetensors"]
-    before = PseudoLabels.load("clustered/pseudo_labels.safetensors", remake="")
-    after = PseudoLabels.load("same/pseudo_labels.safetensors", remake="")
+    before = PseudoLabels.load("clustered/pseudo_labels.safetensors")
+    after = PseudoLabels.load("same/pseudo_labels.safetensors")
     assert torch.equal(before.cluster_ids, after.cluster_ids)
     torch.testing.assert_close(before.confidence, after.confidence)
 
     assert cedm("embed", "dataset.max_images=100").code == 0
     assert cedm("assign", "head=clustered", "dataset.max_images=100", "run_dir=part").code == 0  # the run's folder
-    part = PseudoLabels.load("part/pseudo_labels.safetensors", remake="")
+    part = PseudoLabels.load("part/pseudo_labels.safetensors")
     assert torch.equal(part.cluster_ids, before.select(part.ids).cluster_ids)
 
     for file in ("same/pseudo_labels.csv", "same/pseudo_labels.safetensors"):

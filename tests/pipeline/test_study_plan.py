@@ -15,7 +15,7 @@ from pipeline.studies.jobs import Job, Plan, Run
 from pipeline.studies.page import study_page
 from pipeline.studies.plan import training_images
 from pipeline.studies.results import Results, gather
-from storage.artifacts import write_json
+from storage.files import write_json
 
 
 def test_a_training_costs_its_distances_too() -> None:

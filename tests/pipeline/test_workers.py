@@ -12,7 +12,7 @@ import pytest
 from callbacks.stopping import Stopped, stop_at_once
 from pipeline.running.workers import Worker, end_all, problem_of, workers_of
 from storage import cores
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def test_processes_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

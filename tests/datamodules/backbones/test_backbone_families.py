@@ -17,7 +17,7 @@ from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.embeddings.embeddings import load_embeddings, make_embeddings
 from datamodules.images.sources import open_source
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs/backbone"
 OPTIONS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -217,7 +217,7 @@ def check_cache(settings: dict[str, Any], backbone: Backbone, cache_dir: Path) -
     source = open_source("digits", "digits", max_images=5)
     embeddings = make_embeddings(source, backbone, cache_dir, batch_size=5, progress=False)
     identity = backbone_identity(settings, resolution=8, channels=3, cache_dir=cache_dir)
-    loaded = load_embeddings(source, identity, cache_dir, remake="cedm embed")
+    loaded = load_embeddings(source, identity, cache_dir)
     images = torch.stack([torch.as_tensor(source.image(index)).permute(2, 0, 1) for index in range(5)])
     assert torch.equal(embeddings.values, loaded.values)
     torch.testing.assert_close(loaded.values, backbone.extract(images), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from datamodules.backbones.backbones import build_backbone
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 TINY_VIT = {
     "hidden_size": 16,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from datamodules.backbones.backbones import backbone_identity, build_backbone, frechet_name
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 

@@ -20,7 +20,7 @@ from datamodules.embeddings import shards as embedding_shards
 from datamodules.embeddings.embeddings import make_embeddings
 from datamodules.embeddings.shards import join_shards, missing_shards, shards_of
 from datamodules.images.sources import ImageSource, open_source
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 PIXELS = {"name": "pixels", "kind": "pixels"}
 

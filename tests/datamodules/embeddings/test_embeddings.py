@@ -22,7 +22,7 @@ from datamodules.embeddings.neighbours import (
     neighbours_path,
 )
 from datamodules.images.sources import open_source
-from storage.artifacts import MissingArtifactError, UserError
+from storage.errors import MissingArtifactError, UserError
 
 PIXELS = {"name": "pixels", "kind": "pixels"}
 
@@ -78,12 +78,12 @@ def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path)
 def test_embeddings_are_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source("digits", "digits", max_images=50)
     backbone = build_backbone(PIXELS, resolution=8, channels=1)
-    with pytest.raises(MissingArtifactError, match="cedm embed"):
-        load_embeddings(source, backbone.identity, tmp_path, remake="cedm embed")
+    with pytest.raises(MissingArtifactError, match="embeddings"):
+        load_embeddings(source, backbone.identity, tmp_path)
     made = make_embeddings(source, backbone, tmp_path, progress=False)
     monkeypatch.setattr(type(backbone), "_features", None)  # would fail if it were asked again
     again = make_embeddings(source, backbone, tmp_path, progress=False)
-    loaded = load_embeddings(source, backbone.identity, tmp_path, remake="cedm embed")
+    loaded = load_embeddings(source, backbone.identity, tmp_path)
     assert torch.equal(made.values, again.values)
     assert torch.equal(made.values, loaded.values)
     assert made.fingerprint == loaded.fingerprint
@@ -151,7 +151,7 @@ def test_neighbours_are_kept_and_too_many_refused(tmp_path: Path):
     source = open_source("digits", "digits", max_images=40)
     embeddings = make_embeddings(source, build_backbone(PIXELS, 8, 1), tmp_path, progress=False)
     made = make_neighbours(embeddings, 5, tmp_path, progress=False)
-    loaded = load_neighbours(embeddings, 5, tmp_path, remake="cedm embed")
+    loaded = load_neighbours(embeddings, 5, tmp_path)
     assert torch.equal(made.indices, loaded.indices)
     assert torch.equal(made.similarities, loaded.similarities)
     assert neighbours_path(tmp_path, embeddings, 5).exists()

@@ -17,7 +17,7 @@ from datamodules.images.images import ImageStore, decode
 from datamodules.images.sources import open_source
 from datamodules.images.survey import survey
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for, read_assignments
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from datamodules.images.image_files import ZipReader, printable
 from datamodules.images.images import decode, full_size_uint8
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.images.survey import survey
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 from .bad_files import (
     GREY,

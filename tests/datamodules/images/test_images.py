@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules.images.images import ImageStore, full_size_uint8, to_uint8
 from datamodules.images.sources import open_source
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> Image.Image:

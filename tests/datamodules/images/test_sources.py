@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from datamodules.images.sources import open_source
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5)) -> None:

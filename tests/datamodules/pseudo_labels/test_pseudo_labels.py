@@ -16,7 +16,7 @@ from datamodules.pseudo_labels.pseudo_labels import (
     pseudo_labels_path,
     read_assignments,
 )
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_labels_are_looked_up_by_id(labels: PseudoLabels):
 
 def test_a_file_gives_back_what_was_saved(labels: PseudoLabels, tmp_path: Path):
     labels.save(tmp_path / "labels.safetensors")
-    loaded = PseudoLabels.load(tmp_path / "labels.safetensors", remake="cedm cluster")
+    loaded = PseudoLabels.load(tmp_path / "labels.safetensors")
     assert torch.equal(loaded.cluster_ids, labels.cluster_ids)
     assert torch.equal(loaded.confidence, labels.confidence)
     assert (loaded.num_clusters, loaded.ids, loaded.meta) == (labels.num_clusters, labels.ids, labels.meta)

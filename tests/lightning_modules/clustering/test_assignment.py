@@ -7,7 +7,7 @@ import torch
 
 from lightning_modules.clustering.assignment import ClusteringHead, assign
 from lightning_modules.clustering.heads import ClusteringHeads
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_saved_head_assigns_raw_embeddings_alike(heads: ClusteringHeads, tmp_pat
     identity = {"name": "pixels", "sha256": "00ff"}
     head = ClusteringHead(heads.head(0), mean, std, identity, temperature=0.2)
     head.save(tmp_path / "head.safetensors", meta={"objective": "temi"})
-    loaded = ClusteringHead.load(tmp_path / "head.safetensors", remake="cedm cluster")
+    loaded = ClusteringHead.load(tmp_path / "head.safetensors")
 
     expected_ids, expected_confidence = assign(heads.head(0), [(raw - mean) / std.clamp_min(1e-6)], temperature=0.2)
     cluster_ids, confidence = loaded.assign(raw)
@@ -50,5 +50,5 @@ def test_wrong_embeddings_and_missing_files_say_what_to_do(heads: ClusteringHead
     head = ClusteringHead(heads.head(0), torch.zeros(6), torch.ones(6), {"name": "dino_vitb16"})
     with pytest.raises(ValueError, match=r"\[images, 6\], not \[4, 7\].*dino_vitb16"):
         head.assign(torch.randn(4, 7))
-    with pytest.raises(UserError, match="cedm cluster dataset=digits"):
-        ClusteringHead.load(tmp_path / "nothing.safetensors", remake="cedm cluster dataset=digits")
+    with pytest.raises(UserError, match="clustering-head"):
+        ClusteringHead.load(tmp_path / "nothing.safetensors")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser, images_to_float, images_to_uint8
-from storage.artifacts import UserError
+from storage.errors import UserError
 
 SETTINGS = {
     "architecture": "ddpmpp",

@@ -1,0 +1,49 @@
+"""What can be wrong through no fault of the program. `str(error)` says what is wrong, with the value and the file."""
+
+import errno
+import re
+from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_FULL_WORDS = re.compile(
+    "No space left|quota exceeded|File too large|Read-only file system|disk is full"
+    + "".join(rf"|\(os error {code}\)" for code in DISK_FULL),
+    re.IGNORECASE,
+)
+
+
+class UserError(Exception):
+    """A mistake that the user can correct: what is wrong, what was expected, what to set instead."""
+
+
+class ArtifactError(UserError):
+    """Something is wrong with a file that this project makes; whoever knows the command that makes it adds it.
+
+    Attributes:
+        kind: of the artifact, such as `pseudo-labels`.
+        path: of the file.
+    """
+
+    def __init__(self, kind: str, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.kind, self.path = kind, path
+
+
+class MissingArtifactError(ArtifactError):
+    """The artifact has not been made yet."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        super().__init__(kind, path, f"no such file ({kind}).")
+
+
+class DamagedArtifactError(ArtifactError):
+    """The artifact's file is truncated, altered, or no artifact at all."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full or read-only disk, or a quota, is behind an error of Python, safetensors, SQLite or PyTorch."""
+    while error is not None:
+        if getattr(error, "errno", None) in DISK_FULL or DISK_FULL_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
