@@ -14,7 +14,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.schedule import EveryKimg, Schedule, ends_step
-from callbacks.stopping import Stopped, ask_all
+from callbacks.stop_request import Stopped
+from callbacks.stopping import ask_all
 from lightning_modules.edm_module import EDMModule
 from storage.artifacts import read_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError

@@ -2,7 +2,6 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from pipeline.settings.overrides import key_of, word
 
 
