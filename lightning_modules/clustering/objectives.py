@@ -1,27 +1,31 @@
-"""The objectives that TEMI is compared with, under the same call: (student logits, teacher logits) → loss per head."""
+"""TEMI and the objectives it is compared with, under one call: (student logits, teacher logits) → loss per head."""
 
-import difflib
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.clustering.temi_loss import TEMILoss, log_probs, mean_over_processes, swap_pairs
-
-OBJECTIVES = ("temi", "wmi", "pmi", "scan")
-
-
-class WMILoss(TEMILoss):
-    """Weighted mutual information (arXiv 2303.17896): TEMI in which each head weights pairs by its own judgement."""
-
-    def pair_weights(self, agreement: Tensor) -> Tensor:
-        return agreement  # [H, P]
+from lightning_modules.clustering.clustering_settings import TEMISettings
+from lightning_modules.clustering.temi_loss import log_probs, swap_pairs
+from lightning_modules.clustering.temi_loss_fast import FastTEMILoss
+from lightning_modules.processes import mean_over_processes
 
 
-class PMILoss(TEMILoss):
-    """Pointwise mutual information (arXiv 2303.17896): TEMI in which every pair counts the same."""
+class PMILoss(FastTEMILoss):
+    """Pointwise mutual information (arXiv 2303.17896): TEMI with β = 1 in which every pair counts the same."""
+
+    def __init__(self, settings: TEMISettings) -> None:
+        super().__init__(replace(settings, beta=1.0))
 
     def pair_weights(self, agreement: Tensor) -> Tensor:
         return torch.ones_like(agreement)
+
+
+class WMILoss(PMILoss):
+    """Weighted mutual information (arXiv 2303.17896): PMI in which each head weights pairs by its own judgement."""
+
+    def pair_weights(self, agreement: Tensor) -> Tensor:
+        return agreement  # [H, P]
 
 
 class SCANLoss(nn.Module):
@@ -34,13 +38,11 @@ class SCANLoss(nn.Module):
     negative entropy of q̄_s, keeps one cluster from taking everything.
     """
 
-    def __init__(
-        self, student_temperature: float = 0.1, teacher_temperature: float = 0.1, entropy_weight: float = 5.0
-    ) -> None:
+    def __init__(self, settings: TEMISettings) -> None:
         super().__init__()
-        self.student_temperature = student_temperature
-        self.teacher_temperature = teacher_temperature
-        self.entropy_weight = entropy_weight
+        self.student_temperature = settings.student_temperature
+        self.teacher_temperature = settings.teacher_temperature
+        self.entropy_weight = settings.entropy_weight
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Loss of each head, [H], from logits [H, 2P, C]; see `TEMILoss.forward`."""
@@ -52,36 +54,9 @@ class SCANLoss(nn.Module):
         return consistency - self.entropy_weight * entropy
 
 
-def build_objective(
-    name: str,
-    num_heads: int,
-    num_clusters: int,
-    beta: float = 0.6,
-    student_temperature: float = 0.1,
-    teacher_temperature: float = 0.1,
-    momentum: float = 0.9,
-    entropy_weight: float = 5.0,
-) -> nn.Module:
-    """The objective `temi`, `wmi`, `pmi` or `scan`.
-
-    `beta` is TEMI's: WMI and PMI are defined with β = 1, and SCAN has none. SCAN has no `momentum` either, and
-    `entropy_weight` is SCAN's alone.
-
-    Raises:
-        ValueError: no objective has this name.
-    """
-    if name == "scan":
-        return SCANLoss(student_temperature, teacher_temperature, entropy_weight)
-    if name not in OBJECTIVES:
-        nearest = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"there is no clustering objective {name!r}: choose one of {', '.join(OBJECTIVES)}.{hint}")
-    objective = {"temi": TEMILoss, "wmi": WMILoss, "pmi": PMILoss}[name]
-    return objective(
-        num_heads=num_heads,
-        num_clusters=num_clusters,
-        beta=beta if name == "temi" else 1.0,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        momentum=momentum,
-    )
+OBJECTIVES: dict[str, type[FastTEMILoss] | type[SCANLoss]] = {
+    "temi": FastTEMILoss,
+    "wmi": WMILoss,
+    "pmi": PMILoss,
+    "scan": SCANLoss,
+}
