@@ -20,6 +20,7 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
 from datamodules.stream import split_batch
 from lightning_modules.clustering.assignment import ClusteringHead
+from lightning_modules.clustering.clustering_settings import TEMISettings
 from lightning_modules.clustering.kmeans import kmeans, random_groups
 from lightning_modules.clustering.zero_shot import zero_shot
 from lightning_modules.temi_module import TEMIModule
@@ -53,7 +54,6 @@ from storage.files import set_aside
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random groups", "clip": "CLIP"}
 NAMED_GROUPS = ("labels", "clip")  # as many clusters as there are names
-NOT_OF_THE_MODULE = ("method", "num_neighbours", "neighbour_search")
 
 
 @command
@@ -147,11 +147,7 @@ def train_temi(
     """Train the heads, assign every image by the best teacher head, and write that head beside the pseudo-labels."""
     clustering, embeddings = cfg.clustering, data.embeddings
     torch.manual_seed(cfg.seed)
-    module = TEMIModule(
-        embedding_dim=data.dim,
-        steps_per_epoch=data.steps_per_epoch,
-        **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
-    )
+    module = TEMIModule(TEMISettings(**plain(clustering)), data.dim, data.steps_per_epoch)
     every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
     utilization = UtilizationRatio(data.evaluation_batches, thumbnails(cfg, source).gather, every_epochs)
     callbacks: list[Callback] = [
@@ -166,7 +162,7 @@ def train_temi(
         data,
         callbacks,
         max_steps=module.max_steps,
-        precision=cfg.trainer.precision,
+        precision=clustering.precision,
         outcomes=("temi/utilization_ratio", "train/loss"),
         log_every_steps=max(1, min(50, data.steps_per_epoch)),
     )

@@ -19,8 +19,12 @@ from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.optimizer_settings import OptimizerSettings
+from lightning_modules.training_settings import TrainingSettings
 from pipeline.evaluation.reference import extractor_settings, frechet_extractor, reference_statistics
 from pipeline.evaluation.sampling import Sampler, spelled
 from pipeline.running.cost import measure_cost
@@ -32,12 +36,11 @@ from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_fingerp
 from storage.digests import file_digest
 from storage.errors import UserError
 
-AUGMENT_DIM = 9
 LARGEST_IN_PIXELS = 64
 GROUPS = (
-    "dataset", "conditioning", "network", "training", "sampler", "evaluation", "trainer", "init_from", "seed"
+    "dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "init_from",
+    "seed",
 )  # fmt: skip
-NOT_OF_THE_MODULE = ("max_batch_per_device", "duration_kimg", "num_workers", "memory_gb")
 
 
 @command
@@ -174,7 +177,7 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
     torch.manual_seed(cfg.seed)
     try:
         denoiser = build_denoiser(
-            plain(cfg.network),
+            NetworkSettings(**plain(cfg.network)),
             img_resolution=cfg.dataset.resolution,
             img_channels=cfg.dataset.channels,
             label_dim=data.num_classes,
@@ -193,9 +196,8 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
     }
     if cfg.init_from is not None:
         start_from(denoiser, denoiser_file(Path(str(cfg.init_from)), "init_from"))
-    check_halflives(cfg.training.ema_halflife_kimg, list(cfg.training.extra_ema_halflife_kimg))
-    hparams = {key: value for key, value in plain(cfg.training).items() if key not in NOT_OF_THE_MODULE}
-    module = EDMModule(denoiser, seed=cfg.seed, **hparams)
+    training, optimizer = TrainingSettings(**plain(cfg.training)), OptimizerSettings(**plain(cfg.optimizer))
+    module = EDMModule(denoiser, training, optimizer, cfg.seed)
     if cfg.trainer.channels_last:
         module.denoiser.to(memory_format=torch.channels_last)
         module.emas.to(memory_format=torch.channels_last)
@@ -204,18 +206,8 @@ def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) ->
     return module
 
 
-def check_halflives(first: float, others: list[float]) -> None:
-    """Refuse averages that are none, or the same twice: they name files."""
-    usable = all(isinstance(kimg, (int, float)) and kimg > 0 for kimg in others)
-    if not usable or len({first, *others}) <= len(others):
-        raise UserError(
-            f"training.extra_ema_halflife_kimg={others}: type numbers above 0 that differ from one another and from "
-            f"training.ema_halflife_kimg={first}, such as training.extra_ema_halflife_kimg=[50,2000]."
-        )
-
-
 def start_from(denoiser: Denoiser, path: Path) -> None:
-    """Copy weights and sigma_data from another denoiser.
+    """Copy weights and preconditioning from another denoiser.
 
     Weights for the labels start anew where these stand for other clusters, those for augmentation where there was none.
 
@@ -237,7 +229,7 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
             "Choose the same network= and dataset.resolution=."
         )
     denoiser.load_state_dict(fitting, strict=False)
-    denoiser.sigma_data = other.sigma_data
+    denoiser.objective = other.objective
 
 
 def cluster_ids_of(denoiser: Denoiser) -> list[int] | None:

@@ -33,7 +33,7 @@ def show_hyperparameters(trainer: Trainer, cfg: DictConfig, outcomes: tuple[str,
     """
     if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
         return
-    groups = ("dataset", "backbone", "clustering", "network", "training", "seed")
+    groups = ("dataset", "backbone", "clustering", "network", "training", "optimizer", "seed")
     settings = {key: value for key, value in leaves(cfg) if key.split(".")[0] in groups}
     shown = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
