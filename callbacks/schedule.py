@@ -1,9 +1,12 @@
 """When something is due: a function of the optimizer step, so that a resumed run does the same things as any other."""
 
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 from lightning import LightningModule, Trainer
+
+from lightning_modules.edm_module import EDMModule
+from lightning_modules.temi_module import TEMIModule
 
 
 class Schedule(Protocol):
@@ -22,14 +25,14 @@ class EveryKimg:
     def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
         if not ends_step(trainer, batch_idx):
             return False
-        batch_size = pl_module.hparams["batch_size"]
+        batch_size = cast(EDMModule, pl_module).settings.batch_size
         seen, period = trainer.global_step * batch_size, self.kimg * 1000
         crossed = math.floor(seen / period) > math.floor((seen - batch_size) / period)
         return crossed or trainer.global_step == trainer.max_steps
 
 
 class EveryEpochs:
-    """Due after each `epochs` passes through the data, of `hparams["steps_per_epoch"]` steps, and at the end."""
+    """Due after each `epochs` passes through the data, of `module.steps_per_epoch` steps, and at the end."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -37,7 +40,7 @@ class EveryEpochs:
     def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
         if not ends_step(trainer, batch_idx):
             return False
-        period = self.epochs * pl_module.hparams["steps_per_epoch"]
+        period = self.epochs * cast(TEMIModule, pl_module).steps_per_epoch
         return trainer.global_step % period == 0 or trainer.global_step == trainer.max_steps
 
 

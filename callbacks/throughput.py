@@ -45,7 +45,7 @@ class Throughput(Callback):
         assert isinstance(pl_module, EDMModule)
         kimg_per_s = self._images / 1000 / self._seconds
         self._seconds, self._images = 0.0, 0
-        total = trainer.max_steps * pl_module.hparams["batch_size"]
+        total = trainer.max_steps * pl_module.settings.batch_size
         values = {
             "throughput/kimg_per_s": kimg_per_s,
             "throughput/sec_per_kimg": 1 / kimg_per_s,

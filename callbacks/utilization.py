@@ -47,7 +47,7 @@ class UtilizationRatio(Callback):
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, pl_module: TEMIModule) -> None:
         """Assign, count over all ranks, log on rank 0."""
-        utilization = ClusterUtilization(pl_module.hparams["num_clusters"]).to(pl_module.device)
+        utilization = ClusterUtilization(pl_module.settings.num_clusters).to(pl_module.device)
         rows, ids, confidences = [], [], []
         for indices, embeddings in self.batches(trainer.global_rank, trainer.world_size):
             cluster_ids, confidence = pl_module.predict(embeddings.to(pl_module.device))

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embeddings.embeddings import Embeddings
-from datamodules.stream import SampleStream, StreamBatches, random_integers
+from datamodules.stream import SampleStream, StreamBatches
+from storage import philox
 from storage.errors import UserError
+from storage.philox import Stream
 
 
 class PairIndices(NamedTuple):
@@ -37,7 +39,7 @@ class EmbeddingPairs(Dataset[PairIndices]):
 
     def __getitem__(self, positions: Tensor) -> PairIndices:
         indices = self.stream.indices(positions)  # [P]
-        choices = random_integers(self.stream.seed, positions, upper=self.neighbours.shape[1])  # [P]
+        choices = philox.integers(self.stream.seed, Stream.NEIGHBOURS, positions, self.neighbours.shape[1])  # [P]
         return PairIndices(indices, self.neighbours[indices, choices])
 
 

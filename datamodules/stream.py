@@ -8,12 +8,13 @@ one would have, and several processes together see what one alone would.
 from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from storage import philox
 from storage.errors import UserError
+from storage.philox import Stream
 
 
 class SampleStream:
@@ -47,22 +48,7 @@ class SampleStream:
 
 @lru_cache(maxsize=4)  # a batch may straddle two epochs
 def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_items))
-
-
-def random_integers(seed: int, positions: Tensor, upper: int) -> Tensor:
-    """A uniform integer in 0…upper−1 for each position, as a pure function of (seed, position): int64, same shape.
-
-    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) with the positions as its
-    counter: bit for bit the same on every machine, and as fast for one position as for the next.
-    """
-    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        state = start + positions.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return torch.from_numpy((state % np.uint64(upper)).astype(np.int64))
+    return philox.permutation(seed, Stream.ORDER, epoch, num_items)
 
 
 class StreamBatches(Sampler[Tensor]):

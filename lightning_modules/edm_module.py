@@ -1,25 +1,29 @@
 """The second training phase: an EDM diffusion model, conditioned on pseudo-labels or unconditional."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from typing import Any, NoReturn, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.diffusion import augment
-from lightning_modules.diffusion.denoiser import Denoiser, images_to_float
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.ema import EMA
-from lightning_modules.diffusion.loss import EDMLoss, drop_labels
-from lightning_modules.diffusion.seeding import Stream, normal, torch_seed, uniform
+from lightning_modules.diffusion.objective import drop_labels
+from lightning_modules.optimizer_settings import OptimizerSettings
+from lightning_modules.optimizers import OPTIMIZERS
+from lightning_modules.processes import mean_over_processes
+from lightning_modules.training_settings import TrainingSettings
 from storage.errors import UserError
+from storage.philox import Stream, normal, torch_seed, uniform
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
 
@@ -32,13 +36,10 @@ class EDMModule(LightningModule):
     equal one; network dropout depends on (seed, rank, pass).
 
     Args:
-        denoiser: the network under EDM's preconditioning; its `label_dim` is the number of groups, 0 for none.
-        batch_size: images in one optimizer step, over all devices and accumulated passes.
-        lr: Adam's learning rate after a linear ramp over `lr_rampup_kimg`.
-        augment_probability: of each transform but the x flip, which has ½; 0 turns augmentation off, flips too.
-        label_dropout: share of labels hidden, for classifier-free guidance.
-        ema_halflife_kimg: of the averaged weights, at most `ema_rampup_ratio` times the images seen.
-        extra_ema_halflife_kimg: of further averages, kept beside the first to choose from afterwards.
+        denoiser: the network with its preconditioning; its `label_dim` is the number of clusters, 0 for none.
+        training: its batch size, learning rate, noise levels, averages …
+        optimizer: which one, and its own settings.
+        seed: of all that is random.
     """
 
     recent_loss: Tensor
@@ -48,53 +49,44 @@ class EDMModule(LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        *,
-        batch_size: int,
-        lr: float = 1e-3,
-        lr_rampup_kimg: float = 10_000,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        P_mean: float = -1.2,
-        P_std: float = 1.2,
-        augment_probability: float = 0.12,
-        label_dropout: float = 0.0,
-        ema_halflife_kimg: float = 500,
-        extra_ema_halflife_kimg: Sequence[float] = (),
-        ema_rampup_ratio: float | None = 0.05,
+        training: TrainingSettings = TrainingSettings(),
+        optimizer: OptimizerSettings = OptimizerSettings(),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["denoiser"])
+        self.save_hyperparameters({"training": asdict(training), "optimizer": asdict(optimizer), "seed": seed})
+        self.settings, self.optimizer_settings, self.seed = training, optimizer, seed
         self.denoiser = denoiser
+        self.objective = replace(denoiser.objective, P_mean=training.P_mean, P_std=training.P_std)
         self.emas = nn.ModuleList(
-            EMA(denoiser, kimg, ema_rampup_ratio) for kimg in (ema_halflife_kimg, *extra_ema_halflife_kimg)
+            EMA(denoiser, kimg, training.ema_rampup_ratio)
+            for kimg in (training.ema_halflife_kimg, *training.extra_ema_halflife_kimg)
         )
         self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about the last 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self._passes: list[Tensor] = []  # losses of the current step's passes
-        self.loss = EDMLoss(P_mean=P_mean, P_std=P_std, sigma_data=denoiser.sigma_data)
 
     @property
     def averaged_denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights: the one that generates."""
-        return self.averaged_denoisers[self.hparams["ema_halflife_kimg"]]
+        return self.averaged_denoisers[self.settings.ema_halflife_kimg]
 
     @property
     def averaged_denoisers(self) -> dict[float, Denoiser]:
         """The denoisers of all half-lives (kimg), that of `averaged_denoiser` first."""
-        return {ema.halflife_kimg: cast(Denoiser, ema.module) for ema in cast(Iterable[EMA], self.emas)}
+        return {ema.halflife_kimg: cast(Denoiser, ema.get()) for ema in cast(Iterable[EMA], self.emas)}
 
     @property
     def nimg(self) -> int:
         """Training images seen, counted at optimizer steps."""
-        return self.trainer.global_step * self.hparams["batch_size"]
+        return self.trainer.global_step * self.settings.batch_size
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        torch.manual_seed(torch_seed(self.hparams["seed"], self.global_rank, batch_idx))  # network dropout
+        torch.manual_seed(torch_seed(self.seed, self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
         loss = losses.mean()
-        mean_loss = mean_over_ranks(loss.detach())
+        mean_loss = mean_over_processes(loss.detach())
         if not mean_loss.isfinite():
             self._stop_non_finite(losses, batch.positions)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -112,33 +104,33 @@ class EDMModule(LightningModule):
         if self._gradient_scaler is not None:
             self.log("train/skipped_steps", self.skipped_steps.float())
         # The x axis of every curve, which TensorBoard keeps as a whole number: thousands of images, this step included.
-        self.log("step", float(round((self.nimg + self.hparams["batch_size"]) / 1000)))
+        self.log("step", float(round((self.nimg + self.settings.batch_size) / 1000)))
         return loss
 
     def loss_of(self, batch: Any) -> Tensor:
         """EDM's weighted squared error of each image, summed over its pixels and channels: [b]."""
-        seed, positions = self.hparams["seed"], batch.positions
-        images = images_to_float(batch.images)  # [b, C, H, W] in [-1, 1]
+        seed, positions = self.seed, batch.positions
+        images = self.denoiser.encoder.encode(batch.images)  # [b, C, H, W] in [-1, 1]
         augment_labels = None
-        if probability := self.hparams["augment_probability"]:
+        if probability := self.settings.augment_probability:
             transforms = augment.draw_parameters(seed, positions, probability, self.denoiser.img_resolution)
             images, augment_labels = augment.apply(images, transforms)  # [b, C, H, W], [b, 9]
-        sigma = self.loss.sigma(normal(seed, Stream.SIGMA, positions, ()))  # [b]
+        sigma = self.objective.sigma(normal(seed, Stream.SIGMA, positions, ()))  # [b]
         noise = normal(seed, Stream.NOISE, positions, images.shape[1:])  # [b, C, H, W]
         labels = None
         if self.denoiser.label_dim:
             labels = F.one_hot(batch.labels, self.denoiser.label_dim).to(images.dtype)  # [b, C]
             draws = uniform(seed, Stream.LABEL_DROPOUT, positions, ())
-            labels = drop_labels(labels, draws, self.hparams["label_dropout"])
-        return self.loss(self.denoiser, images, sigma, noise, labels, augment_labels)
+            labels = drop_labels(labels, draws, self.settings.label_dropout)
+        return self.objective(self.denoiser, images, sigma, noise, labels, augment_labels)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        hparams = self.hparams
-        optimizer = Adam(
-            self.denoiser.parameters(), lr=hparams["lr"], betas=tuple(hparams["betas"]), eps=hparams["eps"], fused=True
+        settings = self.settings
+        optimizer = OPTIMIZERS[self.optimizer_settings.name](
+            self.denoiser.parameters(), settings.lr, self.optimizer_settings
         )
-        rampup_nimg = max(hparams["lr_rampup_kimg"] * 1000, 1)
-        scheduler = LambdaLR(optimizer, lambda step: min(step * hparams["batch_size"] / rampup_nimg, 1.0))
+        rampup_nimg = max(settings.lr_rampup_kimg * 1000, 1)
+        scheduler = LambdaLR(optimizer, lambda step: min(step * settings.batch_size / rampup_nimg, 1.0))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(
@@ -156,7 +148,7 @@ class EDMModule(LightningModule):
             return
         self.skipped_in_a_row.zero_()
         for ema in cast(Iterable[EMA], self.emas):
-            ema.update(self.denoiser, nimg=self.nimg, batch_size=self.hparams["batch_size"])
+            ema.update(self.denoiser, nimg=self.nimg, batch_size=self.settings.batch_size)
 
     @property
     def _gradient_scaler(self) -> GradScaler | None:
@@ -175,7 +167,7 @@ class EDMModule(LightningModule):
             raise UserError(
                 f"the gradients overflowed float16 in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to {self.nimg:,} "
                 f"images seen, though the loss was scaled by no more than {scale:g}; the weights were not updated. "
-                "Type trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
+                "Set trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
             )
 
     def _stop_non_finite(self, losses: Tensor, positions: Tensor) -> NoReturn:
@@ -189,14 +181,5 @@ class EDMModule(LightningModule):
             where = "It is that of images on another device"
         raise UserError(
             f"the loss is not finite at {self.nimg:,} images seen (step {self.trainer.global_step}); the weights were "
-            f"not updated. {where}. Type a lower training.lr, or trainer.precision=32-true."
+            f"not updated. {where}. Set a lower training.lr, or trainer.precision=32-true."
         )
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a tensor over all processes. Lightning's own would make them wait for one another at a barrier first."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, NoReturn, Protocol
+from dataclasses import asdict
+from typing import Any, NoReturn
 
 import torch
 from lightning import LightningModule
@@ -10,17 +11,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_modules.clustering.assignment import BATCH_SIZE, ClusteringHead, assign
+from lightning_modules.clustering.clustering_settings import TEMISettings
 from lightning_modules.clustering.heads import ClusteringHeads
-from lightning_modules.clustering.rivals import build_objective
-from lightning_modules.clustering.temi_loss import mean_over_processes
-
-
-class PairBatch(Protocol):
-    """What `training_step` takes: P images, a neighbour of each, and the images' places in the data set."""
-
-    images: Tensor  # [P, D], standardised embeddings
-    neighbours: Tensor  # [P, D]
-    indices: Tensor  # [P]
+from lightning_modules.clustering.objectives import OBJECTIVES
+from lightning_modules.processes import mean_over_processes
 
 
 class TEMIModule(LightningModule):
@@ -30,67 +24,27 @@ class TEMIModule(LightningModule):
     and in the settings, is `steps_per_epoch` optimizer steps.
 
     Args:
-        num_heads: H, heads trained side by side; the best one assigns.
+        settings: of the heads, their objective and their training.
         embedding_dim: D.
-        num_clusters: C.
-        batch_size: pairs per optimizer step over all processes.
         steps_per_epoch: images / batch_size, the last partial batch dropped.
-        max_epochs: length of the training.
-        objective: temi, wmi, pmi or scan.
-        beta: TEMI's exponent β; the smaller, the more clusters are used.
-        student_temperature: divides the student's logits.
-        teacher_temperature: divides the teacher's logits, in training and for assignments.
-        probs_momentum: of the running cluster probabilities q̃_t.
-        entropy_weight: of SCAN's negative entropy; the other objectives have none.
-        teacher_momentum: share of the teacher that each step keeps.
-        lr: learning rate per 256 pairs; `lr * batch_size / 256` is used.
-        warmup_epochs: epochs in which the learning rate rises linearly; it is constant after.
-        weight_decay: AdamW's, for weights; biases have none.
-        frozen_last_layer_epochs: first epochs in which the last layer's gradient is dropped.
-        hidden_dim: width of a head's hidden layer.
-        bottleneck_dim: width of a head's normalised features.
     """
 
     epoch_losses: Tensor  # [H], sum over the steps of the current epoch, all processes together
     epoch_steps: Tensor  # [], how many those are
     last_epoch_losses: Tensor  # [H], mean over the last full epoch; NaN before there is one
 
-    def __init__(
-        self,
-        num_heads: int,
-        embedding_dim: int,
-        num_clusters: int,
-        batch_size: int,
-        steps_per_epoch: int,
-        max_epochs: int,
-        objective: str = "temi",
-        beta: float = 0.6,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.1,
-        probs_momentum: float = 0.9,
-        entropy_weight: float = 5.0,
-        teacher_momentum: float = 0.996,
-        lr: float = 1e-4,
-        warmup_epochs: int = 20,
-        weight_decay: float = 1e-4,
-        frozen_last_layer_epochs: int = 1,
-        hidden_dim: int = 512,
-        bottleneck_dim: int = 256,
-    ) -> None:
+    def __init__(self, settings: TEMISettings, embedding_dim: int, steps_per_epoch: int) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.student = ClusteringHeads(num_heads, embedding_dim, num_clusters, hidden_dim, bottleneck_dim)
-        self.teacher = deepcopy(self.student).requires_grad_(False)
-        self.objective = build_objective(
-            objective,
-            num_heads=num_heads,
-            num_clusters=num_clusters,
-            beta=beta,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-            momentum=probs_momentum,
-            entropy_weight=entropy_weight,
+        self.save_hyperparameters(
+            {"settings": asdict(settings), "embedding_dim": embedding_dim, "steps_per_epoch": steps_per_epoch}
         )
+        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        num_heads = settings.num_heads
+        self.student = ClusteringHeads(
+            num_heads, embedding_dim, settings.num_clusters, settings.hidden_dim, settings.bottleneck_dim
+        )
+        self.teacher = deepcopy(self.student).requires_grad_(False)
+        self.objective = OBJECTIVES[settings.objective](settings)
         self.register_buffer("epoch_losses", torch.zeros(num_heads))
         self.register_buffer("epoch_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_epoch_losses", torch.full((num_heads,), torch.nan))
@@ -98,16 +52,17 @@ class TEMIModule(LightningModule):
     @property
     def max_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.hparams["max_epochs"] * self.hparams["steps_per_epoch"]
+        return self.settings.max_epochs * self.steps_per_epoch
 
     @property
     def epoch(self) -> int:
         """Epochs completed, in the sense of the settings (Lightning's own `current_epoch` stays 0)."""
-        return self.global_step // self.hparams["steps_per_epoch"]
+        return self.global_step // self.steps_per_epoch
 
     # One training step ------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """`batch`: standardised embeddings `images` and `neighbours` [P, D], and the images' `indices` [P]."""
         embeddings = torch.cat([batch.images, batch.neighbours])  # [2P, D]
         with torch.no_grad():
             teacher_logits = self.teacher(embeddings)  # [H, 2P, C]
@@ -116,7 +71,7 @@ class TEMIModule(LightningModule):
         return head_losses.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.epoch < self.hparams["frozen_last_layer_epochs"]:
+        if self.epoch < self.settings.frozen_last_layer_epochs:
             for parameter in self.student.last_layer:
                 parameter.grad = None  # AdamW then leaves it alone, weight decay included
 
@@ -129,20 +84,20 @@ class TEMIModule(LightningModule):
         """teacher ← momentum · teacher + (1 − momentum) · student."""
         teacher: list[Tensor] = list(self.teacher.parameters())
         student: list[Tensor] = list(self.student.parameters())
-        torch._foreach_lerp_(teacher, student, 1 - self.hparams["teacher_momentum"])
+        torch._foreach_lerp_(teacher, student, 1 - self.settings.teacher_momentum)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         biases = [p for name, p in self.student.named_parameters() if name.endswith("bias")]
         weights = [p for name, p in self.student.named_parameters() if not name.endswith("bias")]
         optimizer = torch.optim.AdamW(
             [
-                {"params": weights, "weight_decay": self.hparams["weight_decay"]},
+                {"params": weights, "weight_decay": self.settings.weight_decay},
                 {"params": biases, "weight_decay": 0.0},
             ],
-            lr=self.hparams["lr"] * self.hparams["batch_size"] / 256,
+            lr=self.settings.lr * self.settings.batch_size / 256,
             fused=True,
         )
-        warmup_steps = max(1, self.hparams["warmup_epochs"] * self.hparams["steps_per_epoch"])
+        warmup_steps = max(1, self.settings.warmup_epochs * self.steps_per_epoch)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
@@ -156,7 +111,7 @@ class TEMIModule(LightningModule):
             )
 
     @torch.no_grad()
-    def _record(self, local_losses: Tensor, batch: PairBatch) -> None:
+    def _record(self, local_losses: Tensor, batch: Any) -> None:
         head_losses = mean_over_processes(local_losses)
         if not head_losses.isfinite().all():  # on every process at once, and before the update
             self._stop_non_finite(batch)
@@ -164,8 +119,8 @@ class TEMIModule(LightningModule):
         self.epoch_steps += 1
         self.log("train/loss", head_losses.mean(), prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("epoch", self.global_step / self.hparams["steps_per_epoch"])
-        if (self.global_step + 1) % self.hparams["steps_per_epoch"] == 0:
+        self.log("epoch", self.global_step / self.steps_per_epoch)
+        if (self.global_step + 1) % self.steps_per_epoch == 0:
             self._end_epoch()
 
     def _end_epoch(self) -> None:
@@ -177,7 +132,7 @@ class TEMIModule(LightningModule):
         for logger in self.loggers:  # self.log would wait for a step that log_every_n_steps divides
             logger.log_metrics(scalars, step=self.global_step)
 
-    def _stop_non_finite(self, batch: PairBatch) -> NoReturn:
+    def _stop_non_finite(self, batch: Any) -> NoReturn:
         broken = ~(batch.images.isfinite().all(dim=1) & batch.neighbours.isfinite().all(dim=1))  # [P]
         if broken.any():
             where = f"the embeddings of these images or of their neighbours: {batch.indices[broken].tolist()}"
@@ -200,7 +155,7 @@ class TEMIModule(LightningModule):
     def predict(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """The best teacher head's cluster ids, int64 [N], and confidences, float32 [N], of standardised embeddings."""
         batches = (batch.to(self.device) for batch in embeddings.split(BATCH_SIZE))
-        return assign(self.teacher.head(self.best_head), batches, self.hparams["teacher_temperature"])
+        return assign(self.teacher.head(self.best_head), batches, self.settings.teacher_temperature)
 
     def clustering_head(self, mean: Tensor, std: Tensor, backbone_identity: Mapping[str, Any]) -> ClusteringHead:
         """The best teacher head with all it takes to assign new images; on the CPU."""
@@ -209,5 +164,5 @@ class TEMIModule(LightningModule):
             mean=mean.cpu(),
             std=std.cpu(),
             backbone_identity=backbone_identity,
-            temperature=self.hparams["teacher_temperature"],
+            temperature=self.settings.teacher_temperature,
         )

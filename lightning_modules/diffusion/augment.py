@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.diffusion import seeding
-from lightning_modules.diffusion.seeding import Stream
+from storage import philox
+from storage.philox import Stream
 
 NUM_PARAMETERS = 8
 AUGMENT_DIM = 9  # augmentation labels per image
@@ -44,8 +44,8 @@ def draw_parameters(seed: int, positions: Tensor, probability: float, img_resolu
     The x flip has probability ½. The y flip (a fair coin), the isotropic scale, the rotation, the anisotropic scale
     (along x half of the time) and the shift are each drawn with the given probability, independently.
     """
-    u = seeding.uniform(seed, Stream.AUGMENT_UNIFORM, positions, (10,)).unbind(1)
-    n = seeding.normal(seed, Stream.AUGMENT_NORMAL, positions, (4,)).unbind(1)
+    u = philox.uniform(seed, Stream.AUGMENT_UNIFORM, positions, (10,)).unbind(1)
+    n = philox.normal(seed, Stream.AUGMENT_NORMAL, positions, (4,)).unbind(1)
     y_flip, scaled, rotated, stretched, shifted = ((value < probability).float() for value in u[:5])
     angle, axis = (2 * math.pi * value - math.pi for value in u[5:7])
     along_any_axis = (u[7] < 0.5).float()

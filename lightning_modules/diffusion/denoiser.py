@@ -1,24 +1,16 @@
-"""The denoiser D(x; σ): EDM's preconditioning around a network (arXiv 2206.00364, section 5), and its file."""
+"""The denoiser D(x; σ): a network with its preconditioning and its encoder, and its file."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion.networks import NetworkSettings, build_network
+from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.networks import build_network
+from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
-
-
-def images_to_float(images: Tensor) -> Tensor:
-    """uint8 pixels to float32 in [-1, 1]: pixel / 127.5 − 1."""
-    return images.to(torch.float32) / 127.5 - 1
-
-
-def images_to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8 pixels: ⌊127.5 x + 128⌋ within 0…255."""
-    return (x * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
 
 
 class Denoiser(nn.Module):
@@ -26,12 +18,13 @@ class Denoiser(nn.Module):
 
     Args:
         model: The network F(x, c_noise, class_labels, augment_labels).
-        img_resolution: Height and width of the images, pixels in [-1, 1].
+        img_resolution: Height and width of the images, pixels.
         img_channels: Colour channels.
         label_dim: Number of class labels (clusters); 0: unconditional.
         augment_dim: Number of augmentation labels; 0: none.
-        settings: The network's settings, as `networks.build_network` takes them.
-        sigma_data: Standard deviation of the data.
+        settings: The network's settings.
+        objective: Its preconditioning is applied here.
+        encoder: Turns images into what the network denoises.
 
     Attributes:
         cluster_frequencies: Share of each label among the training images, float64 `[label_dim]`, or None.
@@ -47,8 +40,9 @@ class Denoiser(nn.Module):
         img_channels: int,
         label_dim: int,
         augment_dim: int,
-        settings: Mapping[str, Any],
-        sigma_data: float = 0.5,
+        settings: NetworkSettings,
+        objective: EDMObjective = EDMObjective(),
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -56,8 +50,9 @@ class Denoiser(nn.Module):
         self.img_channels = img_channels
         self.label_dim = label_dim
         self.augment_dim = augment_dim
-        self.settings = dict(settings)
-        self.sigma_data = sigma_data
+        self.settings = settings
+        self.objective = objective
+        self.encoder = encoder or PixelEncoder()
         self.cluster_frequencies: Tensor | None = None
         self.cluster_ids: Tensor | None = None
         self.meta: dict[str, Any] = {}
@@ -81,15 +76,7 @@ class Denoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))  # [B]
         class_labels = self._label_vectors("class_labels", class_labels, self.label_dim, x)
         augment_labels = self._label_vectors("augment_labels", augment_labels, self.augment_dim, x)
-
-        variance = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_out = sigma * self.sigma_data / variance.sqrt()
-        c_in = 1 / variance.sqrt()
-        c_noise = sigma.log() / 4
-
-        F_x = self.model(per_image(c_in) * x, c_noise, class_labels, augment_labels)  # [B, C, H, W]
-        return per_image(c_skip) * x + per_image(c_out) * F_x.to(torch.float32)
+        return self.objective.denoise(self.model, x, sigma, class_labels, augment_labels)
 
     def _label_vectors(self, name: str, labels: Tensor | None, dim: int, x: Tensor) -> Tensor | None:
         """Labels as float32 `[B, dim]`, zeros where there are none; None for a network without such labels."""
@@ -109,12 +96,12 @@ class Denoiser(nn.Module):
             if (tensor := getattr(self, name)) is not None:
                 tensors[name] = tensor
         description = {
-            "network": self.settings,
+            "network": self.settings.to_json(),
             "img_resolution": self.img_resolution,
             "img_channels": self.img_channels,
             "label_dim": self.label_dim,
             "augment_dim": self.augment_dim,
-            "sigma_data": self.sigma_data,
+            "sigma_data": self.objective.sigma_data,
             "meta": {**self.meta, **meta},
         }
         write_artifact(Path(path), kind="denoiser", tensors=tensors, meta=description)
@@ -126,12 +113,9 @@ class Denoiser(nn.Module):
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
         interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}
-        denoiser = cls(
-            build_network(description["network"], **interface),
-            **interface,
-            settings=description["network"],
-            sigma_data=description["sigma_data"],
-        )
+        settings = NetworkSettings.from_json(description["network"])
+        objective = EDMObjective(sigma_data=description["sigma_data"])
+        denoiser = cls(build_network(settings, **interface), **interface, settings=settings, objective=objective)
         denoiser.load_state_dict(tensors)
         denoiser.cluster_frequencies, denoiser.cluster_ids = frequencies, ids
         denoiser.meta = description["meta"]
@@ -139,7 +123,7 @@ class Denoiser(nn.Module):
 
 
 def build_denoiser(
-    network: Mapping[str, Any], img_resolution: int, img_channels: int, label_dim: int = 0, augment_dim: int = 0
+    network: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int = 0, augment_dim: int = 0
 ) -> Denoiser:
     """A freshly initialised denoiser around the network of these settings (see `networks.build_network`)."""
     return Denoiser(
@@ -148,10 +132,5 @@ def build_denoiser(
         img_channels=img_channels,
         label_dim=label_dim,
         augment_dim=augment_dim,
-        settings=NetworkSettings.from_mapping(network).to_json(),
+        settings=network,
     )
-
-
-def per_image(values: Tensor) -> Tensor:
-    """One value per image `[B]`, shaped to multiply images: `[B, 1, 1, 1]`."""
-    return values.reshape(-1, 1, 1, 1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class EMA(nn.Module):
     """An averaged copy of a module: parameters averaged in float32, buffers copied; always in evaluation mode.
 
+    An average of another profile is a subclass with another `beta`.
+
     Args:
         module: The module to follow; the copy, `EMA.module`, starts equal to it.
         halflife_kimg: Half-life of the average, in thousands of training images.
@@ -47,9 +49,9 @@ class EMA(nn.Module):
         for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(value)
 
-    def forward(self, *args: Tensor | None) -> Tensor:
-        """The averaged module's result."""
-        return self.module(*args)
+    def get(self) -> nn.Module:
+        """The module with the averaged weights."""
+        return self.module
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever mode the surrounding module takes."""

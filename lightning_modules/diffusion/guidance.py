@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.denoiser import per_image
+from lightning_modules.diffusion.objective import per_image
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
     """D₀ + scale (D_label − D₀) with the unconditional D₀ of the same network (arXiv 2207.12598).
 
-    The network must have seen images without label in training (`loss.drop_labels`). Scale 1: no guidance. Outside
+    The network must have seen images without label in training (`objective.drop_labels`). Scale 1: no guidance. Outside
     `interval`, noise levels from the lowest to the highest that are guided (arXiv 2404.07724), there is none either.
     """
 

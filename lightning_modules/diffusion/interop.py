@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.objective import EDMObjective
+from storage.errors import UserError
 
 # The published constructors' default values, which a network's dictionary may leave out.
 PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -122,23 +125,20 @@ def denoiser_from_edm(
     if unknown := [key for key in network if key not in defaults and key != "model_type"]:
         raise ValueError(f"unknown settings {unknown} of a {model_type}; expected some of {[*defaults]}")
     full = {**defaults, **network}
-    settings = {
-        key: full[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
-    }
+    chosen = {key: full[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")}
     architecture = _architecture(full)
     sizes = {"img_resolution": img_resolution, "img_channels": img_channels, "sigma_data": sigma_data}
     if wrong := [f"{key}={value}" for key, value in sizes.items() if not 0 < value < math.inf]:
         raise ValueError(f"{', '.join(wrong)}: expected a number above 0")
     try:
-        denoiser = build_denoiser(
-            {"architecture": architecture, **settings}, img_resolution, img_channels, label_dim, augment_dim
-        )
+        settings = NetworkSettings(architecture=architecture, **chosen)
+        denoiser = build_denoiser(settings, img_resolution, img_channels, label_dim, augment_dim)
         denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+    except (UserError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"the weights do not fit the settings of this {model_type}: {error}") from error
     if broken := [name for name, tensor in denoiser.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(f"the weights {broken[0]} are not finite")
-    denoiser.sigma_data = sigma_data
+    denoiser.objective = EDMObjective(sigma_data=sigma_data)
     return denoiser.eval()
 
 

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.diffusion import winograd
-
 Resampling = Literal["up", "down"] | None
 
 
@@ -100,9 +98,6 @@ class Conv2d(nn.Conv2d):
             x = upsample(x, self.resample_filter)
         elif self.resampling == "down":
             x = downsample(x, self.resample_filter)
-        if winograd.pays(x, self.weight):
-            assert self.bias is not None
-            return winograd.conv3x3(x, self.weight, self.bias)
         return super().forward(x)
 
 
@@ -116,21 +111,6 @@ class ConvThenDownsample(Conv2d):
         margin = (self.resample_filter.shape[-1] - 1) // 2
         x = F.conv2d(x, self.weight, self.bias, padding=1 + margin)
         return downsample(x, self.resample_filter, padding=0)
-
-
-def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """`F.dropout`, on a CPU with a quarter of the random numbers, which PyTorch draws one by one there.
-
-    16 bits decide on each element, so there `probability` is rounded to a multiple of 2⁻¹⁶.
-    """
-    dropped = round(probability * 2**16)  # of 2¹⁶ values
-    eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not (training and eager_cpu and 0 < dropped < 2**16 and x.numel() % 4 == 0):
-        return F.dropout(x, probability, training)
-    values = torch.empty_like(x, dtype=torch.int16)  # in the memory format of x, without gaps
-    values.as_strided((values.numel(),), (1,)).view(torch.int64).random_(-(2**63), None)  # four at a time
-    kept = values >= dropped - 2**15
-    return x * kept.to(x.dtype).div_(1 - dropped / 2**16)
 
 
 def positional_embedding(c_noise: Tensor, num_channels: int, endpoint: bool) -> Tensor:
@@ -229,7 +209,7 @@ class UNetBlock(nn.Module):
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         else:
             h = F.silu(self.norm1(h + condition))
-        h = self.conv1(dropout(h, self.dropout, self.training))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.num_heads:
             x = (x + self.attend(x)) * self.skip_scale

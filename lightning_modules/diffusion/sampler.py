@@ -3,20 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion import seeding
-from lightning_modules.diffusion.seeding import Stream
+from storage import philox
+from storage.philox import Stream
 
 DenoiserFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # D(x, σ, class_labels)
+Slope = Callable[[Tensor, float], Tensor]  # dx/dt at (x, t)
 
 
 def latents(seeds: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal starting points `[B, *shape]`, float32; each depends on its own seed (int64 `[B]`) alone."""
-    return seeding.normal(0, Stream.LATENTS, seeds, shape)
+    return philox.normal(0, Stream.LATENTS, seeds, shape)
 
 
 def draw_labels(seeds: Tensor, frequencies: Tensor) -> Tensor:
@@ -27,13 +27,13 @@ def draw_labels(seeds: Tensor, frequencies: Tensor) -> Tensor:
     cumulative = frequencies.to(seeds.device, torch.float64).cumsum(0)
     if not bool(frequencies.ge(0).all()) or not 0 < float(cumulative[-1]) < math.inf:
         raise ValueError(f"frequencies must be finite, not negative, and not all 0; got {frequencies.tolist()[:8]}")
-    uniforms = seeding.uniform(0, Stream.LABELS, seeds, dtype=torch.float64)
+    uniforms = philox.uniform(0, Stream.LABELS, seeds, dtype=torch.float64)
     return torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)
 
 
 def churn_noise(seeds: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
     """The fresh standard normal noise `[B, *shape]` of each step of stochastic sampling, from the images' seeds."""
-    return lambda step: seeding.normal(step, Stream.CHURN, seeds, shape)
+    return lambda step: philox.normal(step, Stream.CHURN, seeds, shape)
 
 
 def time_steps(
@@ -48,13 +48,28 @@ def time_steps(
     return steps.to(device, _solver_dtype(torch.device(device)))
 
 
+def euler_step(slope: Slope, x: Tensor, t: float, t_next: float) -> Tensor:
+    """Euler's step from noise level t to t_next, of first order."""
+    return x + (t_next - t) * slope(x, t)
+
+
+def heun_step(slope: Slope, x: Tensor, t: float, t_next: float) -> Tensor:
+    """Heun's step, of second order; Euler's where it ends at 0, where the slope is not defined."""
+    d_cur = slope(x, t)
+    x_next = x + (t_next - t) * d_cur
+    return x + (t_next - t) * (d_cur + slope(x_next, t_next)) / 2 if t_next > 0 else x_next
+
+
+SOLVERS: dict[str, Callable[[Slope, Tensor, float, float], Tensor]] = {"heun": heun_step, "euler": euler_step}
+
+
 @torch.no_grad()
 def edm_sampler(
     denoiser: DenoiserFunction,
     latents: Tensor,
     class_labels: Tensor | None = None,
     *,
-    solver: Literal["heun", "euler"] = "heun",
+    solver: str = "heun",
     num_steps: int = 18,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -71,7 +86,7 @@ def edm_sampler(
         denoiser: D(x, σ, class_labels); computes in its own precision, the solver in float64.
         latents: Standard normal `[B, C, H, W]`.
         class_labels: `[B, label_dim]` or None.
-        solver: "heun" evaluates the denoiser 2·num_steps − 1 times, "euler" num_steps times.
+        solver: One of `SOLVERS`: heun evaluates the denoiser 2·num_steps − 1 times, euler num_steps times.
         num_steps: Steps N of the solver; the last one, to σ = 0, is of first order.
         sigma_min, sigma_max: Lowest (but for 0) and highest noise level.
         rho: The larger, the shorter the steps near sigma_min.
@@ -84,18 +99,14 @@ def edm_sampler(
         Images in [-1, 1], more or less, float64 `[B, C, H, W]` (float32 on devices without float64).
     """
     t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
+    slope = partial(_derivative, denoiser, class_labels)
     x = latents.to(t.dtype) * t[0]
     for step, (t_cur, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
-        t_hat, x_hat = t_cur, x
+        t_hat = t_cur
         if S_churn > 0 and S_min <= t_cur <= S_max:
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
-            t_hat, x_hat = _add_noise(x, t_cur, gamma, S_noise, churn_noise, step)
-
-        d_cur = _derivative(denoiser, x_hat, t_hat, class_labels)
-        x = x_hat + (t_next - t_hat) * d_cur
-        if solver == "heun" and t_next > 0:
-            d_next = _derivative(denoiser, x, t_next, class_labels)
-            x = x_hat + (t_next - t_hat) * (d_cur + d_next) / 2
+            t_hat, x = _add_noise(x, t_cur, gamma, S_noise, churn_noise, step)
+        x = SOLVERS[solver](slope, x, t_hat, t_next)
     return x
 
 
@@ -103,7 +114,7 @@ heun_sampler = partial(edm_sampler, solver="heun")
 euler_sampler = partial(edm_sampler, solver="euler")
 
 
-def _derivative(denoiser: DenoiserFunction, x: Tensor, t: float, class_labels: Tensor | None) -> Tensor:
+def _derivative(denoiser: DenoiserFunction, class_labels: Tensor | None, x: Tensor, t: float) -> Tensor:
     """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
     sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
     return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t

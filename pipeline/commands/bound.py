@@ -19,13 +19,19 @@ from lightning_modules.clustering.bound import (
     find_bound,
     mean_ratios,
 )
+from lightning_modules.clustering.bound_settings import BoundSettings
 from pipeline.pictures.bound_plot import draw_bound
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
 from pipeline.running.bound_grid import measure_grid
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command
+<<<<<<< HEAD
 from pipeline.settings.inputs import source_of
 from pipeline.settings.words import key_of
+=======
+from pipeline.settings.inputs import plain, source_of
+from pipeline.settings.overrides import key_of
+>>>>>>> inner
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
@@ -78,16 +84,7 @@ def bound(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Refuse settings of the bound that cannot be meant."""
-    rules, ways = ("largest", "unbroken"), ("assigned", "probable")
-    if cfg.bound.rule not in rules:
-        raise UserError(f"bound.rule={cfg.bound.rule}: type bound.rule=largest or bound.rule=unbroken.")
-    if cfg.bound.used_when not in ways:
-        raise UserError(f"bound.used_when={cfg.bound.used_when}: type bound.used_when=assigned or probable.")
-    grid = list(cfg.bound.grid)
-    if not grid or any(not isinstance(C, int) or C < 2 for C in grid):
-        raise UserError(f"bound.grid={grid}: type numbers of clusters from 2 up, such as bound.grid=[10,20,40].")
-    if not 0 < cfg.bound.threshold <= 1:
-        raise UserError(f"bound.threshold={cfg.bound.threshold}: it is a ratio above 0, at most 1, such as 0.96.")
+    BoundSettings(**plain(cfg.bound))
     for typed in HydraConfig.get().overrides.task:
         if key_of(typed) in CHOSEN_BY_THE_GRID:
             raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")

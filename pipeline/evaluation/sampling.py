@@ -1,67 +1,29 @@
 """From settings to a function that generates images; used while training and by `cedm generate`."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lightning_modules.diffusion.denoiser import Denoiser, images_to_uint8
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
 from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
+from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.running.run_folder import finite
 from pipeline.settings.inputs import plain
 from storage.errors import UserError
 
-LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
-
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(SamplerSettings):
     """EDM's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
 
     An image depends on its seed and label alone: latents and churn noise are functions of the seed.
     """
-
-    solver: Literal["heun", "euler"] = "heun"
-    steps: int | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    churn: float = 0.0
-    S_min: float = 0.0
-    S_max: float = float("inf")
-    S_noise: float = 1.0
-    guidance: float = 1.0
-    guidance_interval: Sequence[float] | None = None
-    precision: str = "32-true"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise UserError(
-                f"sampler.sigma_min={self.sigma_min} sampler.sigma_max={self.sigma_max}: the noise falls from "
-                "sigma_max to sigma_min, which is above 0, such as sampler.sigma_min=0.002 sampler.sigma_max=80."
-            )
-        interval = self.guidance_interval
-        if interval is not None and not (
-            isinstance(interval, Sequence)
-            and len(interval) == 2
-            and all(isinstance(level, Real) for level in interval)
-            and 0 <= interval[0] < interval[1]
-        ):
-            raise UserError(
-                f"sampler.guidance_interval={interval}: type the lowest and the highest noise level that is guided, "
-                "such as sampler.guidance_interval=[0.2,3], or null for all."
-            )
-
-    def num_steps(self, resolution: int) -> int:
-        """`steps`, or the published number for images of this resolution."""
-        return self.steps or (40 if resolution >= LARGE_FROM_PIXELS else 18)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> Tensor:
@@ -101,7 +63,7 @@ class Sampler:
                     else f"Type sampler.precision=32-true in place of {self.precision}."
                 )
             )
-        return images_to_uint8(images)
+        return denoiser.encoder.decode(images)
 
 
 def spelled(sampler: DictConfig) -> dict[str, Any]:

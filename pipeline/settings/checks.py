@@ -92,6 +92,7 @@ CHOICES = {
     "dataset.on_bad_file": ("stop", "skip"),
     "clustering.objective": ("temi", "wmi", "pmi", "scan"),
     "embedding.precision": ("auto", "32-true", "bf16-mixed"),
+    "clustering.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "clustering.neighbour_search": ("exact", "approximate"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "sampler.solver": ("heun", "euler"),
@@ -119,11 +120,6 @@ def check_settings(cfg: DictConfig, defaults: DictConfig) -> None:
             raise UserError(f"{key}={value}: it must be above 0, such as {key}={standard[key]}.")
     for key, limits in (WHOLE_NUMBERS | NUMBERS).items():
         check_limits(key, given.get(key), limits, whole=key in WHOLE_NUMBERS)
-    betas = given.get("training.betas")
-    if betas is not None and not (
-        len(betas) == 2 and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)  # Adam's
-    ):
-        raise UserError(f"training.betas={betas}: two numbers from 0 up and below 1 are expected, such as [0.9,0.999].")
     for key in MOMENTA:
         value = given.get(key)
         if isinstance(value, int | float) and not 0 <= value < 1:

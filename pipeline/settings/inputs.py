@@ -12,6 +12,7 @@ from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_e
 from datamodules.embeddings.neighbours import load_neighbours
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from lightning_modules.clustering.clustering_settings import TEMI_VERSION
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
@@ -121,8 +122,7 @@ def pseudo_label_description(cfg: DictConfig, source: ImageSource) -> dict[str, 
     """All that decides the pseudo-labels: the images, the backbone where one is used, the method, the seed."""
     method, clustering = cfg.clustering.method, plain(cfg.clustering)
     if method == "temi":
-        precision = cfg.trainer.precision  # of the training: bf16 and float32 end in different clusters
-        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed, "precision": precision}
+        return {"backbone": identity_of(cfg), "clustering": clustering, "seed": cfg.seed, "version": TEMI_VERSION}
     description: dict[str, Any] = {"method": method}
     if method == "clip":
         names = class_names_of(cfg, source)

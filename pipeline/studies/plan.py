@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 
 from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
+from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.commands.cluster import head_file
 from pipeline.commands.train import GROUPS
 from pipeline.evaluation.measures import METRICS, check_sizes, plan_of
-from pipeline.evaluation.sampling import LARGE_FROM_PIXELS
 from pipeline.running.run_folder import run_settings
-from pipeline.settings.inputs import identity_of, not_needed, pseudo_labels_file
+from pipeline.settings.inputs import identity_of, not_needed, plain, pseudo_labels_file
 from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
@@ -218,7 +218,7 @@ def training_images(cfg: DictConfig) -> float:
 
 def sampling_images(cfg: DictConfig, num_images: int) -> float:
     """Generating counted in training images: 2·steps − 1 forward passes, where training takes one and a backward."""
-    steps = cfg.sampler.steps or (40 if cfg.dataset.resolution >= LARGE_FROM_PIXELS else 18)
+    steps = SamplerSettings(**plain(cfg.sampler)).num_steps(cfg.dataset.resolution)
     return num_images * (2 * steps - 1) / 3
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from callbacks.schedule import EveryEpochs, EveryKimg
 
 
-def due_steps(schedule: EveryKimg | EveryEpochs, hparams: dict[str, int], max_steps: int) -> list[int]:
-    module = SimpleNamespace(hparams=hparams)
+def due_steps(schedule: EveryKimg | EveryEpochs, per_step: dict[str, int], max_steps: int) -> list[int]:
+    module = SimpleNamespace(settings=SimpleNamespace(**per_step), **per_step)
     steps = []
     for batch_idx in range(2 * max_steps):  # two accumulated passes per step
         step = (batch_idx + 1) // 2

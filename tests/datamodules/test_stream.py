@@ -2,11 +2,10 @@
 
 from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 
-from datamodules.stream import SampleStream, StreamBatches, random_integers
+from datamodules.stream import SampleStream, StreamBatches
 from storage.errors import UserError
 
 
@@ -51,28 +50,3 @@ def test_ranks_together_see_what_one_process_sees():
 def test_a_batch_that_does_not_divide_names_one_that_does():
     with pytest.raises(UserError, match=r"batch_size=100 .* 3 devices x 2 accumulated passes = 6; for example 102"):
         StreamBatches(100, world_size=3, accumulate=2)
-
-
-def test_random_integers_are_uniform_and_a_function_of_the_position():
-    positions = torch.arange(60_000)
-    draws = random_integers(5, positions, upper=6)
-    counts = torch.bincount(draws, minlength=6).double()
-    assert ((counts - 10_000) ** 2 / 10_000).sum() < 20.5  # chi-square with 5 degrees of freedom: 1 in 1000
-    pairs = torch.bincount(draws[:-1] * 6 + draws[1:], minlength=36).double()  # neighbouring positions: independent
-    assert ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum() < 66.6  # 35 degrees of freedom: 1 in 1000
-    assert torch.equal(random_integers(5, positions[1234:1240], upper=6), draws[1234:1240])
-    assert not torch.equal(random_integers(6, positions, upper=6), draws)
-
-
-def test_random_integers_follow_the_published_generator():
-    # SplitMix64 started at 0 gives these first numbers (the reference vector of the Java and C implementations).
-    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-
-    class Zero:
-        def generate_state(self, count: int, dtype: type) -> np.ndarray:
-            return np.zeros(count, dtype)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np.random, "SeedSequence", lambda seed: Zero())
-        draws = random_integers(0, torch.tensor([1, 2, 3]), upper=1 << 31)
-    assert draws.tolist() == [number % (1 << 31) for number in expected]

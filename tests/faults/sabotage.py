@@ -174,20 +174,20 @@ def die() -> None:
 
 def nan_in_image() -> None:
     """The images at the positions 200 to 231 of the stream hold NaN (as no uint8 can)."""
-    from lightning_modules import edm_module
+    from lightning_modules.edm_module import EDMModule
 
-    original = edm_module.EDMModule.loss_of
+    original = EDMModule.loss_of
 
     def loss_of(self: Any, batch: Any) -> torch.Tensor:
-        to_float = edm_module.images_to_float
-        broken = batch.positions == 205
-        edm_module.images_to_float = lambda images: to_float(images).masked_fill(broken[:, None, None, None], torch.nan)
+        encoder, broken = self.denoiser.encoder, (batch.positions == 205)[:, None, None, None]
+        encode = encoder.encode
+        encoder.encode = lambda images: encode(images).masked_fill(broken, torch.nan)
         try:
             return original(self, batch)
         finally:
-            edm_module.images_to_float = to_float
+            encoder.encode = encode
 
-    edm_module.EDMModule.loss_of = loss_of  # type: ignore[method-assign]
+    EDMModule.loss_of = loss_of  # type: ignore[method-assign]
 
 
 def nan_in_weight() -> None:

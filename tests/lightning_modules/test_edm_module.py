@@ -1,6 +1,7 @@
 """The diffusion phase against a plain PyTorch loop, and its promises: accumulation, resuming, non-finite losses."""
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +14,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
-from lightning_modules.diffusion.denoiser import build_denoiser, images_to_float
-from lightning_modules.diffusion.seeding import Stream, normal
+from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.training_settings import TrainingSettings
 from storage.errors import UserError
+from storage.philox import Stream, normal
 
 BATCH = 8
-NETWORK = {
-    "architecture": "ddpmpp",
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-    "dropout": 0.1,
-}
+NETWORK = NetworkSettings(model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.1)
 
 
 class Batch(NamedTuple):
@@ -57,9 +53,9 @@ class TrainingStream(IterableDataset):
 
 def make_module(dropout: float = 0.0, **settings: Any) -> EDMModule:
     torch.manual_seed(0)
-    denoiser = build_denoiser({**NETWORK, "dropout": dropout}, 8, 1, label_dim=3, augment_dim=9)
+    denoiser = build_denoiser(replace(NETWORK, dropout=dropout), 8, 1, label_dim=3, augment_dim=9)
     chosen = {"lr": 1e-2, "lr_rampup_kimg": 0.02, "ema_halflife_kimg": 0.01, "ema_rampup_ratio": 0.5, **settings}
-    return EDMModule(denoiser, batch_size=BATCH, **chosen)
+    return EDMModule(denoiser, TrainingSettings(batch_size=BATCH, **chosen))
 
 
 def half_precision(initial_scale: float) -> MixedPrecision:
@@ -234,7 +230,7 @@ def test_several_averages_are_each_what_it_would_be_alone(tmp_path: Path) -> Non
 def test_unconditional_training_needs_no_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     denoiser = build_denoiser(NETWORK, 8, 1, label_dim=0, augment_dim=9)
-    module = train(EDMModule(denoiser, batch_size=BATCH), steps=1, folder=tmp_path)
+    module = train(EDMModule(denoiser, TrainingSettings(batch_size=BATCH)), steps=1, folder=tmp_path)
     assert module.averaged_denoiser.label_dim == 0
 
 
@@ -255,12 +251,12 @@ def test_augmentation_can_be_turned_off() -> None:
     """At probability 0 images are not even flipped: the loss is that of the plain images."""
     module = make_module(augment_probability=0.0)
     batch = batch_at(0, BATCH)
-    seed, positions = module.hparams["seed"], batch.positions
-    images = images_to_float(batch.images)
-    sigma = module.loss.sigma(normal(seed, Stream.SIGMA, positions))
+    seed, positions = module.seed, batch.positions
+    images = module.denoiser.encoder.encode(batch.images)
+    sigma = module.objective.sigma(normal(seed, Stream.SIGMA, positions))
     noise = normal(seed, Stream.NOISE, positions, images.shape[1:])
     labels = torch.eye(3)[batch.labels]
-    assert torch.equal(module.loss_of(batch), module.loss(module.denoiser, images, sigma, noise, labels))
+    assert torch.equal(module.loss_of(batch), module.objective(module.denoiser, images, sigma, noise, labels))
 
 
 def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import pytest
 from omegaconf import DictConfig
 
 from lightning_modules.diffusion.denoiser import build_denoiser
-from lightning_modules.edm_module import EDMModule
-from pipeline.commands.cluster import NOT_OF_THE_MODULE as NOT_OF_TEMI
-from pipeline.commands.train import NOT_OF_THE_MODULE as NOT_OF_EDM
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.settings.command import CONFIGS
 from pipeline.settings.inputs import plain
 
@@ -48,7 +46,8 @@ def test_published_settings_of_cifar(dataset: str) -> None:
     training: dict[str, Any] = plain(cfg.training)
     assert training | {"batch_size": 1024, "duration_kimg": 200_000, "lr": 1e-3, "lr_rampup_kimg": 10_000} == training
     assert training | {"augment_probability": 0.12, "ema_halflife_kimg": 500, "ema_rampup_ratio": 0.05} == training
-    denoiser = build_denoiser(plain(cfg.network), cfg.dataset.resolution, cfg.dataset.channels, 0, augment_dim=9)
+    network = NetworkSettings(**plain(cfg.network))
+    denoiser = build_denoiser(network, cfg.dataset.resolution, cfg.dataset.channels, augment_dim=9)
     assert round(sum(p.numel() for p in denoiser.parameters()) / 1e6, 1) == 55.7
     assert cfg.network.dropout == 0.13
 
@@ -58,7 +57,8 @@ def test_published_settings_of_64_pixels(dataset: str) -> None:
     cfg = compose(f"dataset={dataset}", "dataset.path=somewhere")
     training: dict[str, Any] = plain(cfg.training)
     assert training | {"batch_size": 512, "lr": 2e-4, "augment_probability": 0.15} == training
-    denoiser = build_denoiser(plain(cfg.network), cfg.dataset.resolution, cfg.dataset.channels, 0, augment_dim=9)
+    network = NetworkSettings(**plain(cfg.network))
+    denoiser = build_denoiser(network, cfg.dataset.resolution, cfg.dataset.channels, augment_dim=9)
     assert round(sum(p.numel() for p in denoiser.parameters()) / 1e6, 1) == 61.8
     assert cfg.network.dropout == (0.25 if dataset == "afhqv2" else 0.05)
     assert (cfg.clustering.num_clusters, cfg.clustering.num_neighbours) == (100 if dataset == "afhqv2" else 400, 50)
@@ -79,24 +79,12 @@ def test_the_command_line_wins_over_a_data_set() -> None:
     assert (cfg.backbone.name, cfg.clustering.method, cfg.clustering.num_clusters) == ("pixels", "kmeans", 7)
 
 
-def test_no_setting_is_without_effect() -> None:
-    """What the YAML files offer, the modules take, and the other way round."""
-    from inspect import signature
-
-    from lightning_modules.temi_module import TEMIModule
-
-    edm = set(signature(EDMModule).parameters) - {"denoiser", "seed"}
-    assert edm == set(compose().training) - set(NOT_OF_EDM)
-    temi = set(signature(TEMIModule).parameters) - {"embedding_dim", "steps_per_epoch"}
-    assert temi == set(compose().clustering) - set(NOT_OF_TEMI)
-
-
 def test_the_readme_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (CONFIGS.parent / "README.md").read_text()
     example = readme.split("```python\n")[1].split("```")[0]
     network = {**plain(compose("network=ddpmpp_small").network), "model_channels": 8}
     path = tmp_path / "denoiser.safetensors"
-    build_denoiser(network, 8, 1, label_dim=3, augment_dim=9).save_pretrained(path)
+    build_denoiser(NetworkSettings(**network), 8, 1, label_dim=3, augment_dim=9).save_pretrained(path)
     example = example.replace("runs/digits/train-temi-40/TIME/denoiser.safetensors", str(path))
     assert str(path) in example
     exec(example, {})

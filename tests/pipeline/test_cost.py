@@ -7,7 +7,9 @@ import torch
 
 from datamodules.image_datamodule import ImageBatch
 from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.training_settings import TrainingSettings
 from pipeline.commands.train import accumulation
 from pipeline.running.cost import Cost, duration, measure_cost
 from storage.errors import UserError
@@ -47,7 +49,8 @@ def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
         "attn_resolutions": [],
         "dropout": 0.1,
     }
-    module = EDMModule(build_denoiser(network, 8, 1, label_dim=0, augment_dim=9), batch_size=16)
+    denoiser = build_denoiser(NetworkSettings(**network), 8, 1, label_dim=0, augment_dim=9)
+    module = EDMModule(denoiser, TrainingSettings(batch_size=16))
     batch = ImageBatch(torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.full((16,), -1), torch.arange(16))
     before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
     cost = measure_cost(module, batch, torch.device("cpu"), 2, 1000, "32-true")

@@ -18,6 +18,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from datamodules.backbones.backbones import Backbone, build_backbone
 from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.settings.command import CONFIGS
 
 from .conftest import Cedm, summary
@@ -56,7 +57,7 @@ def drawn(workplace: Path) -> Path:
 def model(workplace: Path) -> Path:
     """An untrained denoiser of three clusters, whose images nevertheless differ."""
     torch.manual_seed(0)
-    denoiser = build_denoiser(NETWORK, 8, 1, label_dim=3, augment_dim=9)
+    denoiser = build_denoiser(NetworkSettings(**NETWORK), 8, 1, label_dim=3, augment_dim=9)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 
 from .conftest import Cedm, summary
 
@@ -28,7 +29,7 @@ def model(workplace: Path) -> Path:
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    denoiser = build_denoiser(network, 8, 1, label_dim=3, augment_dim=9)
+    denoiser = build_denoiser(NetworkSettings(**network), 8, 1, label_dim=3, augment_dim=9)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -1,7 +1,8 @@
-"""TEMI and its rivals against golden numbers, the formula written out in float64, and two processes."""
+"""The objectives against golden numbers, the formula written out in float64, and two processes."""
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +13,32 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_modules.clustering import temi_loss
-from lightning_modules.clustering.rivals import build_objective
+from lightning_modules.clustering import temi_loss_fast
+from lightning_modules.clustering.clustering_settings import TEMISettings
+from lightning_modules.clustering.objectives import OBJECTIVES, PMILoss, WMILoss
 from lightning_modules.clustering.temi_loss import TEMILoss
+from lightning_modules.clustering.temi_loss_fast import FastTEMILoss
 
 HEADS, PAIRS, CLUSTERS = 3, 8, 7
+SETTINGS = TEMISettings(num_heads=HEADS, num_clusters=CLUSTERS)
 
 
+class PlainPMILoss(TEMILoss):
+    pair_weights = PMILoss.pair_weights
+
+
+class PlainWMILoss(TEMILoss):
+    pair_weights = WMILoss.pair_weights
+
+
+@pytest.mark.parametrize("objective", [TEMILoss, FastTEMILoss])
 @pytest.mark.parametrize("name", ["temi_loss_beta06", "temi_loss_beta1"])
-def test_three_steps_equal_the_reference(golden_dir: Path, name: str) -> None:
+def test_three_steps_equal_the_reference(golden_dir: Path, name: str, objective: type[TEMILoss]) -> None:
     golden = load_file(golden_dir / f"{name}.safetensors")
     with safe_open(golden_dir / f"{name}.safetensors", "pt") as file:
         settings = file.metadata()
-    loss = TEMILoss(int(settings["heads"]), int(settings["clusters"]), beta=float(settings["beta"]))
+    heads, clusters, beta = int(settings["heads"]), int(settings["clusters"]), float(settings["beta"])
+    loss = objective(TEMISettings(num_heads=heads, num_clusters=clusters, beta=beta))
     for step in range(3):
         student = golden[f"step{step}.student_logits"].requires_grad_()
         head_losses = loss(student, golden[f"step{step}.teacher_logits"])
@@ -59,7 +73,7 @@ def written_out(name: str, beta: float, student: Tensor, teacher: Tensor, mean_q
 @pytest.mark.parametrize(("name", "beta"), [("temi", 0.6), ("temi", 0.8), ("wmi", 1.0), ("pmi", 1.0), ("scan", 1.0)])
 def test_objectives_equal_their_formulas(name: str, beta: float) -> None:
     student, teacher = random_logits(seed=1)
-    objective = build_objective(name, HEADS, CLUSTERS, beta=0.8 if beta == 0.8 else 0.6)  # only TEMI heeds beta
+    objective = OBJECTIVES[name](replace(SETTINGS, beta=0.8 if beta == 0.8 else 0.6))  # only TEMI heeds beta
     mean_q_t = 0.9 / CLUSTERS + 0.1 * (teacher.double() / 0.1).softmax(-1).mean(1)
 
     ours, oracle = student.clone().requires_grad_(), student.clone().requires_grad_()
@@ -74,7 +88,7 @@ def test_objectives_equal_their_formulas(name: str, beta: float) -> None:
 @pytest.mark.parametrize("name", ["temi", "wmi", "pmi", "scan"])
 @pytest.mark.parametrize("scale", [0.0, 1e3, 1e6])
 def test_extreme_logits_stay_finite(name: str, scale: float) -> None:
-    objective = build_objective(name, HEADS, CLUSTERS)
+    objective = OBJECTIVES[name](SETTINGS)
     for step in range(3):
         student, teacher = (scale * logits for logits in random_logits(seed=step))
         student.requires_grad_()
@@ -87,7 +101,7 @@ def test_extreme_logits_stay_finite(name: str, scale: float) -> None:
 def test_a_cluster_nobody_uses_for_ten_thousand_steps_does_no_harm() -> None:
     """Its running probability underflows to 0 in float32; a logit that comes back must still give a finite loss."""
     student, teacher = random_logits(seed=0)
-    loss = TEMILoss(HEADS, CLUSTERS)
+    loss = FastTEMILoss(SETTINGS)
     loss.cluster_probs[:, 0] = 0.0
     dead = torch.tensor([-1e5] + [0.0] * (CLUSTERS - 1))
     student.requires_grad_()
@@ -99,31 +113,43 @@ def test_a_cluster_nobody_uses_for_ten_thousand_steps_does_no_harm() -> None:
 
 def test_bfloat16_logits_are_computed_in_float32() -> None:
     student, teacher = (logits.bfloat16() for logits in random_logits(seed=2))
-    in_half = TEMILoss(HEADS, CLUSTERS)(student, teacher)
+    in_half = FastTEMILoss(SETTINGS)(student, teacher)
     assert in_half.dtype == torch.float32
-    torch.testing.assert_close(in_half, TEMILoss(HEADS, CLUSTERS)(student.float(), teacher.float()))
+    torch.testing.assert_close(in_half, FastTEMILoss(SETTINGS)(student.float(), teacher.float()))
 
 
 @pytest.mark.parametrize("name", ["temi", "wmi", "pmi"])
 def test_gradient_in_closed_form_is_that_of_the_loss(name: str) -> None:
     student, teacher = (logits[:, ::4].double() for logits in random_logits(seed=3))
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda logits: build_objective(name, HEADS, CLUSTERS)(logits, teacher), student)
+    assert torch.autograd.gradcheck(lambda logits: OBJECTIVES[name](SETTINGS)(logits, teacher), student)
 
 
 def test_heads_one_by_one_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once, student, teacher = TEMILoss(HEADS, CLUSTERS), *random_logits(seed=4)
-    one_by_one = TEMILoss(HEADS, CLUSTERS)
+    at_once, student, teacher = FastTEMILoss(SETTINGS), *random_logits(seed=4)
+    one_by_one = FastTEMILoss(SETTINGS)
     expected = at_once(student, teacher)
-    monkeypatch.setattr(temi_loss, "FEW_HEADS_BYTES", {True: 1, False: 1})
-    assert len(temi_loss.few_heads(student)) == HEADS
+    monkeypatch.setattr(temi_loss_fast, "FEW_HEADS_BYTES", {True: 1, False: 1})
+    assert len(temi_loss_fast.few_heads(student)) == HEADS
     torch.testing.assert_close(one_by_one(student, teacher), expected)
     torch.testing.assert_close(one_by_one.cluster_probs, at_once.cluster_probs)
 
 
-def test_unknown_objective_names_its_neighbour() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'temi'"):
-        build_objective("temmi", HEADS, CLUSTERS)
+@pytest.mark.parametrize(
+    ("plain", "fast"), [(TEMILoss, FastTEMILoss), (PlainPMILoss, PMILoss), (PlainWMILoss, WMILoss)]
+)
+def test_the_fast_way_equals_the_plain_one(plain: type[TEMILoss], fast: type[TEMILoss]) -> None:
+    settings = replace(SETTINGS, beta=0.6 if plain is TEMILoss else 1.0)
+    objectives = plain(settings), fast(settings)
+    for step in range(2):
+        student, teacher = random_logits(seed=step)
+        copies = [student.clone().requires_grad_() for _ in objectives]
+        losses = [objective(logits, teacher) for objective, logits in zip(objectives, copies, strict=True)]
+        for loss in losses:
+            loss.sum().backward()
+        torch.testing.assert_close(losses[0], losses[1])
+        torch.testing.assert_close(copies[0].grad, copies[1].grad)
+        torch.testing.assert_close(objectives[0].cluster_probs, objectives[1].cluster_probs)
 
 
 @pytest.mark.parametrize("name", ["temi", "scan"])
@@ -132,7 +158,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
-    objective = build_objective(name, HEADS, CLUSTERS)
+    objective = OBJECTIVES[name](SETTINGS)
     for step in range(2):
         student, teacher = random_logits(seed=step)
         student.requires_grad_()
@@ -150,7 +176,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
 
 def run_share(rank: int, name: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    objective = build_objective(name, HEADS, CLUSTERS)
+    objective = OBJECTIVES[name](SETTINGS)
     steps = []
     for step in range(2):
         student, teacher = (logits[:, rows_of(rank)].clone() for logits in random_logits(seed=step))

@@ -3,17 +3,13 @@
 import pytest
 import torch
 
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser, images_to_float, images_to_uint8
+from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.encoders import PixelEncoder
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from storage.artifacts import read_artifact, write_artifact
 from storage.errors import UserError
 
-SETTINGS = {
-    "architecture": "ddpmpp",
-    "model_channels": 16,
-    "channel_mult": (1, 2),
-    "num_blocks": 1,
-    "attn_resolutions": (8,),
-    "dropout": 0.1,
-}
+SETTINGS = NetworkSettings(model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8], dropout=0.1)
 
 
 @pytest.fixture
@@ -28,13 +24,13 @@ def denoiser() -> Denoiser:
 
 def test_every_pixel_survives_the_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8)
-    x = images_to_float(pixels)
+    x = PixelEncoder().encode(pixels)
     assert (float(x.min()), float(x.max())) == (-1, 1)
-    assert torch.equal(images_to_uint8(x), pixels)
+    assert torch.equal(PixelEncoder().decode(x), pixels)
 
 
 def test_out_of_range_images_are_clamped():
-    assert images_to_uint8(torch.tensor([-7.0, -1.01, 0.0, 0.999, 1.3])).tolist() == [0, 0, 128, 255, 255]
+    assert PixelEncoder().decode(torch.tensor([-7.0, -1.01, 0.0, 0.999, 1.3])).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_preconditioning_limits(denoiser):
@@ -86,7 +82,7 @@ def test_file_round_trip(denoiser, tmp_path):
     assert torch.equal(loaded.cluster_ids, denoiser.cluster_ids)
     assert loaded.meta == {"dataset": "digits", "nimg": 5000}
     assert loaded.settings == denoiser.settings
-    assert (loaded.label_dim, loaded.augment_dim, loaded.img_resolution, loaded.sigma_data) == (4, 9, 16, 0.5)
+    assert (loaded.label_dim, loaded.augment_dim, loaded.img_resolution, loaded.objective.sigma_data) == (4, 9, 16, 0.5)
 
 
 def test_file_of_an_unconditional_denoiser(tmp_path):
@@ -94,6 +90,16 @@ def test_file_of_an_unconditional_denoiser(tmp_path):
     loaded = Denoiser.from_pretrained(tmp_path / "denoiser.safetensors")
     assert loaded.cluster_frequencies is None
     assert loaded.cluster_ids is None
+
+
+def test_settings_of_a_later_version_are_refused(denoiser, tmp_path):
+    path = tmp_path / "denoiser.safetensors"
+    denoiser.save_pretrained(path)
+    artifact = read_artifact(path, kind="denoiser")
+    network = {**artifact.meta["network"], "wings": 2}
+    write_artifact(path, "denoiser", artifact.tensors, {**artifact.meta, "network": network})
+    with pytest.raises(UserError, match="unknown network settings wings"):
+        Denoiser.from_pretrained(path)
 
 
 def test_a_damaged_file_is_refused(denoiser, tmp_path):

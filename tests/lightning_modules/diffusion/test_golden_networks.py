@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.loss import EDMLoss
+from lightning_modules.diffusion.objective import EDMObjective
 from lightning_modules.diffusion.sampler import heun_sampler
 
 pytestmark = pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm", "adm_two_heads"])
@@ -38,10 +38,10 @@ def test_loss_and_gradients(golden_network, name):
     golden = golden_network(name)
     denoiser, inputs = golden.denoiser(), golden.inputs
     arguments = [inputs[key] for key in ("images", "sigma", "noise", "class_labels")]
-    per_pixel = EDMLoss().per_pixel(denoiser, *arguments, inputs.get("augment_labels"))
+    per_pixel = EDMObjective().per_pixel(denoiser, *arguments, inputs.get("augment_labels"))
     assert relative_error(per_pixel, golden.outputs["loss_per_pixel"]) < 1e-5
 
-    per_image = EDMLoss()(denoiser, *arguments, inputs.get("augment_labels"))
+    per_image = EDMObjective()(denoiser, *arguments, inputs.get("augment_labels"))
     torch.testing.assert_close(per_image, golden.outputs["loss_per_pixel"].sum(dim=(1, 2, 3)), rtol=1e-5, atol=0)
     per_image.sum().backward()
     for parameter_name, parameter in denoiser.named_parameters():

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from lightning_modules.diffusion import seeding
-from lightning_modules.diffusion.loss import EDMLoss, drop_labels
+from lightning_modules.diffusion.objective import EDMObjective, drop_labels
+from storage import philox
 
 
 def test_training_noise_levels_are_log_normal():
-    normals = seeding.normal(0, seeding.Stream.SIGMA, torch.arange(20000))
-    log_sigma = EDMLoss(P_mean=-0.8, P_std=1.6).sigma(normals).log()
+    normals = philox.normal(0, philox.Stream.SIGMA, torch.arange(20000))
+    log_sigma = EDMObjective(P_mean=-0.8, P_std=1.6).sigma(normals).log()
     assert float(log_sigma.mean()) == pytest.approx(-0.8, abs=0.05)
     assert float(log_sigma.std()) == pytest.approx(1.6, abs=0.05)
 
@@ -17,7 +17,7 @@ def test_training_noise_levels_are_log_normal():
 def test_loss_of_an_image_is_the_weighted_sum_over_its_pixels():
     """A denoiser that is off by 1 everywhere: 3·4·4 pixels times (σ² + 0.25) / (0.25 σ²)."""
     images, sigma = torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0])
-    loss = EDMLoss()(lambda x, sigma, *labels: images + 1, images, sigma, torch.randn(2, 3, 4, 4))
+    loss = EDMObjective()(lambda x, sigma, *labels: images + 1, images, sigma, torch.randn(2, 3, 4, 4))
     torch.testing.assert_close(loss, 48 * torch.tensor([8.0, 4.25]))
 
 
@@ -30,7 +30,7 @@ def test_the_denoiser_gets_noisy_images_and_labels():
         return images
 
     class_labels, augment_labels = torch.eye(2), torch.zeros(2, 9)
-    assert EDMLoss()(denoiser, images, sigma, noise, class_labels, augment_labels).tolist() == [0, 0]
+    assert EDMObjective()(denoiser, images, sigma, noise, class_labels, augment_labels).tolist() == [0, 0]
     torch.testing.assert_close(seen[0], images + torch.stack([0.5 * noise[0], 2.0 * noise[1]]))
     assert seen[1] is sigma
     assert seen[2] is class_labels
@@ -39,7 +39,7 @@ def test_the_denoiser_gets_noisy_images_and_labels():
 
 def test_labels_are_dropped_at_the_given_rate():
     labels = torch.eye(3).repeat(10000, 1)
-    uniforms = seeding.uniform(0, seeding.Stream.LABEL_DROPOUT, torch.arange(30000))
+    uniforms = philox.uniform(0, philox.Stream.LABEL_DROPOUT, torch.arange(30000))
     dropped = drop_labels(labels, uniforms, probability=0.1)
     kept = dropped.sum(dim=1) == 1
     assert float(kept.float().mean()) == pytest.approx(0.9, abs=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_modules.diffusion.seeding import Stream, normal, philox4x32, torch_seed, uniform
+from storage.philox import Stream, integers, normal, permutation, philox4x32, torch_seed, uniform
 
 ONES = 0xFFFFFFFF
 
@@ -56,6 +56,8 @@ def test_streams_are_distinct_and_their_published_numbers_stay():
         "LATENTS": 7,
         "CHURN": 8,
         "LABELS": 9,
+        "ORDER": 10,
+        "NEIGHBOURS": 11,
     }
 
 
@@ -87,6 +89,30 @@ def test_single_precision_rounds_double_precision(draw):
 def test_one_number_per_position(draw):
     assert draw(5, Stream.SIGMA, torch.arange(7)).shape == (7,)
     assert draw(5, Stream.SIGMA, torch.arange(0), (3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_integers_are_uniform_and_a_function_of_the_position():
+    positions = torch.arange(60_000)
+    draws = integers(5, Stream.NEIGHBOURS, positions, upper=6)
+    assert stats.chisquare(draws.bincount(minlength=6)).pvalue > 1e-3
+    pairs = (draws[:-1] * 6 + draws[1:]).bincount(minlength=36)  # neighbouring positions: independent
+    assert stats.chisquare(pairs).pvalue > 1e-3
+    assert torch.equal(integers(5, Stream.NEIGHBOURS, positions[1234:1240], upper=6), draws[1234:1240])
+    assert int(integers(5, Stream.NEIGHBOURS, positions, upper=2**31).max()) > 2**31 * 0.999
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 1000])
+def test_permutations_hold_each_number_once(length):
+    drawn = {tuple(permutation(seed, Stream.ORDER, epoch, length).tolist()) for seed in (0, 1) for epoch in range(5)}
+    assert all(sorted(order) == list(range(length)) for order in drawn)
+    assert len(drawn) == 10 or length < 7
+
+
+def test_each_order_is_equally_likely():
+    orders = torch.stack([permutation(3, Stream.ORDER, epoch, 3) for epoch in range(3000)])
+    counts = (orders @ torch.tensor([9, 3, 1])).unique(return_counts=True)[1]
+    assert len(counts) == 6
+    assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_torch_seeds_differ_and_are_valid():

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     LATENTS = 7
     CHURN = 8
     LABELS = 9
+    ORDER = 10
+    NEIGHBOURS = 11
 
 
 def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,6 +100,17 @@ def normal(
     angle = words[1::2].to(torch.float64).mul_(2.0 * math.pi * 2.0**-32)
     numbers = torch.cat([radius * angle.cos(), radius * angle.sin()]).to(dtype)  # [4, B, blocks]
     return numbers.permute(1, 2, 0).flatten(1)[:, :num_elements].reshape(len(positions), *shape)
+
+
+def integers(seed: int, stream: int, positions: Tensor, upper: int) -> Tensor:
+    """A uniform whole number in 0…upper−1 for each position (int64 `[B]`), upper up to 2³¹: int64 `[B]`."""
+    return _words(seed, stream, positions, num_blocks=1)[0, :, 0] * upper >> 32
+
+
+def permutation(seed: int, stream: int, position: int, length: int) -> Tensor:
+    """A random order of 0…length−1, int64 `[length]`, that depends on (seed, stream, position, length) alone."""
+    high, low = _words(seed, stream, torch.tensor([position]), num_blocks=-(-length // 2)).view(2, 2, -1)
+    return (high << 31 ^ low).flatten()[:length].argsort(stable=True)
 
 
 def torch_seed(seed: int, rank: int, step: int) -> int:

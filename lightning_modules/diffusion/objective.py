@@ -1,0 +1,77 @@
+"""What a denoiser is trained for: preconditioning, weighting and distribution of the noise levels, in one class."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EDMObjective:
+    """EDM's objective (arXiv 2206.00364, equations 2 and 8, table 1), and the base of variants.
+
+        D(x; σ)  = c_skip x + c_out F(c_in x; c_noise)
+        loss     = λ(σ) ‖D(y + σn; σ) − y‖²  with  ln σ ~ N(P_mean, P_std²)  and  λ(σ) = (σ² + σ_data²) / (σ σ_data)²
+
+    A variant is a subclass that overrides `sigma`, `weight` or `scalings`.
+    """
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    sigma_data: float = 0.5
+
+    def sigma(self, normals: Tensor) -> Tensor:
+        """Training noise levels, in the shape of the standard normals that they come from."""
+        return torch.exp(self.P_mean + self.P_std * normals)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """λ(σ), which gives every noise level the same initial loss."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+    def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise, each in the shape of sigma."""
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data / variance.sqrt()
+        return c_skip, c_out, 1 / variance.sqrt(), sigma.log() / 4
+
+    def denoise(self, model: Callable[..., Tensor], x: Tensor, sigma: Tensor, *labels: Tensor | None) -> Tensor:
+        """D(x; σ) by the network F(x, c_noise, *labels): float32 `[B, C, H, W]` of x `[B, C, H, W]`, sigma `[B]`."""
+        c_skip, c_out, c_in, c_noise = self.scalings(sigma)
+        F_x = model(per_image(c_in) * x, c_noise, *labels)  # [B, C, H, W]
+        return per_image(c_skip) * x + per_image(c_out) * F_x.to(torch.float32)
+
+    def per_pixel(
+        self, denoiser: Callable[..., Tensor], images: Tensor, sigma: Tensor, noise: Tensor, *labels: Tensor | None
+    ) -> Tensor:
+        """Weighted squared error of every pixel, `[B, C, H, W]`; the arguments are those of a call."""
+        D_x = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
+        return per_image(self.weight(sigma)) * (D_x - images) ** 2
+
+    def __call__(
+        self, denoiser: Callable[..., Tensor], images: Tensor, sigma: Tensor, noise: Tensor, *labels: Tensor | None
+    ) -> Tensor:
+        """Loss of each image `[B]`: summed over pixels and channels; the mean over the batch is the caller's.
+
+        Args:
+            denoiser: D(x, σ, *labels).
+            images: Clean images in [-1, 1], `[B, C, H, W]`.
+            sigma: Noise level of each, `[B]`.
+            noise: Standard normal, in the shape of the images.
+            labels: Class labels `[B, label_dim]` and augmentation labels `[B, augment_dim]`, or None.
+        """
+        return self.per_pixel(denoiser, images, sigma, noise, *labels).sum(dim=(1, 2, 3))
+
+
+def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> Tensor:
+    """One-hot labels `[B, label_dim]`, each replaced by zeros (no label) with the given probability.
+
+    So one network learns both denoisers of classifier-free guidance (arXiv 2207.12598). `uniforms` in [0, 1), `[B]`.
+    """
+    return class_labels * (uniforms >= probability).to(class_labels.dtype).unsqueeze(1)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """One value per image `[B]`, shaped to multiply images: `[B, 1, 1, 1]`."""
+    return values.reshape(-1, 1, 1, 1)
