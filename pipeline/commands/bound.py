@@ -25,13 +25,8 @@ from pipeline.pictures.cluster_pictures import show_in_tensorboard
 from pipeline.running.bound_grid import measure_grid
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command
-<<<<<<< HEAD
-from pipeline.settings.inputs import source_of
-from pipeline.settings.words import key_of
-=======
 from pipeline.settings.inputs import plain, source_of
-from pipeline.settings.overrides import key_of
->>>>>>> inner
+from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path

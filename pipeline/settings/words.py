@@ -15,7 +15,8 @@ def quoted(value: object) -> str:
     text = str(value)
     if "/" in text and re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
         return text
-    # Hydra takes a backslash for itself, unless a quote or the end follows.
+    # OmegaConf takes ${ for a reference, and Hydra a backslash for itself where a quote or the end follows.
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
     escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
     return f'"{escaped}"'
 
