@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationEr
 from pipeline.settings.commands import COMMANDS, module_name
 from pipeline.settings.hints import suggest
 from pipeline.settings.schemas import SharedSettings, schema_of
-from pipeline.settings.words import key_of
+from pipeline.settings.words import key_of, readable
 from storage.errors import UserError
 from storage.settings import REQUIRED
 
@@ -37,7 +37,7 @@ def compose_config(name: str, words: Sequence[str]) -> DictConfig:
     """What Hydra makes of the words, `hydra` among its keys."""
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        return loader.load_configuration(module_name(name), list(words), run_mode=RunMode.RUN)
+        return loader.load_configuration(module_name(name), readable(words), run_mode=RunMode.RUN)
 
 
 def _hydra() -> AbstractContextManager[Any]:
@@ -65,7 +65,7 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
             f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`."
         ) from error
     except ConfigKeyError as error:
-        raise UserError(unknown_key(str(error.full_key), cfg, name)) from error
+        raise UserError(unknown_key(str(error.full_key), given, name)) from error
     except ValidationError as error:
         raise UserError(wrong_type(str(error.full_key), given, schema)) from error
     assert isinstance(settings, SharedSettings)
@@ -91,6 +91,7 @@ def fitted(cfg: DictConfig, schema: DictConfig, typed: Sequence[str]) -> DictCon
 
 def unknown_key(key: str, cfg: DictConfig, name: str) -> str:
     """The message about a setting that there is not, with the nearest ones that there are."""
+    key = leaves(OmegaConf.select(cfg, key), key)[0][0]
     known = [known_key for known_key, _ in leaves(cfg) if known_key != key]
     return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
 

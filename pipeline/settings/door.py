@@ -29,7 +29,7 @@ from pipeline.settings.commands import maker_of, module_name
 from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settings
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
-from pipeline.settings.words import key_of
+from pipeline.settings.words import key_of, readable
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
 from storage.files import remove_abandoned
 
@@ -60,7 +60,7 @@ def run_command(name: str, words: Sequence[str]) -> int:
         if {"-h", "--help"} & set(words):
             print(help_text(name, compose_config(name, [word for word in words if not word.startswith("-")])))
             return 0
-        sys.argv = [typed[0], *words]  # what Hydra reads
+        sys.argv = [typed[0], *readable(words)]  # what Hydra reads
         with sweep_failures() as failures:
             codes: list[int] = []
             task = functools.partial(run_task, name, [typed[0], name, *words], codes)
@@ -86,6 +86,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
     try:
         with told_in_words() as outcome:
             settings = to_settings(name, cfg, [key_of(word) for word in HydraConfig.get().overrides.task])
+            settings.check_files()
             remove_abandoned(settings.cache_dir)
             command = load_command(name)
             with stop_at_once():

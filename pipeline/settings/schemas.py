@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
+from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.studies.study_settings import StudySettings
 from storage.settings import REQUIRED, Settings, setting
@@ -39,8 +40,8 @@ class SharedSettings(Settings):
     conditioning: str = setting(
         "clusters", "train on the pseudo-labels, or without any condition", choices=("clusters", "none")
     )
-    assignments: str | None = setting(None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels")
-    init_from: str | None = setting(None, "denoiser.safetensors to start from (fine-tuning)", identifies=False)
+    assignments: str | None = setting(None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True)
+    init_from: str | None = setting(None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True)
     seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
     cache_dir: str = setting(
         "cache", "embeddings, neighbours, pseudo-labels, reference statistics; safe to delete", path=True
@@ -51,17 +52,26 @@ class SharedSettings(Settings):
     )
     overwrite: bool = setting(False, "start afresh; what was there is kept aside")
 
+    def check_files(self) -> None:
+        """Look for the files that settings name: when the command starts, and not when it is planned.
+
+        Raises:
+            UserError: one is not there.
+        """
+        if self.init_from is not None:
+            denoiser_file(self.init_from, "init_from")
+
 
 @dataclass(frozen=True)
 class ScoreSettings(SharedSettings):
     """`configs/score.yaml`."""
 
-    assignments: str = setting(REQUIRED, "FILE[::key]; without a key, all clusterings that the file holds are scored")
-    labels: str | None = setting(None, "FILE[::key]; null: labels.* in the same file, else the labels of the data set")
+    assignments: str = setting(REQUIRED, "FILE[::key]; without a key, all clusterings that the file holds are scored", path=True)
+    labels: str | None = setting(None, "FILE[::key]; null: labels.* in the same file, else the labels of the data set", path=True)
     num_clusters: int | None = setting(
         None, "C; null: from a key that ends in clusters<C>, else the highest id + 1", low=1, high=10**7
     )
-    embeddings: str | None = setting(None, "FILE[::key], [N, D], for the map; null: those in the cache, if any")
+    embeddings: str | None = setting(None, "FILE[::key], [N, D], for the map; null: those in the cache, if any", path=True)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,10 @@ class AssignSettings(SharedSettings):
     """`configs/assign.yaml`."""
 
     head: str = setting(REQUIRED, "head.safetensors, or the folder of a clustering run", path=True)
+
+    def check_files(self) -> None:
+        super().check_files()
+        head_file(self.head)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,12 @@ class BoundCommandSettings(SharedSettings):
 @dataclass(frozen=True)
 class GenerateCommandSettings(SharedSettings, GenerateSettings):
     """`configs/generate.yaml`."""
+
+    def check_files(self) -> None:
+        super().check_files()
+        denoiser_file(self.ckpt)
+        if self.head is not None:
+            head_file(self.head)
 
 
 @dataclass(frozen=True)
