@@ -9,7 +9,6 @@ from lightning import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
-from callbacks.curve import draw_curves
 from callbacks.schedule import EveryEpochs
 from callbacks.snapshots import Snapshots
 from callbacks.throughput import ImageProgressBar
@@ -24,7 +23,9 @@ from lightning_modules.clustering.kmeans import kmeans, random_groups
 from lightning_modules.clustering.zero_shot import zero_shot
 from lightning_modules.temi_module import TEMIModule
 from pipeline.commands.score import scores
+from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.curves import history_chart
 from pipeline.running.fit import fit
 from pipeline.running.processes import join
 from pipeline.running.run_folder import (
@@ -112,8 +113,14 @@ def write_results(cfg: DictConfig, labels: PseudoLabels, source: ImageSource, pa
     """
     labels.save(folder / "pseudo_labels.safetensors")
     labels.save_csv(folder / "pseudo_labels.csv")
-    shown_map = map_of(cfg, embeddings_if_there(cfg, source))
-    pictures = write_pictures(folder, labels, thumbnails(cfg, source), shown_map, title_of(cfg, source))
+    shown_map = map_of(embeddings_if_there(cfg, source), cfg.cache_dir, cfg.map_images)
+    pictures = write_pictures(
+        folder,
+        labels,
+        thumbnails(source, cfg.dataset.resolution, cfg.dataset.channels),
+        shown_map,
+        title_of(cfg, source),
+    )
     write_summary(folder, "cluster", summary_of(labels, source, path), {"dataset": source.fingerprint})
     labels.save(path)
     return pictures
@@ -153,7 +160,9 @@ def train_temi(
         **{key: value for key, value in plain(clustering).items() if key not in NOT_OF_THE_MODULE},
     )
     every_epochs = max(1, clustering.max_epochs // UTILIZATION_LOOKS)
-    utilization = UtilizationRatio(data.evaluation_batches, thumbnails(cfg, source).gather, every_epochs)
+    utilization = UtilizationRatio(
+        data.evaluation_batches, thumbnails(source, cfg.dataset.resolution, cfg.dataset.channels).gather, every_epochs
+    )
     callbacks: list[Callback] = [
         utilization,
         Snapshots(folder / "snapshots", EveryEpochs(every_epochs)),
@@ -175,13 +184,9 @@ def train_temi(
     if module.global_rank == 0:
         for file in (folder / "head.safetensors", head_file(path)):
             head.save(file, {"dataset": source.name})
-        draw_curves(
-            folder / "utilization.png",
-            {"": utilization.history},
-            "epochs",
-            "utilization ratio (clusters used / C)",
-            title_of(cfg, source),
-        )
+        ratio = "utilization ratio (clusters used / C)"
+        chart = history_chart("utilization", utilization.history, title_of(cfg, source), "epochs", ratio)
+        draw_png(chart, folder / "utilization.png")
     return pseudo_labels(cfg, source, cluster_ids, clustering.num_clusters, confidence)
 
 

@@ -34,7 +34,7 @@ def embed(cfg: DictConfig) -> None:
             check_neighbours(source, num_neighbours)
             if search == "approximate":
                 import_faiss()  # before the embedding, not after it
-    report = report_data(cfg, source)
+    report = report_data(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return

@@ -9,7 +9,6 @@ import torch
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
-from callbacks.curve import draw_curves
 from callbacks.frechet import FrechetDistance
 from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg
@@ -23,6 +22,8 @@ from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
 from lightning_modules.edm_module import EDMModule
 from pipeline.evaluation.reference import extractor_settings, frechet_extractor, reference_statistics
 from pipeline.evaluation.sampling import Sampler, spelled
+from pipeline.pictures.chart import draw_png
+from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine, join
@@ -130,8 +131,8 @@ def run(
             title = (
                 f"{data.source.name}, {groups_name(cfg, data.pseudo_labels)}: {distance.num_images:,} generated images"
             )
-            curve = {"": distance.history}
-            draw_curves(folder / "distance.png", curve, "kimg seen", f"Fréchet distance ({distance.name})", title)
+            y_name = f"Fréchet distance ({distance.name})"
+            draw_png(history_chart("distance", distance.history, title, "kimg seen", y_name), folder / "distance.png")
             results["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
         write_summary(folder, "train", results, inputs)
         print(next_steps(folder))
