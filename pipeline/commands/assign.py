@@ -40,7 +40,9 @@ def assign(cfg: DictConfig) -> None:
         labels.save(path)
         labels.save_csv(folder / "pseudo_labels.csv")
         title = f"{source.name}, assigned by {head_path.name}, C = {head.num_clusters:,}"
-        pictures = write_pictures(folder, labels, thumbnails(cfg, source), map_of(cfg, embeddings), title)
+        images = thumbnails(source, cfg.dataset.resolution, cfg.dataset.channels)
+        shown_map = map_of(embeddings, cfg.cache_dir, cfg.map_images)
+        pictures = write_pictures(folder, labels, images, shown_map, title)
         write_summary(folder, "assign", summary_of(labels, source, path), inputs)
     print(f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")

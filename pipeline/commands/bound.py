@@ -1,32 +1,22 @@
 """`cedm bound`: how many clusters are worth having, without labels and without training a diffusion model."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from datamodules.pseudo_labels.assignment_files import assignment_keys, read_cluster_ids
-from lightning_modules.clustering.bound import (
-    COARSE_BETA,
-    COARSE_FROM,
-    UPPER_BETA,
-    Bound,
-    Measurement,
-    find_bound,
-    mean_ratios,
-)
-from lightning_modules.clustering.bound_settings import BoundSettings
-from pipeline.pictures.bound_plot import draw_bound
+from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Measurement
+from pipeline.pictures.bound import BoundFindings
+from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
 from pipeline.running.bound_grid import measure_grid
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command
-from pipeline.settings.inputs import plain, source_of
-from pipeline.settings.words import key_of
+from pipeline.settings.inputs import source_of
+from pipeline.settings.overrides import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
@@ -58,8 +48,9 @@ def bound(cfg: DictConfig) -> None:
     with opened_run_folder(folder, settings, cfg.overwrite):
         if cfg.assignments is None:
             measurements = measure_grid(cfg, source, folder)
-        result = find_bound(measurements, cfg.bound.threshold, cfg.bound.rule)
-        draw_bound(folder / "bound.png", measurements, result, cfg.bound.threshold, name)
+        found = BoundFindings(measurements, cfg.bound.threshold, cfg.bound.rule, cfg.bound.used_when)
+        result = found.bound
+        draw_png(found.chart(name), folder / "bound.png")
         show_in_tensorboard(folder, {"bound": folder / "bound.png"})
         write_table(folder / "bound.csv", measurements)
         summary = {
@@ -74,12 +65,24 @@ def bound(cfg: DictConfig) -> None:
             "measurements": [{**asdict(m), "ratio": m.ratio} for m in measurements],
         }
         write_summary(folder, "bound", summary, inputs)
-    print(report(measurements, result, cfg, folder))
+    for table in found.tables:
+        print(table.as_text())
+    for what, value in {**found.facts, "plot": folder / "bound.png"}.items():
+        print(f"{what:<16} {value}")
 
 
 def check(cfg: DictConfig) -> None:
     """Refuse settings of the bound that cannot be meant."""
-    BoundSettings(**plain(cfg.bound))
+    rules, ways = ("largest", "unbroken"), ("assigned", "probable")
+    if cfg.bound.rule not in rules:
+        raise UserError(f"bound.rule={cfg.bound.rule}: type bound.rule=largest or bound.rule=unbroken.")
+    if cfg.bound.used_when not in ways:
+        raise UserError(f"bound.used_when={cfg.bound.used_when}: type bound.used_when=assigned or probable.")
+    grid = list(cfg.bound.grid)
+    if not grid or any(not isinstance(C, int) or C < 2 for C in grid):
+        raise UserError(f"bound.grid={grid}: type numbers of clusters from 2 up, such as bound.grid=[10,20,40].")
+    if not 0 < cfg.bound.threshold <= 1:
+        raise UserError(f"bound.threshold={cfg.bound.threshold}: it is a ratio above 0, at most 1, such as 0.96.")
     for typed in HydraConfig.get().overrides.task:
         if key_of(typed) in CHOSEN_BY_THE_GRID:
             raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")
@@ -152,57 +155,6 @@ def write_table(path: Path, measurements: list[Measurement]) -> None:
     lines = [f"{m.num_clusters},{m.beta},{m.seed},{m.num_used},{m.ratio:.6g}" for m in measurements]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(["num_clusters,beta,seed,num_used,utilization_ratio", *lines]) + "\n")
-
-
-def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, folder: Path) -> str:
-    """What a person reads in the terminal."""
-    found: Any = result.upper_bound
-    if found is None:
-        found = f"none: no C reaches {cfg.bound.threshold}"
-        if cfg.bound.used_when == "probable":
-            found += " (half of the clusters, about, lie above the mean probability 1/C: type bound.threshold=0.3)"
-    elif result.may_lie_higher(measurements):
-        found = f"{found} or more: no larger C was tried"
-    coarse: Any = "not measured (no β = 1)"
-    if result.coarse_end is not None:
-        coarse = f"{result.coarse_end:g}"
-        if (largest := max(m.num_clusters for m in measurements)) < COARSE_FROM:
-            coarse += f" (at C = {largest}: no C of {COARSE_FROM} or more was tried, where it settles)"
-    worth = ", ".join(map(str, result.worth_training)) or "none"
-    return "\n".join(
-        [
-            *ratio_table(measurements, cfg.bound.threshold),
-            f"upper bound      {found}  (threshold {cfg.bound.threshold}, rule {cfg.bound.rule})",
-            f"how sure         {how_sure(result)}",
-            f"coarse end       {coarse}",
-            f"worth training   C = {worth}",
-            f"plot             {folder / 'bound.png'}",
-        ]
-    )
-
-
-def ratio_table(measurements: list[Measurement], threshold: float) -> Iterator[str]:
-    """Lines with the utilization ratio for every C, β and seed: mean, spread over seeds, and each by itself."""
-    seeds = sorted({m.seed for m in measurements})
-    several = len(seeds) > 1
-    for beta in sorted({m.beta for m in measurements}):
-        single = {(m.num_clusters, m.seed): f"{m.ratio:.3f}" for m in measurements if m.beta == beta}
-        heads = [f"{f'seed {seed}':<8}" for seed in seeds if several]
-        yield f"     C   {f'utilization ratio at β = {beta:g}':<30}{''.join(heads)}".rstrip()
-        for C, (ratio, spread) in mean_ratios(measurements, beta).items():
-            mark = " ✓" if beta == UPPER_BETA and ratio >= threshold else ""
-            mean = f"{ratio:.3f}{f' ± {spread:.3f}' if several else ''}{mark}"
-            values = [f"{single.get((C, seed), '-'):<8}" for seed in seeds if several]
-            yield f"{C:6d}   {mean:<30}{''.join(values)}".rstrip()
-
-
-def how_sure(result: Bound) -> str:
-    """The agreement of the seeds in words."""
-    if len(result.by_seed) <= 1:
-        return "unknown: one seed only (cedm bound dataset=… bound.num_seeds=3 would tell)"
-    agreeing = list(result.by_seed.values()).count(result.upper_bound)
-    said = ", ".join("none" if alone is None else str(alone) for alone in result.by_seed.values())
-    return f"{agreeing} of {len(result.by_seed)} seeds give the same bound by themselves ({said})"
 
 
 if __name__ == "__main__":

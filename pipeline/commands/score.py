@@ -84,9 +84,10 @@ def score(cfg: DictConfig) -> None:
         if not seen:
             return
         shown_map = map_for(cfg, source)
+        images = thumbnails(source, cfg.dataset.resolution, cfg.dataset.channels)
         for name, labels in seen.items():
             part = folder if len(clusterings) == 1 else folder / file_stem(name)
-            pictures = write_pictures(part, labels, thumbnails(cfg, source), shown_map, f"{title}, {name}")
+            pictures = write_pictures(part, labels, images, shown_map, f"{title}, {name}")
             print(f"pictures    {', '.join(map(str, pictures))}")
 
 
@@ -132,7 +133,7 @@ def score_one(cfg: DictConfig, path: Path, clustering: Clustering, source: Image
 def map_for(cfg: DictConfig, source: ImageSource) -> EmbeddingMap | None:
     """The map of `embeddings=`, else of the data set's embeddings in the cache; None where there are none."""
     if cfg.embeddings is None or cfg.map_images == 0:
-        return map_of(cfg, embeddings_if_there(cfg, source))
+        return map_of(embeddings_if_there(cfg, source), cfg.cache_dir, cfg.map_images)
     name, _, key = str(cfg.embeddings).partition("::")
     if not Path(name).is_file():
         raise UserError(f"embeddings={cfg.embeddings}: no such file. Give FILE or FILE::key.")

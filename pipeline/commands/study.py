@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from pipeline.settings.inputs import plain, source_of
 from pipeline.settings.words import key_of
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import Plan
-from pipeline.studies.page import answer_of, study_page, write_page
+from pipeline.studies.page import write_markdown, write_page
 from pipeline.studies.plan import make_plan
 from pipeline.studies.results import Results, gather
+from pipeline.studies.run_page import read_any_summary
 from pipeline.studies.runner import run_jobs
-from pipeline.studies.tables import write_tables
+from pipeline.studies.study_page import answer_of, study_page, write_tables
 from storage.errors import UserError
 
 GROUPS = (
@@ -141,7 +143,7 @@ def write_results(
     charts = [CHARTS[name](results) for name in cfg.study.plots]
     write_tables(folder, results, charts)
     summary: dict[str, Any] = {
-        **results.as_json(),
+        **asdict(results),
         "answer": answer_of(results, charts),
         "findings": {chart.name: chart.finding for chart in charts},
         "plots": list(cfg.study.plots),
@@ -151,7 +153,9 @@ def write_results(
     }
     write_summary(folder, "study", summary, inputs)
     print("\n".join(f"answer      {finding}" for finding in summary["answer"]))
-    print(f"table       {folder / 'results.md'}\nreport      {write_page(folder / 'report.html', study_page(folder))}")
+    page = study_page(read_any_summary(folder))
+    print(f"table       {write_markdown(folder / 'results.md', page)}")
+    print(f"report      {write_page(folder / 'report.html', page)}")
     print(f"Again: {typed_command('study')}")
 
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from callbacks.image_grid import image_grid
 from datamodules.images.images import decode
@@ -19,17 +18,17 @@ SHOWN_SKIPPED = 10
 DARK = 64  # a data set whose brightest shown pixel is below this was probably scaled wrongly
 
 
-def report_data(cfg: DictConfig, source: ImageSource) -> list[Path]:
+def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: Path) -> list[Path]:
     """Print what the data set holds; returns the files that keep it: the survey, and the contact sheet.
 
     Raises:
         UserError: images that cannot be used, counted and named, unless `dataset.on_bad_file=skip`.
     """
-    found, path, was_there = survey(source, cfg.cache_dir)
-    picture = path.with_name(f"{path.stem}-{cfg.dataset.resolution}x{cfg.dataset.channels}.png")
-    lines = describe(found, source.name, cfg.dataset.resolution)
+    found, path, was_there = survey(source, cache_dir)
+    picture = path.with_name(f"{path.stem}-{resolution}x{channels}.png")
+    lines = describe(found, source.name, resolution)
     if not (was_there and picture.exists()):
-        lines += draw_contact_sheet(source, cfg.dataset.resolution, cfg.dataset.channels, picture)
+        lines += draw_contact_sheet(source, resolution, channels, picture)
     print("\n".join([*lines, f"contact sheet  {picture}"]))
     return [path, picture]
 
