@@ -1,7 +1,8 @@
 """What a stage reads, built from the configuration; where it is missing, the error names the command that makes it."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
@@ -15,6 +16,9 @@ from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_
 from lightning_modules.clustering.clustering_settings import TEMI_VERSION
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
+from storage.settings import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
@@ -22,6 +26,24 @@ def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def typed(kind: type[AnySettings], cfg: DictConfig) -> AnySettings:
+    """The settings of one class from the composed configuration: its group's, or the keys beside the groups.
+
+    Raises:
+        MissingMandatoryValue: one is still to be given.
+        UserError: a value is outside its range.
+    """
+    node, hints = cfg[kind.group] if kind.group else cfg, get_type_hints(kind)
+
+    def value(name: str) -> Any:
+        if isinstance(hints[name], type) and issubclass(hints[name], Settings):
+            return typed(hints[name], cfg)
+        found = node[name]
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    return kind(**{own.name: value(own.name) for own in fields(kind)})
 
 
 def source_of(cfg: DictConfig) -> ImageSource:

@@ -13,8 +13,11 @@ from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.commands.cluster import head_file
 from pipeline.commands.train import GROUPS
-from pipeline.evaluation.measures import METRICS, check_sizes, plan_of
+from pipeline.evaluation.evaluate_settings import EvaluateSettings, check_metrics
+from pipeline.evaluation.measures import check_sizes, plan_of
+from pipeline.evaluation.metrics_table import FRECHET
 from pipeline.running.run_folder import run_settings
+from pipeline.settings.compose import to_settings
 from pipeline.settings.inputs import identity_of, not_needed, plain, pseudo_labels_file
 from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.distances import distances_in
@@ -25,7 +28,6 @@ from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
 MEASUREMENTS = ("distance", "confidence", "bound")
-FRECHET = ("fid", "fdd", "fd")
 FROM_THE_BOUND = "bound"  # in place of a list of C: those that `cedm bound` finds worth training
 
 
@@ -232,7 +234,7 @@ def make_plan(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> Pla
     unknown = [name for name in study.measure if name not in MEASUREMENTS]
     if unknown:
         raise UserError(f"study.measure={list(study.measure)}: there are {', '.join(MEASUREMENTS)}, not {unknown[0]}.")
-    check_metrics(study)
+    check_comparable(study)
     planner = Planner(cfg, source, typed)
     if study.clusters == FROM_THE_BOUND:
         bound = planner.jobs[planner.first_bound()]
@@ -267,16 +269,14 @@ def make_plan(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> Pla
     return Plan(runs, list(planner.jobs.values()), left_out, final, later)
 
 
-def check_metrics(study: DictConfig) -> None:
+def check_comparable(study: DictConfig) -> None:
     """Raise a `UserError` where the models could not be compared, hours later."""
     wanted = list(study.metrics)
-    unknown = [name for name in wanted if name not in METRICS]
-    if unknown:
-        raise UserError(f"study.metrics={wanted}: there is no {unknown[0]}. There are: {', '.join(METRICS)}.")
+    check_metrics("study.metrics", wanted)
     if not set(wanted) & set(FRECHET):
         raise UserError(
             f"study.metrics={wanted}: a study compares its models by a Fréchet distance. "
-            f"Type study.metrics=[{','.join(['fd', *wanted])}], or with {' or '.join(FRECHET[:-1])}."
+            f"Set study.metrics=[{','.join(['fd', *wanted])}], or with {' or '.join(FRECHET[:-1])}."
         )
 
 
@@ -285,6 +285,7 @@ def check_evaluation(planner: Planner, words: Sequence[str]) -> None:
     if not {"distance", "confidence"} & set(planner.cfg.study.measure):
         return
     cfg = composed("evaluate", [*words, *planner.measured()], origin="study.metrics")
-    check_sizes(
-        cfg, plan_of(cfg), planner.num_images, len(planner.source), f"a set of study.num_images={planner.num_images}"
-    )
+    asked = to_settings("evaluate", cfg)
+    assert isinstance(asked, EvaluateSettings)
+    where = f"a set of study.num_images={planner.num_images}", f"dataset={cfg.dataset.name}"
+    check_sizes(plan_of(asked, cfg.evaluation.backbone), planner.num_images, len(planner.source), *where)

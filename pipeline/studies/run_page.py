@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules.images.images import ImageStore
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import number
-from pipeline.evaluation.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER
+from pipeline.evaluation.metrics_table import score_of
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import history_chart, loss_chart
@@ -185,12 +185,11 @@ def table_of_scores(scores: Mapping[str, Any]) -> Table:
     count = len(next(iter(scores.values()))["sets"])
     rows = []
     for name, score in scores.items():
-        better = "" if name in NEITHER_IS_BETTER else " ↑" if name in HIGHER_IS_BETTER else " ↓"
         deviations = score.get("std_within_set")
         within = f" ± {fmean(deviations):.2g}" if deviations else ""
         summed_up = [number(score["best"]), number(score["mean"]) + within] if count > 1 else []
         values = [number(value) + ("" if summed_up else within) for value in score["sets"]]
-        rows.append([name + better, *values, *summed_up])
+        rows.append([score_of(name).label, *values, *summed_up])
     header = ["score", *(f"set {position}" for position in range(1, count + 1)), *(["best", "mean"] * (count > 1))]
     bars = " ±: standard deviation within a set." if any("std_within_set" in score for score in scores.values()) else ""
     return Table(f"Every score on every set of generated images; ↓: lower is better, ↑: higher.{bars}", header, rows)
