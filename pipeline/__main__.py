@@ -1,8 +1,10 @@
 """`cedm COMMAND key=value …`: hands over to `python -m pipeline.COMMAND key=value …`."""
 
 import difflib
+import importlib
 import os
 import sys
+import traceback
 from importlib.metadata import version
 
 DISTRIBUTION = "cluster-conditioned-diffusion"
@@ -26,6 +28,22 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
     return f"usage: cedm COMMAND key=value …\n\n{lines}\n\n`cedm COMMAND --help` shows a command's settings."
+
+
+def run_command(name: str, words: list[str]) -> int:
+    """Run a command in this process, as if typed; its exit code."""
+    function = name.replace("-", "_")
+    before, sys.argv = sys.argv, [name, *words]
+    try:
+        getattr(importlib.import_module(f"pipeline.commands.{function}"), function)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.argv = before
+    return 0
 
 
 def main() -> None:

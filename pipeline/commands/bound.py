@@ -1,7 +1,7 @@
 """`cedm bound`: how many clusters are worth having, without labels and without training a diffusion model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from lightning_modules.clustering.bound import (
     find_bound,
     mean_ratios,
 )
+from lightning_modules.clustering.bound_settings import BoundSettings
 from pipeline.pictures.bound_plot import draw_bound
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
-from pipeline.running.bound_grid import measure_grid
+from pipeline.running.bound_grid import clusterings_of, measure_grid
+from pipeline.running.resources import resources_of
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.command import command
-from pipeline.settings.inputs import source_of
+from pipeline.settings.inputs import plain, source_of
 from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -41,22 +44,26 @@ CHOSEN_BY_THE_GRID = {
 
 @command
 def bound(cfg: DictConfig) -> None:
-    check(cfg)
-    settings_of: tuple[str, ...] = ("dataset", "backbone", "clustering", "trainer", "bound", "seed")
+    typed = HydraConfig.get().overrides.task
+    settings = BoundSettings(**plain(cfg.bound))
+    check(cfg, typed)
     if cfg.assignments is not None:
         file_name, _, prefix = str(cfg.assignments).partition("::")
         path = Path(file_name)
-        measurements = from_assignments(path, prefix, cfg.bound.used_when)
+        measurements = from_assignments(path, prefix, settings.used_when)
         name, inputs = path.stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
-        cfg.dataset.name, settings_of = path.stem, ("bound",)
+        cfg.dataset.name = path.stem
+        run = run_settings(cfg, inputs, ("bound",))
     else:
         source = source_of(cfg)
         name, inputs = source.name, {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, settings_of)
-    folder = choose_run_folder(cfg, "bound", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
+        run = run_settings(cfg, inputs, ("dataset", "backbone", "clustering", "trainer", "bound", "seed"))
+        clusterings = list(clusterings_of(cfg.bound.grid, settings.num_seeds, cfg.seed, source, typed))
+        resources = resources_of(TrainerSettings(**plain(cfg.trainer)), address=settings.address)
+    folder = choose_run_folder(cfg, "bound", run)
+    with opened_run_folder(folder, run, cfg.overwrite):
         if cfg.assignments is None:
-            measurements = measure_grid(cfg, source, folder)
+            measurements = measure_grid(clusterings, source, folder, resources, settings.used_when)
         result = find_bound(measurements, cfg.bound.threshold, cfg.bound.rule)
         draw_bound(folder / "bound.png", measurements, result, cfg.bound.threshold, name)
         show_in_tensorboard(folder, {"bound": folder / "bound.png"})
@@ -76,26 +83,14 @@ def bound(cfg: DictConfig) -> None:
     print(report(measurements, result, cfg, folder))
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse settings of the bound that cannot be meant."""
-    rules, ways = ("largest", "unbroken"), ("assigned", "probable")
-    if cfg.bound.rule not in rules:
-        raise UserError(f"bound.rule={cfg.bound.rule}: type bound.rule=largest or bound.rule=unbroken.")
-    if cfg.bound.used_when not in ways:
-        raise UserError(f"bound.used_when={cfg.bound.used_when}: type bound.used_when=assigned or probable.")
-    grid = list(cfg.bound.grid)
-    if not grid or any(not isinstance(C, int) or C < 2 for C in grid):
-        raise UserError(f"bound.grid={grid}: type numbers of clusters from 2 up, such as bound.grid=[10,20,40].")
-    if not 0 < cfg.bound.threshold <= 1:
-        raise UserError(f"bound.threshold={cfg.bound.threshold}: it is a ratio above 0, at most 1, such as 0.96.")
-    for typed in HydraConfig.get().overrides.task:
-        if key_of(typed) in CHOSEN_BY_THE_GRID:
-            raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")
-    objective = cfg.clustering.get("objective", "temi")
-    if objective != "temi":
-        raise UserError(
-            f"clustering.objective={objective}: the bound is one on TEMI's clusters. Leave clustering.objective out."
-        )
+def check(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Refuse what the grid chooses, and another objective than TEMI's."""
+    for text in typed:
+        if key_of(text) in CHOSEN_BY_THE_GRID:
+            raise UserError(f"{text}: {CHOSEN_BY_THE_GRID[key_of(text)]}. Leave {key_of(text)} out.")
+    for key, kind in (("", cfg.clustering.method), (".objective", cfg.clustering.get("objective", "temi"))):
+        if kind != "temi":
+            raise UserError(f"clustering{key}={kind}: the bound is one on TEMI's clusters. Leave clustering{key}= out.")
 
 
 def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measurement]:

@@ -34,6 +34,7 @@ from pipeline.running.run_folder import (
     write_optional_summary,
     write_summary,
 )
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.command import command, typed_command
 from pipeline.settings.inputs import (
     check_clustering,
@@ -76,8 +77,9 @@ def cluster(cfg: DictConfig) -> None:
     what = f"cluster-{cfg.clustering.method}"
     if cfg.clustering.num_clusters is not None and cfg.clustering.method not in NAMED_GROUPS:
         what += f"-{cfg.clustering.num_clusters}"
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, what, settings))
     temi = cfg.clustering.method == "temi"
+    devices = TrainerSettings(**plain(cfg.trainer))
+    machine, folder = join(devices, lambda: choose_run_folder(cfg, what, settings), one_process=not temi)
     data = temi_data(cfg, source, machine.world_size) if temi else None
     with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
         if machine.rank == 0:

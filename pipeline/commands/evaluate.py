@@ -29,8 +29,9 @@ from pipeline.running.run_folder import (
     run_settings,
     write_summary,
 )
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.command import command
-from pipeline.settings.inputs import source_of
+from pipeline.settings.inputs import plain, source_of
 from storage.digests import file_digest
 from storage.errors import DamagedArtifactError, UserError
 from storage.files import read_sealed_json, write_sealed_json
@@ -69,7 +70,8 @@ def evaluate(cfg: DictConfig) -> None:
     }
     groups = GROUPS + (GROUPS_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
     settings = run_settings(cfg, inputs, groups)
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, "evaluate", settings))
+    devices = TrainerSettings(**plain(cfg.trainer))
+    machine, folder = join(devices, lambda: choose_run_folder(cfg, "evaluate", settings))
     summary = None if cfg.overwrite else read_summary(folder, "evaluate")
     if summary is not None and (cfg.save_reference is None or Path(cfg.save_reference).exists()):
         if machine.rank == 0:
@@ -77,7 +79,7 @@ def evaluate(cfg: DictConfig) -> None:
         return
     extractors = [build_extractor(cfg, settings) for settings in backbones.values()]
     check_fit(cfg, plan, reference, extractors)
-    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
+    with side_by_side(devices) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
         results = Evaluation(cfg, plan, reference, extractors, folder, fabric).measure(sets)
         if fabric.is_global_zero:
             show_in_tensorboard(folder, results)

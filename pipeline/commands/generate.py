@@ -18,9 +18,10 @@ from pipeline.evaluation.rejection import judge_of, keep_confident, num_candidat
 from pipeline.evaluation.sampling import Sampler, place, spelled, typed_sampler
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.checks import LARGEST_SEED
 from pipeline.settings.command import command
-from pipeline.settings.inputs import denoiser_file, typed_head_file
+from pipeline.settings.inputs import denoiser_file, plain, typed_head_file
 from pipeline.settings.words import is_typed
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -45,8 +46,9 @@ def generate(cfg: DictConfig) -> None:
         inputs["head"] = file_digest(typed_head_file(Path(str(cfg.head))))
     settings = run_settings(cfg, inputs, ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler"))
     cfg.dataset.name = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
-    _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
-    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
+    devices = TrainerSettings(**plain(cfg.trainer))
+    _, folder = join(devices, lambda: choose_run_folder(cfg, "generate", settings))
+    with side_by_side(devices) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
         place = folder if judge is None else folder / "candidates"
         output = ImageOutput(place, cfg.format, seeds, cluster_ids_of(denoiser, labels))
         write_images(cfg, fabric, output, sampler, denoiser, labels)

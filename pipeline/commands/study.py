@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ from omegaconf import DictConfig
 
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images.sources import ImageSource
+from lightning_modules.clustering.bound_settings import BoundSettings
 from pipeline.commands.train import accumulation, build_module
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.embedding import device_of
+from pipeline.running.jobs import run_jobs
+from pipeline.running.resources import Resources, resources_of
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.running.workers import Worker, workers_of
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.command import command, fail, typed_command
 from pipeline.settings.inputs import plain, source_of
 from pipeline.settings.words import key_of
@@ -25,7 +27,7 @@ from pipeline.studies.jobs import Plan
 from pipeline.studies.page import answer_of, study_page, write_page
 from pipeline.studies.plan import make_plan
 from pipeline.studies.results import Results, gather
-from pipeline.studies.runner import run_jobs
+from pipeline.studies.study_settings import StudySettings
 from pipeline.studies.tables import write_tables
 from storage.errors import UserError
 
@@ -37,33 +39,35 @@ OWN_KEYS = ("study", "bound", "run_dir", "overwrite", "trainer.devices", "traine
 
 @command
 def study(cfg: DictConfig) -> None:
-    check_plots(cfg)
+    settings, bound = StudySettings.of(plain(cfg.study)), BoundSettings(**plain(cfg.bound))
+    check_plots(settings)
     name = str(HydraConfig.get().runtime.choices["study"])
     source = source_of(cfg)
     typed = [text for text in HydraConfig.get().overrides.task if not owns(key_of(text))]
-    workers = workers_of(cfg.trainer.accelerator, cfg.trainer.devices)
-    plan = make_plan(cfg, source, typed)
-    if cfg.study.print:
+    resources = resources_of(TrainerSettings(**plain(cfg.trainer)), settings.devices_per_job, settings.address)
+    plan = make_plan(settings, bound, source, typed)
+    if settings.print:
         print(commands_of(plan))
         return
     inputs = {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, GROUPS)
-    folder = choose_run_folder(cfg, f"study-{name}", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
-        print(f"study       {cfg.study.question}\nfolder      {folder}\njobs        {cfg.study.jobs_dir}")
+    run = run_settings(cfg, inputs, GROUPS)
+    folder = choose_run_folder(cfg, f"study-{name}", run)
+    with opened_run_folder(folder, run, cfg.overwrite):
+        print(f"study       {settings.question}\nfolder      {folder}\njobs        {settings.jobs_dir}")
         failed: dict[str, str] = {}
-        announce(cfg, source, plan, workers)
+        announce(cfg, source, plan, resources)
         while any(job.summary() is None and job.name not in failed for job in plan.jobs):
-            failed |= run_jobs([job for job in plan.jobs if job.name not in failed], workers)
+            failed |= run_jobs([job for job in plan.jobs if job.name not in failed], resources)
             if not failed:
-                plan = make_plan(cfg, source, typed)  # with what is known now, there may be more
-                announce(cfg, source, plan, workers)
-        results = gather(plan, name, str(cfg.study.question), source.name)
+                plan = make_plan(settings, bound, source, typed)  # with what is known now, there may be more
+                announce(cfg, source, plan, resources)
+        results = gather(plan, name, settings.question, source.name)
         write_results(cfg, folder, plan, results, failed, inputs)
     if failed:
         problems = "\n".join(f"{job}: {problem}" for job, problem in failed.items())
         jobs = "job" if len(plan.jobs) == 1 else "jobs"
-        fail(f"{len(failed)} of {len(plan.jobs)} {jobs} failed:\n{problems}\nTyped again, the study goes on.", code=1)
+        again = "Run the same command again to continue."
+        fail(f"{len(failed)} of {len(plan.jobs)} {jobs} failed:\n{problems}\n{again}", code=1)
 
 
 def owns(key: str) -> bool:
@@ -71,12 +75,10 @@ def owns(key: str) -> bool:
     return key in OWN_KEYS or key.startswith(("study.", "study@", "bound.", "hydra"))
 
 
-def check_plots(cfg: DictConfig) -> None:
-    unknown = [name for name in cfg.study.plots if name not in CHARTS]
+def check_plots(study: StudySettings) -> None:
+    unknown = [name for name in study.plots if name not in CHARTS]
     if unknown:
-        raise UserError(
-            f"study.plots={list(cfg.study.plots)}: there is no {unknown[0]}. There are: {', '.join(CHARTS)}."
-        )
+        raise UserError(f"study.plots={study.plots}: there is no {unknown[0]}. There are: {', '.join(CHARTS)}.")
 
 
 def commands_of(plan: Plan) -> str:
@@ -85,7 +87,7 @@ def commands_of(plan: Plan) -> str:
     return "\n".join([*(str(job) for job in plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])])
 
 
-def announce(cfg: DictConfig, source: ImageSource, plan: Plan, workers: Sequence[Worker]) -> None:
+def announce(cfg: DictConfig, source: ImageSource, plan: Plan, resources: Resources) -> None:
     """Say what is to be done and what it will cost, before it starts."""
     waiting = [job for job in plan.jobs if job.summary() is None]
     kinds = Counter(job.command for job in waiting)
@@ -99,10 +101,10 @@ def announce(cfg: DictConfig, source: ImageSource, plan: Plan, workers: Sequence
         print(f"later       {later}; counted below")
     images = sum(job.images for job in waiting) + later_images
     if images:
-        cost = measured_cost(cfg, source, images, workers)
+        cost = measured_cost(cfg, source, images, resources)
         print(
             f"cost        {images / 1000:,.0f} kimg, generated images counted by their passes, at "
-            f"{cost.images_per_s:,.0f} images/s on {len(workers)} × {cost.device} → {duration(cost.hours)}; "
+            f"{cost.images_per_s:,.0f} images/s on {resources.devices} × {cost.device} → {duration(cost.hours)}; "
             "clusterings and the start of each job not counted"
         )
         if cost.warning:
@@ -110,7 +112,7 @@ def announce(cfg: DictConfig, source: ImageSource, plan: Plan, workers: Sequence
     sys.stdout.flush()
 
 
-def measured_cost(cfg: DictConfig, source: ImageSource, images: int, workers: Sequence[Worker]) -> Cost:
+def measured_cost(cfg: DictConfig, source: ImageSource, images: int, resources: Resources) -> Cost:
     """Time the study's network on one device as a job will have it."""
     device = device_of(cfg.trainer.accelerator)
     data = ImageDataModule(
@@ -127,9 +129,10 @@ def measured_cost(cfg: DictConfig, source: ImageSource, images: int, workers: Se
     data.setup()
     batch = ImageBatch(*next(iter(data.train_dataloader())))
     threads = torch.get_num_threads()
-    torch.set_num_threads(int(workers[0].environment.get("OMP_NUM_THREADS", threads)))
+    torch.set_num_threads(resources.threads)
     try:
-        return measure_cost(build_module(cfg, data, source), batch, device, len(workers), images, cfg.trainer.precision)
+        module, precision = build_module(cfg, data, source), cfg.trainer.precision
+        return measure_cost(module, batch, device, resources.devices, images, precision)
     finally:
         torch.set_num_threads(threads)
 

@@ -27,6 +27,7 @@ from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine, join
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.command import command, program
 from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
 from storage.digests import file_digest
@@ -50,7 +51,8 @@ def train(cfg: DictConfig) -> None:
     if cfg.init_from is not None:
         inputs["init_from"] = file_digest(denoiser_file(Path(str(cfg.init_from)), "init_from"), cfg.cache_dir)
     settings = run_settings(cfg, inputs, GROUPS)
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
+    devices = TrainerSettings(**plain(cfg.trainer))
+    machine, folder = join(devices, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
     summary = None if cfg.overwrite else read_summary(folder, "train")
     if summary is not None and model_file(cfg, folder).is_whole():
         if machine.rank == 0:

@@ -25,7 +25,7 @@ from datamodules.embeddings.embeddings import (
 )
 from datamodules.embeddings.shards import embed_shards, missing_shards, shard_path, shards_of
 from datamodules.images.sources import ImageSource
-from pipeline.running.processes import end_with_parent
+from pipeline.running.processes import end_with_parent, end_with_starter
 from pipeline.settings.inputs import plain
 from storage.cores import cores_of_each
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
@@ -106,6 +106,7 @@ def embed_in_processes(source: ImageSource, folder: Path, missing: list[range], 
 
 def embed_share(cfg: DictConfig, source: ImageSource) -> bool:
     """Where this process is one of several: write its share of the shards. False where it is not."""
+    end_with_starter()
     if SHARE_VARIABLE not in os.environ:
         return False
     place, parent, folder = os.environ[SHARE_VARIABLE].split(" ", 2)

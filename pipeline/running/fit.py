@@ -15,8 +15,10 @@ from tqdm import tqdm
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped
 from callbacks.stopping import queue_again, stop_between_batches
-from pipeline.running.processes import RUN_FOLDER_VARIABLE
+from pipeline.running.processes import RUN_FOLDER_VARIABLE, adopt_torchrun
+from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.checks import leaves
+from pipeline.settings.inputs import plain
 
 # Lightning's use of deprecated PyTorch names stays out of the terminal; its own warnings come through.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -62,10 +64,11 @@ def fit(
     SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
     snapshot to go on from. `afterwards` is called on all ranks when the last step is done, now or in an earlier try.
     """
+    devices = adopt_torchrun(TrainerSettings(**plain(cfg.trainer)))
     trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=devices.num_nodes,
         precision=precision,  # type: ignore[arg-type]  # checked by Lightning
         max_steps=max_steps,
         max_epochs=-1,  # one endless epoch: the data stream is a function of the step

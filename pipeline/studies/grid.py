@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from string import Formatter
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from datamodules.images.sources import ImageSource
-from pipeline.settings.inputs import check_clustering, identity_of, plain
+from pipeline.settings.inputs import check_clustering, identity_of
 from pipeline.settings.words import key_of
 from pipeline.studies.jobs import Run, composed
+from pipeline.studies.study_settings import StudySettings
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
@@ -23,7 +23,7 @@ INSTEAD = {
 
 
 def expand(
-    group: str, templates: Sequence[str], study: dict[str, Any]
+    group: str, templates: Sequence[str], study: StudySettings
 ) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
     """(name, words, values) of each run of a group: every `{key}` in it takes each value of the list `study.key`.
 
@@ -33,37 +33,41 @@ def expand(
         UserError: the study has no such list.
     """
     keys = list(dict.fromkeys(key for text in templates for _, key, _, _ in Formatter().parse(text) if key))
+    lists = {"clusters": study.clusters, **study.lists}
     for key in keys:
-        if not isinstance(study.get(key), list) or not study[key]:
+        if not isinstance(lists.get(key), list) or not lists[key]:
             raise UserError(
                 f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is "
-                f"{study.get(key, 'not there')}. Type study.{key}=[…]."
+                f"{lists.get(key, 'not there')}. Set study.{key}=[…]."
             )
     of_C = [key for key in keys if f"clustering.num_clusters={{{key}}}" in templates]
-    for values in itertools.product(*(study[key] for key in keys)):
+    for values in itertools.product(*(lists[key] for key in keys)):
         chosen = dict(zip(keys, values, strict=True))
         name = file_stem(group, *map(str, values))
         others = tuple(str(value) for key, value in chosen.items() if key not in of_C)
         yield name, [text.format(**chosen) for text in templates], others
 
 
-def study_runs(cfg: DictConfig, source: ImageSource, typed: Sequence[str]) -> tuple[list[Run], list[str]]:
+def study_runs(
+    study: StudySettings, full_kimg: float, source: ImageSource, typed: Sequence[str]
+) -> tuple[list[Run], list[str]]:
     """The runs of the study's grid, and a line for each that is left out because its groups cannot be had.
+
+    `full_kimg` is the duration of a full training.
 
     Raises:
         UserError: the study and the user set the same thing, a run cannot be meant, or none is left.
     """
-    study = plain(cfg.study)
-    kimg, points = short_kimg(cfg), study["curve_points"]
-    fixed = [f"training.duration_kimg={kimg:g}", *study["settings"]]
-    if points is not None:
-        fixed.append(f"evaluation.every_kimg={kimg / points:g}")
+    kimg = float(study.duration_kimg or study.duration_share * full_kimg)
+    fixed = [f"training.duration_kimg={kimg:g}", *study.settings]
+    if study.curve_points is not None:
+        fixed.append(f"evaluation.every_kimg={kimg / study.curve_points:g}")
     runs, left_out = [], []
-    for group, templates in study["runs"].items():
+    for group, templates in study.runs.items():
         given = without_backbone(typed) if "clustering=clip" in templates else typed
         refuse_both(given, [*fixed, *templates, "seed="], group)
-        for (name, words, values), seed in itertools.product(expand(group, templates, study), study["seeds"]):
-            if len(study["seeds"]) > 1:
+        for (name, words, values), seed in itertools.product(expand(group, templates, study), study.seeds):
+            if len(study.seeds) > 1:
                 name = f"{name}-seed{seed}"
             own = [*fixed, f"seed={seed}", *words]
             every = (*fitting(given, own, group), *own)
@@ -88,7 +92,7 @@ def why_left_out(run: Run, source: ImageSource, templates: Sequence[str]) -> str
     if run.method == "labels" and source.labels is None:
         return f"{source.name!r} has no labels."
     if run.method == "clip" and run.cfg.clustering.class_names is None and not source.class_names:
-        return f"{source.name!r} tells no class names. Type clustering.class_names=[…]."
+        return f"{source.name!r} tells no class names. Set clustering.class_names=[…]."
     if any(key_of(text) == "backbone" for text in templates):
         try:
             identity_of(run.cfg)  # asks for the weights
@@ -116,10 +120,5 @@ def fitting(typed: Sequence[str], own: Sequence[str], group: str) -> list[str]:
 def refuse_both(typed: Sequence[str], fixed: Sequence[str], group: str) -> None:
     """Raise a `UserError` where the user types what the study sets itself."""
     for key in {key_of(text) for text in typed} & {key_of(text) for text in fixed}:
-        hint = f"Type {INSTEAD[key]} instead" if key in INSTEAD else f"Leave it out, or edit study.runs.{group}"
+        hint = f"Set {INSTEAD[key]} instead" if key in INSTEAD else f"Leave it out, or edit study.runs.{group}"
         raise UserError(f"{key}: the study sets it for its runs ({group}). {hint}.")
-
-
-def short_kimg(cfg: DictConfig) -> float:
-    """Thousand images that each run of the grid sees."""
-    return float(cfg.study.duration_kimg or cfg.study.duration_share * cfg.training.duration_kimg)
