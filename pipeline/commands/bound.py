@@ -4,19 +4,19 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
+from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.assignment_files import assignment_keys, read_cluster_ids
 from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Measurement
+from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
-from pipeline.running.bound_grid import measure_grid
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.settings.command import command
-from pipeline.settings.inputs import source_of
-from pipeline.settings.overrides import key_of
+from pipeline.running.bound_grid import grid_of, measure_grid
+from pipeline.running.resources import resources_of
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.door import typed_words
+from pipeline.settings.schemas import BoundCommandSettings
+from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
@@ -30,25 +30,26 @@ CHOSEN_BY_THE_GRID = {
 }
 
 
-@command
-def bound(cfg: DictConfig) -> None:
-    check(cfg)
-    settings_of: tuple[str, ...] = ("dataset", "backbone", "clustering", "trainer", "bound", "seed")
-    if cfg.assignments is not None:
-        file_name, _, prefix = str(cfg.assignments).partition("::")
-        path = Path(file_name)
-        measurements = from_assignments(path, prefix, cfg.bound.used_when)
-        name, inputs = path.stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
-        cfg.dataset.name, settings_of = path.stem, ("bound",)
+def bound(settings: BoundCommandSettings) -> None:
+    """Measure utilization ratios, of a grid of clusterings or of a file of them, and find the bound that they give."""
+    asked = settings.bound
+    if settings.assignments is not None:
+        path, _, prefix = settings.assignments.partition("::")
+        measurements = from_assignments(Path(path), prefix, asked.used_when)
+        name, inputs = Path(path).stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
+        run = run_settings(settings, inputs, ("bound",))
     else:
-        source = source_of(cfg)
+        check(settings)
+        source = open_source(settings.dataset, settings.cache_dir)
         name, inputs = source.name, {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, settings_of)
-    folder = choose_run_folder(cfg, "bound", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
-        if cfg.assignments is None:
-            measurements = measure_grid(cfg, source, folder)
-        found = BoundFindings(measurements, cfg.bound.threshold, cfg.bound.rule, cfg.bound.used_when)
+        run = run_settings(settings, inputs, ("dataset", "backbone", "clustering", "bound", "seed"))
+        grid = list(grid_of(asked.grid or [], asked.num_seeds, settings.seed, source, typed_words()))
+        resources = resources_of(settings.trainer, address=asked.address)
+    folder = choose_run_folder(settings.run_dir, runs_of(name, "bound"), run, settings.overwrite)
+    with opened_run_folder(folder, run, settings.overwrite):
+        if settings.assignments is None:
+            measurements = measure_grid(grid, source, folder, resources, asked.used_when)
+        found = BoundFindings(measurements, asked.threshold, asked.rule, asked.used_when)
         result = found.bound
         draw_png(found.chart(name), folder / "bound.png")
         show_in_tensorboard(folder, {"bound": folder / "bound.png"})
@@ -56,9 +57,9 @@ def bound(cfg: DictConfig) -> None:
         summary = {
             "upper_bound": result.upper_bound,
             "coarse_end": result.coarse_end,
-            "threshold": cfg.bound.threshold,
-            "rule": cfg.bound.rule,
-            "used_when": cfg.bound.used_when,
+            "threshold": asked.threshold,
+            "rule": asked.rule,
+            "used_when": asked.used_when,
             "worth_training": result.worth_training,
             "agreement": result.agreement,
             "upper_bound_by_seed": result.by_seed,
@@ -71,26 +72,18 @@ def bound(cfg: DictConfig) -> None:
         print(f"{what:<16} {value}")
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse settings of the bound that cannot be meant."""
-    rules, ways = ("largest", "unbroken"), ("assigned", "probable")
-    if cfg.bound.rule not in rules:
-        raise UserError(f"bound.rule={cfg.bound.rule}: type bound.rule=largest or bound.rule=unbroken.")
-    if cfg.bound.used_when not in ways:
-        raise UserError(f"bound.used_when={cfg.bound.used_when}: type bound.used_when=assigned or probable.")
-    grid = list(cfg.bound.grid)
-    if not grid or any(not isinstance(C, int) or C < 2 for C in grid):
-        raise UserError(f"bound.grid={grid}: type numbers of clusters from 2 up, such as bound.grid=[10,20,40].")
-    if not 0 < cfg.bound.threshold <= 1:
-        raise UserError(f"bound.threshold={cfg.bound.threshold}: it is a ratio above 0, at most 1, such as 0.96.")
-    for typed in HydraConfig.get().overrides.task:
-        if key_of(typed) in CHOSEN_BY_THE_GRID:
-            raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")
-    objective = cfg.clustering.get("objective", "temi")
-    if objective != "temi":
-        raise UserError(
-            f"clustering.objective={objective}: the bound is one on TEMI's clusters. Leave clustering.objective out."
-        )
+def check(settings: BoundCommandSettings) -> None:
+    """Refuse what the grid chooses, and another clustering than TEMI's."""
+    for word in typed_words():
+        if key_of(word) in CHOSEN_BY_THE_GRID:
+            raise UserError(f"{word}: {CHOSEN_BY_THE_GRID[key_of(word)]}. Leave {key_of(word)} out.")
+    clustering = settings.clustering
+    kinds = {"clustering": clustering.method}
+    if isinstance(clustering, TEMISettings):
+        kinds["clustering.objective"] = clustering.objective
+    for key, kind in kinds.items():
+        if kind != "temi":
+            raise UserError(f"{key}={kind}: the bound is one on TEMI's clusters. Leave {key}= out.")
 
 
 def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measurement]:
@@ -103,7 +96,7 @@ def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measuremen
         raise UserError(f"assignments={path}: no such file.")
     if used_when != "assigned":
         raise UserError(
-            f"bound.used_when={used_when}: {path} holds cluster ids, not probabilities. Type bound.used_when=assigned."
+            f"bound.used_when={used_when}: {path} holds cluster ids, not probabilities. Set bound.used_when=assigned."
         )
     keys = assignment_keys(path)
     matches = {key: match for key in keys if key.startswith(prefix) and (match := KEY.fullmatch(key))}
@@ -156,6 +149,3 @@ def write_table(path: Path, measurements: list[Measurement]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(["num_clusters,beta,seed,num_used,utilization_ratio", *lines]) + "\n")
 
-
-if __name__ == "__main__":
-    bound()

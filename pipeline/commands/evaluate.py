@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 from lightning import Fabric
-from omegaconf import DictConfig
 
 from datamodules.backbones.backbones import Backbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
-from datamodules.images.sources import ImageSource
-from lightning_modules.diffusion.sampler_settings import SamplerSettings
+from datamodules.images.sources import ImageSource, open_source
 from metrics.frechet import Statistics
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
 from pipeline.evaluation.features import Features, GeneratedSet, extract
 from pipeline.evaluation.generated import GeneratedByModel, generated_sets
@@ -33,10 +30,10 @@ from pipeline.running.run_folder import (
     opened_run_folder,
     read_summary,
     run_settings,
+    runs_of,
     write_summary,
 )
-from pipeline.settings.command import command
-from pipeline.settings.inputs import plain, source_of, typed
+from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.digests import file_digest
 from storage.errors import DamagedArtifactError
 from storage.files import read_sealed_json, write_sealed_json
@@ -48,20 +45,21 @@ IDENTITY_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
 
-@command
-def evaluate(cfg: DictConfig) -> None:
-    asked, own = typed(EvaluateSettings, cfg), typed(EvaluationSettings, cfg)
-    plan = plan_of(asked, own.backbone)
-    extractors = Extractors(plain(cfg.backbone), own.weights, cfg.dataset, cfg.cache_dir)
+def evaluate(settings: EvaluateCommandSettings) -> float | None:
+    """Measure every set of generated images; the mean of the first score."""
+    own, dataset = settings.evaluation, settings.dataset
+    plan = plan_of(settings, own.backbone)
+    extractors = Extractors(settings.backbone, own.weights, dataset, settings.cache_dir)
     for name in plan.backbones:
-        extractors.settings(name, "neighbour_backbone" if name == asked.neighbour_backbone else "evaluation.backbone")
-    sampler = Sampler(replace(typed(SamplerSettings, cfg), **asked.for_sampler))
-    sets = generated_sets(asked, sampler, cfg.dataset, cfg.cache_dir, cfg.trainer.compile)
-    source = source_of(cfg) if asked.reference is None else None
-    statistics = None if asked.reference is None else Statistics.load_npz(asked.reference)
-    reference = describe_reference(asked, cfg.dataset, source)
+        by_neighbours = name == settings.neighbour_backbone
+        extractors.settings(name, "neighbour_backbone" if by_neighbours else "evaluation.backbone")
+    sampler = Sampler(replace(settings.sampler, **settings.for_sampler))
+    sets = generated_sets(settings, sampler, dataset, settings.cache_dir, settings.trainer.compile)
+    source = open_source(dataset, settings.cache_dir) if settings.reference is None else None
+    statistics = None if settings.reference is None else Statistics.load_npz(settings.reference)
+    reference = describe_reference(settings, dataset, source)
     for generated in sets:
-        names = f"generated={generated.description['path']}", f"dataset={cfg.dataset.name}"
+        names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
         check_sizes(plan, len(generated), reference["num_images"], *names)
     identities = {name: extractors.identity(name) for name in plan.backbones}
     inputs = {
@@ -70,38 +68,47 @@ def evaluate(cfg: DictConfig) -> None:
         **{f"extractor_{name}": fingerprint(identity) for name, identity in identities.items()},
     }
     by_model = isinstance(sets[0], GeneratedByModel)
-    settings = run_settings(cfg, inputs, IDENTITY + (IDENTITY_OF_A_MODEL if by_model else ()))
-    if by_model:
-        settings["settings"]["sampler"] = sampler.settings.identity()
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, "evaluate", settings))
-    summary = None if cfg.overwrite else read_summary(folder, "evaluate")
-    if summary is not None and (asked.save_reference is None or Path(asked.save_reference).exists()):
+    run = run_settings(
+        replace(settings, sampler=sampler.settings), inputs, IDENTITY + (IDENTITY_OF_A_MODEL if by_model else ())
+    )
+    parent = runs_of(dataset.name, "evaluate")
+    machine, folder = join(
+        settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    )
+    summary = None if settings.overwrite else read_summary(folder, "evaluate")
+    if summary is not None and (settings.save_reference is None or Path(settings.save_reference).exists()):
         if machine.rank == 0:
             print(f"Nothing to do: this evaluation is finished.\n{table(summary, folder)}")
-        return
+        return first_score(summary)
     built = [extractors.build(name) for name in plan.backbones]
     if statistics is not None:
-        check_fit(asked, plan, statistics, built)
-    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
+        check_fit(settings, plan, statistics, built)
+    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, settings.overwrite, fabric.global_rank):
         if statistics is not None:
             real = {name: Features(statistics) for name in plan.backbones}
             store = None
         else:
             assert source is not None
-            size = cfg.dataset.resolution, cfg.dataset.channels
-            open_store = partial(ImageStore, source, *size, cfg.training.memory_gb)
+            size = dataset.resolution, dataset.channels
+            open_store = partial(ImageStore, source, *size, settings.training.memory_gb)
             keep = plan.keep(REAL)
-            real = extractors.reference(source, open_store, built, keep, asked.batch_size, fabric.device)
+            real = extractors.reference(source, open_store, built, keep, settings.batch_size, fabric.device)
             store = ImageStore(source, *size, memory_gb=0)  # for the few images that are looked at
-        if asked.save_reference is not None and fabric.is_global_zero:
-            real[plan.frechet_backbones[0]].statistics.save_npz(asked.save_reference)
-            print(f"reference file    {asked.save_reference}  (mu and sigma, EDM's format)")
-        results = measure_sets(sets, plan, built, real, store, asked.batch_size, folder, fabric)
+        if settings.save_reference is not None and fabric.is_global_zero:
+            real[plan.frechet_backbones[0]].statistics.save_npz(settings.save_reference)
+            print(f"reference file    {settings.save_reference}  (mu and sigma, EDM's format)")
+        results = measure_sets(sets, plan, built, real, store, settings.batch_size, folder, fabric)
         if fabric.is_global_zero:
             show_in_tensorboard(folder, results)
-            summary = summarise(plan, results, reference, identities, cfg.dataset.name)
+            summary = summarise(plan, results, reference, identities, dataset.name)
             write_summary(folder, "evaluate", summary, inputs)
             print(table(summary, folder))
+    return None if summary is None else first_score(summary)
+
+
+def first_score(summary: Mapping[str, Any]) -> float:
+    """What a sweeper minimises: the mean over the sets of the first score of the table."""
+    return float(next(iter(summary["scores"].values()))["mean"])
 
 
 def describe_reference(asked: EvaluateSettings, dataset: DatasetSettings, source: ImageSource | None) -> dict[str, Any]:
@@ -167,7 +174,3 @@ def measure_sets(
             result = measure(plan, extractors, features, real, comparing, images)
             write_sealed_json(file, result | {"generated": generated.description})
     return [kept_result(file) or {} for file in files] if first else []
-
-
-if __name__ == "__main__":
-    evaluate()

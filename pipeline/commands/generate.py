@@ -2,25 +2,21 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from lightning_modules.diffusion.denoiser import Denoiser
-from lightning_modules.diffusion.sampler_settings import SamplerSettings
-from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.evaluation.image_output import ImageOutput, check_channels
 from pipeline.evaluation.rejection import judge_of, keep_confident
 from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, generated, labels_of, place
 from pipeline.running.processes import join, side_by_side
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.settings.command import command
-from pipeline.settings.inputs import denoiser_file, plain, typed, typed_head_file
+from pipeline.running.run_files import denoiser_file, head_file
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.schemas import GenerateCommandSettings
 from pipeline.settings.words import is_typed
 from storage.digests import file_digest
 from storage.fingerprints import file_stem
@@ -29,40 +25,39 @@ WRITERS = 8  # images that are written at a time
 IDENTITY = ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler")
 
 
-@command
-def generate(cfg: DictConfig) -> None:
-    asked = typed(GenerateSettings, cfg)
-    if asked.seeds is not None and is_typed("num"):
-        asked.refuse("num", f"seeds={asked.seeds} already tells how many images. Leave num= out")
-    sampler = Sampler(replace(typed(SamplerSettings, cfg), **asked.for_sampler))
-    ckpt = denoiser_file(Path(asked.ckpt))
+def generate(settings: GenerateCommandSettings) -> None:
+    """Generate the images that are asked for, those that are there already excepted."""
+    if settings.seeds is not None and is_typed("num"):
+        settings.refuse("num", f"seeds={settings.seeds} already tells how many images. Leave num= out")
+    sampler = Sampler(replace(settings.sampler, **settings.for_sampler))
+    ckpt = denoiser_file(settings.ckpt)
     denoiser = Denoiser.from_pretrained(ckpt)
-    seeds = asked.first_seed + torch.arange(asked.num_candidates)
-    if asked.seed_list is not None:
-        seeds = torch.tensor(asked.seed_list)
-    labels = labels_of(asked, denoiser, ckpt, seeds)
+    seeds = settings.first_seed + torch.arange(settings.num_candidates)
+    if settings.seed_list is not None:
+        seeds = torch.tensor(settings.seed_list)
+    labels = labels_of(settings, denoiser, ckpt, seeds)
     check_guidance(sampler, denoiser, ckpt)
-    check_channels(asked.format, denoiser, ckpt)
+    check_channels(settings.format, denoiser, ckpt)
     judge, inputs = None, {"denoiser": file_digest(ckpt)}
-    if asked.head is not None:
-        head = typed_head_file(Path(asked.head))
-        judge = judge_of(head, denoiser, plain(cfg.backbone), cfg.cache_dir)
+    if settings.head is not None:
+        head = head_file(settings.head)
+        judge = judge_of(head, denoiser, settings.backbone, settings.cache_dir)
         inputs["head"] = file_digest(head)
-    settings = run_settings(cfg, inputs, IDENTITY)
-    settings["settings"]["sampler"] = sampler.settings.identity()
-    cfg.dataset.name = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
-    _, folder = join(cfg, lambda: choose_run_folder(cfg, "generate", settings))
-    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
-        place(denoiser, fabric.device, cfg.trainer.compile)
+    run = run_settings(replace(settings, sampler=sampler.settings), inputs, IDENTITY)
+    dataset = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
+    parent = runs_of(dataset, "generate")
+    _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite))
+    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, settings.overwrite, fabric.global_rank):
+        place(denoiser, fabric.device, settings.trainer.compile)
         where = folder if judge is None else folder / "candidates"
-        output = ImageOutput(where, asked.format, seeds, cluster_ids_of(denoiser, labels))
-        write_images(fabric, output, sampler, denoiser, labels, asked.batch_size)
+        output = ImageOutput(where, settings.format, seeds, cluster_ids_of(denoiser, labels))
+        write_images(fabric, output, sampler, denoiser, labels, settings.batch_size)
         if not fabric.is_global_zero:
             return
         chosen: dict[str, Any] = {}
         if judge is not None:
             judge.to(fabric.device)
-            rows, output, chosen = keep_confident(folder, judge, output, asked.keep, cfg.backbone.batch_size)
+            rows, output, chosen = keep_confident(folder, judge, output, settings.keep, settings.backbone.batch_size)
             seeds = seeds[rows]
         written, grid = output.finish(), output.write_grid()
         results = {
@@ -97,7 +92,3 @@ def write_images(
             for _ in writers.map(output.write, rows, images):
                 progress.update()
     fabric.barrier()
-
-
-if __name__ == "__main__":
-    generate()

@@ -6,15 +6,21 @@ from typing import Any
 
 from datamodules.images.sources import open_source
 from pipeline.running.condition import Condition, pseudo_labels_fingerprint
-from pipeline.running.run_folder import is_first_process
 from pipeline.running.run_files import DENOISER, denoiser_file
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, runs_of, write_summary
+from pipeline.running.run_folder import (
+    TRAINING_IDENTITY,
+    choose_run_folder,
+    is_first_process,
+    opened_run_folder,
+    read_summary,
+    run_settings,
+    runs_of,
+    write_summary,
+)
 from pipeline.settings.door import program
 from pipeline.settings.schemas import SharedSettings
 from storage.artifacts import is_whole
 from storage.digests import file_digest
-
-IDENTITY = ("dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "seed")
 
 
 def train(settings: SharedSettings) -> float | None:
@@ -27,7 +33,7 @@ def train(settings: SharedSettings) -> float | None:
         inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)
     if settings.init_from is not None:
         inputs["init_from"] = file_digest(denoiser_file(settings.init_from, "init_from"), settings.cache_dir)
-    run = run_settings(settings, inputs, IDENTITY)
+    run = run_settings(settings, inputs, TRAINING_IDENTITY)
     name = condition.name(labels)
 
     def choose() -> Path:
@@ -61,14 +67,11 @@ def train(settings: SharedSettings) -> float | None:
         num_workers=settings.training.num_workers,
         memory_gb=settings.training.memory_gb,
     )
-    model = ModelSettings(
-        settings.network, settings.training, settings.optimizer, settings.trainer, settings.init_from, settings.seed
-    )
     extractors = Extractors(settings.backbone, settings.evaluation.weights, settings.dataset, settings.cache_dir)
     if settings.evaluation.backbone is not None:
         extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
     training = Training(
-        model.build(data, name),
+        ModelSettings.of(settings).build(data, name),
         data,
         Sampler(settings.sampler),
         extractors,

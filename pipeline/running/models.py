@@ -14,6 +14,7 @@ from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
 from pipeline.running.run_files import denoiser_file
 from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.settings.schemas import SharedSettings
 from storage.errors import UserError
 
 
@@ -27,6 +28,11 @@ class ModelSettings:
     trainer: TrainerSettings
     init_from: str | None
     seed: int
+
+    @classmethod
+    def of(cls, settings: SharedSettings) -> "ModelSettings":
+        """Those of a command."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
 
     def build(self, data: ImageDataModule, condition: str) -> EDMModule:
         """The module to train on `data`; `condition` is what the data's clusters are called.

@@ -19,6 +19,10 @@ from storage.settings import Settings, plain
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
+# What makes a diffusion training the run that it is, beside its inputs.
+TRAINING_IDENTITY = (
+    "dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "seed"
+)  # fmt: skip
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 

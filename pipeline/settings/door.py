@@ -85,7 +85,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
     code = 1
     try:
         with told_in_words() as outcome:
-            settings = to_settings(name, cfg, [key_of(word) for word in HydraConfig.get().overrides.task])
+            settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
             settings.check_files()
             remove_abandoned(settings.cache_dir)
             command = load_command(name)
@@ -101,7 +101,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
     codes.append(code)
     if sweep and code:
         with Path(os.environ[SWEEP_FAILURES]).open("a") as file:
-            file.write(f"{code} {shlex.join(HydraConfig.get().overrides.task)}\n")
+            file.write(f"{code} {shlex.join(typed_words())}\n")
     return None
 
 
@@ -156,14 +156,14 @@ def with_inputs(run: Callable[[], Any], make: bool) -> Any:
             maker = maker_of(error.kind)
             if not make or maker is None or error.path.exists():
                 raise
-            code = start(maker, understood(maker, tuple(HydraConfig.get().overrides.task)), {MAKE_INPUTS: "1"})
+            code = start(maker, understood(maker, tuple(typed_words())), {MAKE_INPUTS: "1"})
             if code or not error.path.exists():
                 raise UserError(f"{error} `cedm {maker}` could not make it: see above.") from error
 
 
 def run_alone(name: str) -> int:
     """Run the current run of a sweep in a process of its own, which may start others; its exit code."""
-    return start(name, HydraConfig.get().overrides.task, {})
+    return start(name, typed_words(), {})
 
 
 def start(name: str, words: Sequence[str], environment: dict[str, str]) -> int:
@@ -223,6 +223,16 @@ def leave_at_once(error: BaseException) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def typed_words() -> list[str]:
+    """The settings that the user typed for the running command; none where no command runs."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def chosen_option(group: str) -> str:
+    """The option of a config group that the running command was given: `granularity` of `study=granularity`."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
 def program() -> str:
     """`cedm` as the user can type it here: the environment's own where it is not on the path."""
     return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
@@ -230,9 +240,7 @@ def program() -> str:
 
 def typed_command(name: str) -> str:
     """Command `name` with those settings of the running one that it knows, to be typed next or before."""
-    if not HydraConfig.initialized():  # used as a library
-        return f"{program()} {name}"
-    typed = (word for word in HydraConfig.get().overrides.task if key_of(word) not in ("run_dir", "overwrite"))
+    typed = (word for word in typed_words() if key_of(word) not in ("run_dir", "overwrite"))
     return shlex.join([program(), name, *understood(name, tuple(typed))])
 
 

@@ -214,10 +214,10 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
     return Result(
         name=run.name,
         group=run.group,
-        method=run.method,
+        method=run.condition.method,
         num_clusters=clustered.get("num_clusters"),
-        backbone=str(run.cfg.backbone.name),
-        seed=int(run.cfg.seed),
+        backbone=run.settings.backbone.name,
+        seed=run.settings.seed,
         kimg=trained["nimg"] / 1000,
         distances=distances_in(evaluated)[1] if evaluated is not None else distances,
         curve=curve,
