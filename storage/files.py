@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,17 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
         intact = False
     if not intact:
         raise DamagedArtifactError("JSON", Path(path), "damaged or altered; its checksum does not match its content.")
+    return data
+
+
+def remembered_json(path: str | Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the sealed JSON file at `path` holds; where there is none, or a damaged one, `make()` gives its content."""
+    with suppress(DamagedArtifactError):
+        found = read_sealed_json(path)
+        if found is not None:
+            return found
+    data = make()
+    write_sealed_json(path, data)
     return data
 
 
