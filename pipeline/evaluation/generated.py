@@ -1,9 +1,6 @@
 """The images that an evaluation is about: files as they lie there, or made by a model while they are measured."""
 
-import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -58,8 +56,8 @@ class GeneratedFiles:
 
     def __init__(self, path: Path, cfg: DictConfig) -> None:
         kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
-        with in_words_of_this_setting():
-            self.source = open_source(kind, path.stem, path, cache_dir=cfg.cache_dir)
+        settings = DatasetSettings(kind=kind, name="generated", path=str(path))
+        self.source = open_source(settings, cfg.cache_dir, setting="generated")
         self.path, self.resolution, self.channels = path, cfg.dataset.resolution, cfg.dataset.channels
         self.dataset = cfg.dataset.name
         self._read(0)  # tell of another size now
@@ -87,8 +85,7 @@ class GeneratedFiles:
         pass
 
     def _read(self, index: int) -> Tensor:
-        with in_words_of_this_setting():
-            image = self.source.image(index)
+        image = self.source.image(index)
         if isinstance(image, Image.Image):
             width, height, channels = image.width, image.height, 1 if image.mode in GREY_MODES else 3
         else:  # [H, W, C]
@@ -180,16 +177,6 @@ def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:
         if path.suffix == ".safetensors":
             raise UserError(f"generated={cfg.generated}: a list is of images. Give the model {path} alone, with sets=.")
     return [GeneratedFiles(path, cfg) for path in resolved]
-
-
-@contextmanager
-def in_words_of_this_setting() -> Iterator[None]:
-    """Messages about a data set speak of `dataset.path=`, and of leaving files out, which would change a distance."""
-    try:
-        yield
-    except UserError as error:
-        words = str(error).replace("dataset.path", "generated")
-        raise UserError(re.sub(r", or type dataset\.on_bad_file=skip[^.]*", "", words)) from error
 
 
 def resolve(path: Path) -> Path:

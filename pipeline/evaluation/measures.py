@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from datamodules.backbones.backbones import Backbone, InceptionBackbone, frechet_name
+from datamodules.images.sources import evenly_spaced
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kernel import kernel_distance
@@ -176,7 +177,8 @@ def distances(
     if "prdc" in plan.backbone_of:
         backbone = plan.backbone_of["prdc"]
         ours, theirs = (
-            evenly_spaced(rows(side, backbone), cfg.prdc.num_images).to(device) for side in (generated, reference)
+            features[evenly_spaced(len(features), cfg.prdc.num_images)].to(device)
+            for features in (rows(side, backbone) for side in (generated, reference))
         )
         by_k = {k: prdc(ours, theirs, k) for k in {cfg.prdc.k_precision_recall, cfg.prdc.k_density_coverage}}
         scores |= {name: by_k[cfg.prdc.k_precision_recall][name] for name in ("precision", "recall")}
@@ -189,13 +191,6 @@ def rows(side: Mapping[str, Features], backbone: str) -> Tensor:
     kept = side[backbone].rows
     assert kept is not None
     return kept
-
-
-def evenly_spaced(features: Tensor, count: int | None) -> Tensor:
-    """`count` rows from all over [N, D]; all where there are no more."""
-    if count is None or count >= len(features):
-        return features
-    return features[torch.arange(count) * len(features) // count]
 
 
 def best(score: str, values: Sequence[float]) -> float | None:

@@ -10,6 +10,7 @@ from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
 from datamodules.embeddings.neighbours import load_neighbours
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
 from storage.errors import UserError
@@ -25,9 +26,8 @@ def plain(node: DictConfig | ListConfig) -> dict[str, Any]:
 
 def source_of(cfg: DictConfig) -> ImageSource:
     """The images of `dataset=`."""
-    settings = {key: value for key, value in plain(cfg.dataset).items() if key not in ("resolution", "channels")}
-    settings["path"] = cfg.dataset.path  # where it is ???, this says so
-    return open_source(**settings, cache_dir=cfg.cache_dir)
+    settings = plain(cfg.dataset) | {"path": cfg.dataset.path}  # where it is ???, this says so
+    return open_source(DatasetSettings(**settings), cfg.cache_dir)
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from datamodules.backbones.backbone_base import Backbone, prepare
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.shards import embed_shards, shards_of
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource, open_source
 
@@ -71,7 +72,7 @@ def jpeg_folder(folder: Path, count: int, pixels: int) -> ImageSource:
     for number in range(count):
         picture = Image.fromarray(smooth[number % 16].permute(1, 2, 0).numpy())
         picture.save(folder / f"{number:06d}.jpg", quality=90)
-    return open_source("folder", "bench", folder)
+    return open_source(DatasetSettings(kind="folder", name="bench", path=str(folder)))
 
 
 def save_vit(folder: Path, size: dict[str, int]) -> dict[str, object]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.embeddings.embeddings import load_embeddings, make_embeddings
-from datamodules.images.sources import open_source
 from storage.errors import UserError
+
+from ..opening import opened
 
 CONFIGS = Path(__file__).parents[3] / "configs/backbone"
 OPTIONS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -214,7 +215,7 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
 
 
 def check_cache(settings: dict[str, Any], backbone: Backbone, cache_dir: Path) -> None:
-    source = open_source("digits", "digits", max_images=5)
+    source = opened("digits", max_images=5)
     embeddings = make_embeddings(source, backbone, cache_dir, batch_size=5, progress=False)
     identity = backbone_identity(settings, resolution=8, channels=3, cache_dir=cache_dir)
     loaded = load_embeddings(source, identity, cache_dir)

@@ -19,8 +19,10 @@ from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings import shards as embedding_shards
 from datamodules.embeddings.embeddings import make_embeddings
 from datamodules.embeddings.shards import join_shards, missing_shards, shards_of
-from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource
 from storage.errors import UserError
+
+from ..opening import opened
 
 PIXELS = {"name": "pixels", "kind": "pixels"}
 
@@ -54,7 +56,7 @@ def coloured_folder(folder: Path, count: int, white: tuple[int, ...] = ()) -> Im
     for number in range(count):
         value = 255 if number in white else number
         Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(folder / f"{number:03d}.png")
-    return open_source("folder", "mine", folder)
+    return opened("folder", folder)
 
 
 def test_an_interrupted_run_goes_on_from_its_last_whole_shard(
@@ -131,6 +133,7 @@ from pathlib import Path
 from datamodules.embeddings import shards as embedding_shards
 from datamodules.backbones.backbones import PixelBackbone, build_backbone
 from datamodules.embeddings.embeddings import make_embeddings
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
 class SlowPixels(PixelBackbone):
@@ -140,7 +143,7 @@ class SlowPixels(PixelBackbone):
 
 embedding_shards.SHARD_IMAGES = 128
 backbone = SlowPixels("pixels", 8, 1)
-make_embeddings(open_source("digits", "digits"), backbone, sys.argv[1], batch_size=64, progress=False)
+make_embeddings(open_source(DatasetSettings()), backbone, sys.argv[1], batch_size=64, progress=False)
 """
 
 
@@ -159,7 +162,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path, monkeypatch: pyte
     assert not list((tmp_path / "embeddings").glob("*.safetensors"))
 
     monkeypatch.setattr(embedding_shards, "SHARD_IMAGES", 128)
-    source, backbone = open_source("digits", "digits"), build_backbone(PIXELS, 8, 1)
+    source, backbone = opened("digits"), build_backbone(PIXELS, 8, 1)
     (folder,) = tmp_path.rglob("*.shards")
     missing = missing_shards(folder, len(source))
     assert len(missing) == 15 - len(kept)
@@ -177,6 +180,7 @@ import numpy as np
 from storage.artifacts import write_artifact
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, shards_of
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
 peak = 0
@@ -189,7 +193,7 @@ def watch():
         time.sleep(0.005)
 
 folder, count = Path(sys.argv[1]), 20_000
-source = open_source("digits", "digits")
+source = open_source(DatasetSettings())
 source.ids, source.image = ["x"] * count, lambda index: np.zeros((32, 32, 3), np.uint8)
 backbone = build_backbone({"name": "pixels", "kind": "pixels"}, resolution=32, channels=3)
 threading.Thread(target=watch, daemon=True).start()
