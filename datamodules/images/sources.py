@@ -145,7 +145,8 @@ def open_source(
     if path is None and kind.needs_path:
         raise UserError(f"dataset={settings.name}: say where the images are. Set {setting}={kind.path}.")
     if path is not None and printable(path) != path:
-        raise UserError(f"{setting}={printable(path)}: holds control characters or bytes that are no UTF-8 text. Rename it.")
+        problem = "holds control characters or bytes that are no UTF-8 text"
+        raise UserError(f"{setting}={printable(path)}: {problem}. Rename it.")
     with named_by(setting):
         reader: Reader = resolve_name(kind.opener)(settings)
     unusable, skip = reader.unusable, settings.on_bad_file == "skip"
@@ -164,7 +165,7 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
     if settings.labels != FOLDERS:
         return read_label_file(Path(settings.labels), reader.ids)
     if reader.folders is None:
-        raise UserError(f"dataset.labels=folders is for folders and ZIPs, not for {settings.name}. Set dataset.labels=FILE.")
+        raise UserError(f"{settings.name}: dataset.labels=folders is for folders and ZIPs. Set dataset.labels=FILE.")
     return labels_from_folders(str(settings.path), reader.ids, reader.folders)
 
 

@@ -14,6 +14,7 @@ from callbacks.schedule import EveryEpochs
 from callbacks.snapshots import Snapshots
 from callbacks.throughput import ImageProgressBar
 from callbacks.utilization import UtilizationRatio
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.clip_text import embed_class_names
 from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.images.sources import ImageSource
@@ -202,7 +203,7 @@ def group(cfg: DictConfig, source: ImageSource) -> PseudoLabels:
         names = class_names_of(cfg, source)
         num_clusters = len(names)
         images = embeddings_of(cfg, source).values
-        texts = embed_class_names(plain(cfg.backbone), names, cfg.clustering.prompt)
+        texts = embed_class_names(BackboneSettings(**plain(cfg.backbone)), names, cfg.clustering.prompt)
         cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
     else:
         raise UserError(f"clustering.method={method}: type clustering=temi, kmeans, labels, random or clip.")

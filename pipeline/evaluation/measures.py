@@ -8,7 +8,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from datamodules.backbones.backbones import Backbone, InceptionBackbone, frechet_name
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbones import frechet_name
+from datamodules.backbones.inception_backbone import InceptionBackbone
 from datamodules.images.sources import evenly_spaced
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score

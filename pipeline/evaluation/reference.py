@@ -1,8 +1,7 @@
 """The other side of a distance: what a feature extractor says of the data set's own images, computed once."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from datamodules.backbones.backbones import (
-    Backbone,
-    TransformersBackbone,
-    backbone_identity,
-    build_backbone,
-    frechet_name,
-)
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity, build_backbone, frechet_name
+from datamodules.backbones.transformers_backbone import TransformersBackbone
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from metrics.frechet import KIND, FeatureStatistics, Statistics
@@ -75,8 +71,8 @@ def build_extractor(cfg: DictConfig, settings: dict[str, Any]) -> Backbone:
     Raises:
         UserError: its weights cannot be had; the message says where to get them and what to type.
     """
-    with weights_setting(cfg, settings):
-        backbone = build_backbone(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    size, setting = (cfg.dataset.resolution, cfg.dataset.channels), weights_setting(cfg, settings["name"])
+    backbone = build_backbone(BackboneSettings(**settings), *size, cfg.cache_dir, setting)
     if isinstance(backbone, TransformersBackbone):
         processor = backbone.processor
         if getattr(processor, "do_center_crop", False):
@@ -87,22 +83,16 @@ def build_extractor(cfg: DictConfig, settings: dict[str, Any]) -> Backbone:
 
 def extractor_identity(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """What its features depend on, checksums of the weights among it, without building it; raises as above."""
-    with weights_setting(cfg, settings):
-        identity = backbone_identity(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    size, setting = (cfg.dataset.resolution, cfg.dataset.channels), weights_setting(cfg, settings["name"])
+    identity = backbone_identity(BackboneSettings(**settings), *size, cfg.cache_dir, setting)
     return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
 
 
-@contextmanager
-def weights_setting(cfg: DictConfig, settings: dict[str, Any]) -> Iterator[None]:
-    """Where the message of a `UserError` tells to set `backbone.path`, tell what is to be set for an extractor."""
-    try:
-        yield
-    except UserError as error:
-        name = settings["name"]
-        if name == cfg.backbone.name:
-            raise
-        setting = f"{'' if name in cfg.evaluation.weights else '+'}evaluation.weights.{name}"
-        raise UserError(str(error).replace("backbone.path", setting)) from error
+def weights_setting(cfg: DictConfig, name: str) -> str:
+    """What is to be set to say where the weights of an extractor are."""
+    if name == cfg.backbone.name:
+        return "backbone.path"
+    return f"{'' if name in cfg.evaluation.weights else '+'}evaluation.weights.{name}"
 
 
 def description_of(cfg: DictConfig, source: ImageSource, identity: dict[str, Any]) -> dict[str, Any]:

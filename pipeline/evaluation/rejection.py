@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import Backbone, backbone_identity, build_backbone
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -101,13 +102,14 @@ def judge_of(cfg: DictConfig, denoiser: Denoiser) -> Judge | None:
             "Choose the head of the clustering that the model was trained on."
         )
     size = (denoiser.img_resolution, denoiser.img_channels, cfg.cache_dir)
-    identity = backbone_identity(plain(cfg.backbone), *size)
+    settings = BackboneSettings(**plain(cfg.backbone))
+    identity = backbone_identity(settings, *size)
     if head.backbone_identity != identity:
         raise UserError(
             f"head={cfg.head} reads embeddings of another backbone ({head.backbone_identity}) than "
             f"backbone={cfg.backbone.name} ({identity}). Choose the backbone= of its training."
         )
-    return Judge(head, build_backbone(plain(cfg.backbone), *size))
+    return Judge(head, build_backbone(settings, *size))
 
 
 def num_candidates(num: int, keep: float) -> int:

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import Backbone, build_backbone
 from datamodules.embeddings.embeddings import (
     Embeddings,
@@ -62,7 +63,8 @@ def cached_or_new(cfg: DictConfig, source: ImageSource, identity: dict) -> Embed
 
 
 def build(cfg: DictConfig) -> Backbone:
-    return build_backbone(plain(cfg.backbone), cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    settings = BackboneSettings(**plain(cfg.backbone))
+    return build_backbone(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
 
 
 def embed_in_processes(source: ImageSource, folder: Path, missing: list[range], devices: list[torch.device]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
@@ -32,7 +33,8 @@ def source_of(cfg: DictConfig) -> ImageSource:
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
     """What tells the backbone of `backbone=` from any other: name, weights' digests, processing."""
-    return backbone_identity(plain(cfg.backbone), cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
+    settings = BackboneSettings(**plain(cfg.backbone))
+    return backbone_identity(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
 
 
 def embeddings_of(cfg: DictConfig, source: ImageSource) -> Embeddings:

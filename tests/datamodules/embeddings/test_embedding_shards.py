@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone, Preparation
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings import shards as embedding_shards
 from datamodules.embeddings.embeddings import make_embeddings
@@ -24,7 +25,7 @@ from storage.errors import UserError
 
 from ..opening import opened
 
-PIXELS = {"name": "pixels", "kind": "pixels"}
+PIXELS = BackboneSettings()
 
 
 def first_pixels(images: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ SLOW_PIXELS = """
 import sys, time
 from pathlib import Path
 from datamodules.embeddings import shards as embedding_shards
-from datamodules.backbones.backbones import PixelBackbone, build_backbone
+from datamodules.backbones.pixel_backbone import PixelBackbone
 from datamodules.embeddings.embeddings import make_embeddings
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
@@ -178,6 +179,7 @@ import sys, threading, time
 from pathlib import Path
 import numpy as np
 from storage.artifacts import write_artifact
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, shards_of
 from datamodules.images.dataset_settings import DatasetSettings
@@ -195,7 +197,7 @@ def watch():
 folder, count = Path(sys.argv[1]), 20_000
 source = open_source(DatasetSettings())
 source.ids, source.image = ["x"] * count, lambda index: np.zeros((32, 32, 3), np.uint8)
-backbone = build_backbone({"name": "pixels", "kind": "pixels"}, resolution=32, channels=3)
+backbone = build_backbone(BackboneSettings(), resolution=32, channels=3)
 threading.Thread(target=watch, daemon=True).start()
 embed_shards(source, backbone, folder, shards_of(count)[:2], batch_size=256)
 two_shards = peak

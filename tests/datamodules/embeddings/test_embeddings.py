@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone, Preparation
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.embeddings import embeddings_path, load_embeddings, make_embeddings
 from datamodules.embeddings.neighbours import (
@@ -25,7 +26,7 @@ from storage.errors import MissingArtifactError, UserError
 
 from ..opening import opened
 
-PIXELS = {"name": "pixels", "kind": "pixels"}
+PIXELS = BackboneSettings()
 
 
 def mean_of_channels(images: Tensor) -> Tensor:
