@@ -51,7 +51,12 @@ class About:
             return f"one of {', '.join(self.choices)}"
         parts = [
             f"{word} {limit:.10g}"
-            for word, limit in (("from", self.low), ("above", self.above), ("up to", self.high), ("and below", self.below))
+            for word, limit in (
+                ("from", self.low),
+                ("above", self.above),
+                ("up to", self.high),
+                ("and below", self.below),
+            )
             if limit is not None
         ]
         return f"a number {' '.join(parts)}" if parts else ""

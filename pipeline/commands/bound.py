@@ -148,4 +148,3 @@ def write_table(path: Path, measurements: list[Measurement]) -> None:
     lines = [f"{m.num_clusters},{m.beta},{m.seed},{m.num_used},{m.ratio:.6g}" for m in measurements]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(["num_clusters,beta,seed,num_used,utilization_ratio", *lines]) + "\n")
-

@@ -45,11 +45,14 @@ def cluster(settings: SharedSettings) -> None:
     from pipeline.running.processes import join
 
     parent = runs_of(settings.dataset.name, f"cluster-{name_of(condition)}")
+    temi = isinstance(condition.clustering, TEMISettings)
     machine, folder = join(
-        settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+        settings.trainer,
+        lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite),
+        one_process=not temi,
     )
     clustering = Clustering(condition, source, folder, settings.map_images)
-    data = clustering.temi_data(machine.world_size) if isinstance(condition.clustering, TEMISettings) else None
+    data = clustering.temi_data(machine.world_size) if temi else None
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"{source.name}: {len(source):,} images; {condition.method} on {machine}; run folder {folder}")

@@ -1,5 +1,7 @@
 """`cedm embed`: images → embeddings and nearest neighbours, in the cache."""
 
+from pathlib import Path
+
 from datamodules.embeddings.embeddings import embeddings_path
 from datamodules.embeddings.neighbours import import_faiss, make_neighbours, neighbours_path
 from datamodules.images.sources import ImageSource, open_source
@@ -35,7 +37,7 @@ def embed(settings: SharedSettings) -> None:
         check_neighbours(source, temi.num_neighbours)
         if temi.neighbour_search == "approximate":
             import_faiss()  # before the embedding, not after it
-    report = report_data(source, settings.dataset, cache_dir)
+    report = report_data(source, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return

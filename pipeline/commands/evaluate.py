@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import Fabric
 
-from datamodules.backbones.backbones import Backbone
+from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource, open_source
@@ -83,7 +83,10 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     built = [extractors.build(name) for name in plan.backbones]
     if statistics is not None:
         check_fit(settings, plan, statistics, built)
-    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, settings.overwrite, fabric.global_rank):
+    with (
+        side_by_side(settings.trainer) as fabric,
+        opened_run_folder(folder, run, settings.overwrite, fabric.global_rank),
+    ):
         if statistics is not None:
             real = {name: Features(statistics) for name in plan.backbones}
             store = None

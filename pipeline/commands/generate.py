@@ -47,7 +47,10 @@ def generate(settings: GenerateCommandSettings) -> None:
     dataset = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
     parent = runs_of(dataset, "generate")
     _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite))
-    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, settings.overwrite, fabric.global_rank):
+    with (
+        side_by_side(settings.trainer) as fabric,
+        opened_run_folder(folder, run, settings.overwrite, fabric.global_rank),
+    ):
         place(denoiser, fabric.device, settings.trainer.compile)
         where = folder if judge is None else folder / "candidates"
         output = ImageOutput(where, settings.format, seeds, cluster_ids_of(denoiser, labels))

@@ -22,6 +22,8 @@ from pipeline.settings.schemas import SharedSettings
 from storage.artifacts import is_whole
 from storage.digests import file_digest
 
+SHOWN = ("dataset", "backbone", "clustering", "network", "training", "optimizer")  # in TensorBoard's table
+
 
 def train(settings: SharedSettings) -> float | None:
     """Train a diffusion model, or go on with the unfinished run of the same settings; the last distance, if any."""
@@ -70,6 +72,7 @@ def train(settings: SharedSettings) -> float | None:
     extractors = Extractors(settings.backbone, settings.evaluation.weights, settings.dataset, settings.cache_dir)
     if settings.evaluation.backbone is not None:
         extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
+    shown = (getattr(settings, group) for group in SHOWN)
     training = Training(
         ModelSettings.of(settings).build(data, name),
         data,
@@ -80,10 +83,7 @@ def train(settings: SharedSettings) -> float | None:
         machine,
         folder,
         name,
-        hyperparameters(
-            settings.dataset, settings.backbone, settings.clustering, settings.network, settings.training,
-            settings.optimizer, seed=settings.seed,
-        ),  # fmt: skip
+        hyperparameters(*shown, seed=settings.seed),
     )
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.backbones.backbones import Backbone
+from datamodules.backbones.backbone_base import Backbone
 from metrics.collected_features import CollectedFeatures
 from metrics.frechet import FeatureStatistics, Statistics
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from datamodules.backbones.backbones import Backbone
+from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.images import ImageStore
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.features import Features, GeneratedSet

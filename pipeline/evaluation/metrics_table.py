@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from datamodules.backbones.backbones import Backbone
+    from datamodules.backbones.backbone_base import Backbone
     from datamodules.images.images import ImageStore
     from pipeline.evaluation.features import Features, GeneratedSet
 
@@ -126,7 +126,7 @@ def kid(sides: Sides, settings: KIDSettings) -> dict[str, float]:
 
 
 def inception(sides: Sides, settings: InceptionScoreSettings) -> dict[str, float]:
-    from datamodules.backbones.backbones import InceptionBackbone
+    from datamodules.backbones.inception_backbone import InceptionBackbone
     from metrics.inception_score import inception_score
 
     assert isinstance(sides.extractor, InceptionBackbone)

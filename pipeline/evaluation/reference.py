@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import torch.distributed as dist
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from datamodules.backbones.backbones import Backbone, TransformersBackbone, backbone_identity, build_backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity, build_backbone
+from datamodules.backbones.transformers_backbone import TransformersBackbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from metrics.frechet import Statistics
 from pipeline.evaluation.features import Features, extract
-from pipeline.settings.command import CONFIGS
-from pipeline.settings.inputs import plain
+from pipeline.settings.compose import CONFIGS
 from storage.artifacts import read_artifact, write_artifact
-from storage.errors import DamagedArtifactError, MissingArtifactError, UserError, named_by
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.fingerprints import fingerprint
 
 ROWS_KIND = "features"
@@ -43,12 +45,12 @@ class Extractors:
         cache_dir: where features, statistics and checksums are kept.
     """
 
-    own: Mapping[str, Any]
+    own: BackboneSettings
     weights: Mapping[str, Any]
     dataset: DatasetSettings
     cache_dir: str
 
-    def settings(self, name: str, asked_by: str = "evaluation.backbone") -> dict[str, Any]:
+    def settings(self, name: str, asked_by: str = "evaluation.backbone") -> BackboneSettings:
         """The settings of the backbone `name`, with its weights from `evaluation.weights` where they are given there.
 
         Raises:
@@ -58,9 +60,11 @@ class Extractors:
         if not path.exists():
             names = ", ".join(sorted(option.stem for option in path.parent.glob("*.yaml")))
             raise UserError(f"{asked_by}={name}: there is no such backbone. There are: {names}.")
-        settings = dict(self.own) if name == self.own["name"] else plain(OmegaConf.load(path))
+        settings = self.own
+        if name != self.own.name:
+            settings = BackboneSettings(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
         weights = self.weights.get(name)
-        return settings if weights is None else settings | {"path": str(weights)}
+        return settings if weights is None else replace(settings, path=str(weights))
 
     def identity(self, name: str) -> dict[str, Any]:
         """What its features depend on, checksums of the weights among it, without building it.
@@ -68,14 +72,12 @@ class Extractors:
         Raises:
             UserError: its weights cannot be had; the message says where to get them and what to set.
         """
-        with named_by(self._path_setting(name)):
-            identity = backbone_identity(self.settings(name), *self._images)
+        identity = backbone_identity(self.settings(name), *self._images, setting=self._path_setting(name))
         return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
 
     def build(self, name: str) -> Backbone:
         """The extractor, on the CPU; raises as above."""
-        with named_by(self._path_setting(name)):
-            backbone = build_backbone(self.settings(name), *self._images)
+        backbone = build_backbone(self.settings(name), *self._images, setting=self._path_setting(name))
         if isinstance(backbone, TransformersBackbone):
             processor = backbone.processor
             if getattr(processor, "do_center_crop", False):
@@ -88,7 +90,7 @@ class Extractors:
         try:
             return self.build(name)
         except UserError as error:
-            own = self.own["name"]
+            own = self.own.name
             if name == own:
                 raise
             say(f"Note: {error}\nDistances are taken on the run's own backbone, {own}, instead.")
@@ -100,7 +102,7 @@ class Extractors:
 
     def _path_setting(self, name: str) -> str:
         """The setting that names the file of a backbone's weights."""
-        if name == self.own["name"]:
+        if name == self.own.name:
             return "backbone.path"
         return f"{'' if name in self.weights else '+'}evaluation.weights.{name}"
 

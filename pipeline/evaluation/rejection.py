@@ -1,7 +1,6 @@
 """Rejection sampling: of more candidates than asked for, those of each cluster that a clustering head is sure of."""
 
 import csv
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.backbones.backbones import Backbone, backbone_identity, build_backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity, build_backbone
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput
@@ -83,7 +84,7 @@ class Judgement:
                 writer.writerow([seed, asked, assigned, f"{confidence:.6g}", kept])
 
 
-def judge_of(head_file: Path, denoiser: Denoiser, backbone: Mapping[str, Any], cache_dir: str) -> Judge:
+def judge_of(head_file: Path, denoiser: Denoiser, backbone: BackboneSettings, cache_dir: str) -> Judge:
     """The judge that `head=` names.
 
     Raises:
@@ -100,7 +101,7 @@ def judge_of(head_file: Path, denoiser: Denoiser, backbone: Mapping[str, Any], c
     if head.backbone_identity != identity:
         raise UserError(
             f"head={head_file} reads embeddings of another backbone ({head.backbone_identity}) than "
-            f"backbone={backbone['name']} ({identity}). Choose the backbone= of its training."
+            f"backbone={backbone.name} ({identity}). Choose the backbone= of its training."
         )
     return Judge(head, build_backbone(backbone, *size))
 

@@ -49,7 +49,7 @@ class Sampler:
                 guided,
                 latents(seeds, shape),
                 one_hot,
-                solver=own.solver,  # type: ignore[arg-type]  # one of its choices
+                solver=own.solver,
                 num_steps=own.num_steps(denoiser.img_resolution),
                 sigma_min=own.sigma_min,
                 sigma_max=own.sigma_max,

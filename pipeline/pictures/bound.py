@@ -9,7 +9,6 @@ from lightning_modules.clustering.bound import (
     UPPER_BETA,
     Bound,
     Measurement,
-    Rule,
     find_bound,
     mean_ratios,
 )
@@ -39,7 +38,7 @@ class BoundFindings:
 
     measurements: Sequence[Measurement]
     threshold: float
-    rule: Rule = "largest"
+    rule: str = "largest"
     used_when: str = "assigned"
 
     @classmethod

@@ -171,4 +171,3 @@ class Clustering:
         if names:
             meta["cluster_names"] = names
         return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)
-

@@ -15,7 +15,7 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
-from datamodules.embeddings.neighbours import load_neighbours
+from datamodules.embeddings.neighbours import make_neighbours
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
@@ -85,10 +85,10 @@ class Condition:
             return None
 
     def neighbours(self, embeddings: Embeddings) -> Tensor:
-        """The cached nearest neighbours, int64 [N, k], that TEMI draws its pairs from."""
+        """The nearest neighbours, int64 [N, k], that TEMI draws its pairs from: cached, or found now and kept there."""
         assert isinstance(self.clustering, TEMISettings)
-        search = self.clustering.neighbour_search
-        return load_neighbours(embeddings, self.clustering.num_neighbours, self.cache_dir, search).indices
+        k, search = self.clustering.num_neighbours, self.clustering.neighbour_search
+        return make_neighbours(embeddings, k, self.cache_dir, search=search).indices
 
     def class_names(self, source: ImageSource) -> list[str]:
         """The class names that CLIP chooses from."""
@@ -115,10 +115,9 @@ class Condition:
                 )
             self.class_names(source)
         elif self.clustering.num_clusters is not None and self.clustering.num_clusters > len(source):
-            raise UserError(
-                f"clustering.num_clusters={self.clustering.num_clusters}, but {source.name!r} has {len(source)} images. "
-                f"Set clustering.num_clusters={max(2, len(source) // 20)} or less."
-            )
+            fewer = max(2, len(source) // 20)
+            expected = f"{source.name!r} has {len(source)} images. Set clustering.num_clusters={fewer} or less"
+            self.clustering.refuse("num_clusters", expected)
 
     def description(self, source: ImageSource) -> dict[str, Any]:
         """All that decides the pseudo-labels: the backbone where one is used, the method, the seed."""

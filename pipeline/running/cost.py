@@ -41,9 +41,9 @@ class Cost:
             return None
         affordable = max(1, int(self.images_per_s * 3600 / 1000))
         return (
-            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine is "
-            f"too slow for this run. One hour is worth training.duration_kimg={affordable}, or choose network=ddpmpp_small; "
-            f"or train on GPUs with trainer.accelerator=gpu."
+            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine is too "
+            f"slow for this run. One hour is worth training.duration_kimg={affordable}; or set network=ddpmpp_small, "
+            "or train on GPUs with trainer.accelerator=gpu."
         )
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from datamodules.backbones.backbones import Backbone, build_backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.embedding_settings import EmbeddingSettings
 from datamodules.embeddings.embeddings import Embeddings, collect_embeddings, embedding_bar, make_embeddings
 from datamodules.embeddings.shards import embed_shards, missing_shards, shard_path, shards_of
 from datamodules.images.sources import ImageSource
 from pipeline.running.condition import Condition
 from pipeline.running.devices import devices_of
-from pipeline.running.processes import end_with_parent, needs_own_process
+from pipeline.running.processes import end_with_parent, end_with_starter, needs_own_process
 from pipeline.running.trainer_settings import TrainerSettings
 from storage.cores import cores_of_each
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
@@ -66,6 +67,7 @@ class Embedder:
 
     def write_share(self, source: ImageSource) -> bool:
         """Where this process is one of several: write its share of the shards. False where it is not."""
+        end_with_starter()
         if SHARE_VARIABLE not in os.environ:
             return False
         place, parent, folder = os.environ[SHARE_VARIABLE].split(" ", 2)
@@ -89,9 +91,7 @@ class Embedder:
 
     def _build(self) -> Backbone:
         dataset = self.condition.dataset
-        return build_backbone(
-            self.condition.backbone, dataset.resolution, dataset.channels, self.condition.cache_dir
-        )
+        return build_backbone(self.condition.backbone, dataset.resolution, dataset.channels, self.condition.cache_dir)
 
     def _precision(self, device: torch.device) -> str:
         """`embedding.precision`; auto is bfloat16 on GPUs that compute in it, float32 elsewhere."""

@@ -124,10 +124,9 @@ def logged(order: Order) -> Iterator[None]:
 
 def run_alone(order: Order) -> int:
     """Run a job in a process of its own, which ends with this one; its exit code."""
-    path = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline", order.command, *order.words],
-        env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", STARTER_VARIABLE: str(os.getpid())},
+        env=os.environ | {STARTER_VARIABLE: str(os.getpid())},
         stdin=subprocess.DEVNULL,
     ) as process:
         try:

@@ -72,7 +72,7 @@ def join(
     machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
     inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     environment = getattr(scout.strategy, "cluster_environment", None)
-    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if machine.world_size > 1 and in_sweep():
         if environment is not None and environment.creates_processes_externally:
             raise UserError(
                 "-m (--multirun) under torchrun or SLURM, whose processes are there for one run. Run them one by "
@@ -89,6 +89,17 @@ def join(
     folder = choose_folder()
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return machine, folder
+
+
+def in_sweep() -> bool:
+    """Whether this is one run of a sweep (`-m`)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def needs_own_process() -> None:
+    """Raise `OwnProcessNeeded` in a sweep, which processes that run this command again would start as a whole."""
+    if in_sweep():
+        raise OwnProcessNeeded
 
 
 def tasks_without_srun() -> int:

@@ -174,7 +174,9 @@ class Training:
         if distance is not None and distance.history:
             title = f"{self.data.source.name}, {self.condition}: {distance.num_images:,} generated images"
             y_name = f"Fréchet distance ({distance.name})"
-            draw_png(history_chart("distance", distance.history, title, "kimg seen", y_name), self.folder / "distance.png")
+            draw_png(
+                history_chart("distance", distance.history, title, "kimg seen", y_name), self.folder / "distance.png"
+            )
             found[distance.name] = distance.history[-1][1]
             found["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
         return found

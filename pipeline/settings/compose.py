@@ -61,9 +61,7 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         with_make = " (with make: DATA=VALUE)" if key == "dataset.path" else ""
-        raise UserError(
-            f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`."
-        ) from error
+        raise UserError(f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`.") from error
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), given, name)) from error
     except ValidationError as error:
@@ -78,7 +76,7 @@ def fitted(cfg: DictConfig, schema: DictConfig, typed: Sequence[str]) -> DictCon
     A data set's YAML sets what is published for TEMI on it, which is nothing to the other methods. A study's own lists
     of values, which its YAML may name as it likes, become its `lists`.
     """
-    given = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    given = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     OmegaConf.set_struct(given, False)
     for key in [key for key in given.clustering if key not in schema.clustering]:
         if f"clustering.{key}" not in typed:
@@ -104,8 +102,9 @@ def wrong_type(key: str, given: DictConfig, schema: DictConfig) -> str:
     holder = OmegaConf.select(schema, parent) if parent else schema
     default = OmegaConf.select(holder, leaf, throw_on_missing=False) if isinstance(holder, DictConfig) else None
     expected = KINDS.get(_kind(holder, leaf), "another value")
-    example = "" if default in (None, REQUIRED) or isinstance(default, DictConfig) else f", such as {key}={_text(default)}"
-    return f"{key}={_text(value)}: {expected} is expected{example}."
+    known = default not in (None, REQUIRED) and not isinstance(default, DictConfig)
+    example = f", such as {key}={spelled(default)}" if known else ""
+    return f"{key}={spelled(value)}: {expected} is expected{example}."
 
 
 def _kind(holder: DictConfig, leaf: str) -> Any:
@@ -117,10 +116,15 @@ def _kind(holder: DictConfig, leaf: str) -> Any:
     return origin if origin in (list, dict) else members[0] if members else hint
 
 
-def _text(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value as it is typed."""
     if isinstance(value, ListConfig | list):
-        return f"[{','.join(map(_text, value))}]"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, float) else f"{value:g}"
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, DictConfig | dict):
+        return f"{{{','.join(f'{key!s}:{spelled(inner)}' for key, inner in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

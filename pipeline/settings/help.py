@@ -1,4 +1,4 @@
-"""`cedm COMMAND --help`: every setting of a command with its value, meaning and range, for the options that are chosen."""
+"""`cedm COMMAND --help`: every setting of a command with its value, meaning and range."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.settings.commands import COMMANDS
-from pipeline.settings.compose import CONFIGS
+from pipeline.settings.compose import CONFIGS, spelled
 from pipeline.settings.schemas import schema_of
 from storage.settings import About
 
@@ -54,7 +54,7 @@ def describe(cfg: DictConfig, known: Mapping[str, About]) -> Iterator[str]:
     for group, values in container.items():
         if isinstance(values, dict) and group != "hydra":
             yield ""
-            yield from lines_of(values, f"{group}.", known)
+            yield from lines_of(values, f"{group!s}.", known)
 
 
 def lines_of(values: Mapping[Any, Any], prefix: str, known: Mapping[str, About]) -> Iterator[str]:
@@ -66,21 +66,10 @@ def lines_of(values: Mapping[Any, Any], prefix: str, known: Mapping[str, About])
         yield f"  {f'{prefix}{leaf}={spelled(value)}':<{VALUE_WIDTH}} {text}".rstrip()
 
 
-def spelled(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, list):
-        return f"[{','.join(map(spelled, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{spelled(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return {True: "true", False: "false", None: "null"}[value] if value is None or value is True or value is False else str(value)
-
-
 def abouts(schema: DictConfig) -> dict[str, About]:
     """What is known of each setting, by its dotted key."""
     known: dict[str, About] = {}
-    for prefix, node in [("", schema), *((f"{key}.", schema._get_node(key)) for key in schema)]:
+    for prefix, node in [("", schema), *((f"{key!s}.", schema._get_node(key)) for key in schema)]:
         cls = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
         if cls is None or not hasattr(cls, "__dataclass_fields__"):
             continue

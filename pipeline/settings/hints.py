@@ -14,7 +14,11 @@ PLUGINS = {  # packages that bring Hydra's launchers and sweepers
         "ray": "hydra-ray-launcher",
         "rq": "hydra-rq-launcher",
     },
-    "hydra/sweeper": {"optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper"},
+    "hydra/sweeper": {
+        "optuna": "hydra-optuna-sweeper",
+        "ax": "hydra-ax-sweeper",
+        "nevergrad": "hydra-nevergrad-sweeper",
+    },
 }
 
 

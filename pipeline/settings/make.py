@@ -62,7 +62,9 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
     try:
         yield from shlex.split(variables.get("ARGS", ""))
     except ValueError as error:
-        raise UserError(f"ARGS={variables['ARGS']}: {error}. Close the quotation, or put a backslash before it.") from error
+        raise UserError(
+            f"ARGS={variables['ARGS']}: {error}. Close the quotation, or put a backslash before it."
+        ) from error
 
 
 def dataset_of(variables: Mapping[str, str]) -> str:
@@ -90,7 +92,9 @@ def newest(folders: Sequence[Path], pattern: str, target: str, variable: str) ->
     found = [path for folder in folders for path in folder.glob(pattern)]
     if not found:
         what, maker = ("study", "make study") if variable == "RUN" else ("model", "make train")
-        raise UserError(f"no {what} in {' or '.join(map(str, folders)) or 'runs'}. Run {maker}, or make {target} {variable}=FOLDER.")
+        raise UserError(
+            f"no {what} in {' or '.join(map(str, folders)) or 'runs'}. Run {maker}, or make {target} {variable}=FOLDER."
+        )
     return str(max(found, key=lambda path: path.stat().st_mtime))
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.embeddings.embedding_settings import EmbeddingSettings
 from datamodules.images.dataset_settings import DatasetSettings
@@ -12,8 +14,6 @@ from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
-from omegaconf import DictConfig, OmegaConf
-
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
@@ -40,8 +40,12 @@ class SharedSettings(Settings):
     conditioning: str = setting(
         "clusters", "train on the pseudo-labels, or without any condition", choices=("clusters", "none")
     )
-    assignments: str | None = setting(None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True)
-    init_from: str | None = setting(None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True)
+    assignments: str | None = setting(
+        None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True
+    )
+    init_from: str | None = setting(
+        None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
+    )
     seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
     cache_dir: str = setting(
         "cache", "embeddings, neighbours, pseudo-labels, reference statistics; safe to delete", path=True
@@ -66,12 +70,18 @@ class SharedSettings(Settings):
 class ScoreSettings(SharedSettings):
     """`configs/score.yaml`."""
 
-    assignments: str = setting(REQUIRED, "FILE[::key]; without a key, all clusterings that the file holds are scored", path=True)
-    labels: str | None = setting(None, "FILE[::key]; null: labels.* in the same file, else the labels of the data set", path=True)
+    assignments: str = setting(
+        REQUIRED, "FILE[::key]; without a key, all clusterings that the file holds are scored", path=True
+    )
+    labels: str | None = setting(
+        None, "FILE[::key]; null: labels.* in the same file, else the labels of the data set", path=True
+    )
     num_clusters: int | None = setting(
         None, "C; null: from a key that ends in clusters<C>, else the highest id + 1", low=1, high=10**7
     )
-    embeddings: str | None = setting(None, "FILE[::key], [N, D], for the map; null: those in the cache, if any", path=True)
+    embeddings: str | None = setting(
+        None, "FILE[::key], [N, D], for the map; null: those in the cache, if any", path=True
+    )
 
 
 @dataclass(frozen=True)

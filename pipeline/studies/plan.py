@@ -100,7 +100,9 @@ class Planner:
         sets = self.study.sampling_sets
         words = [*run.words, word("generated", self.jobs[train].folder), *self.measured(), f"sets={sets}"]
         identity = [self.identity(run), *self.measured(), sets]
-        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], identity, self.distance_images(run.settings))
+        return self.add(
+            f"evaluate-{run.name}", "evaluate", words, [train], identity, self.distance_images(run.settings)
+        )
 
     def distance_images(self, settings: SharedSettings) -> float:
         """What the distance of one model costs, in training images."""

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from datamodules.images.images import ImageStore
+from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import number
 from pipeline.evaluation.metrics_table import score_of
@@ -19,9 +20,10 @@ from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import history_chart, loss_chart
 from pipeline.pictures.gallery import gallery_of
 from pipeline.pictures.table import Table
-from pipeline.running.embedding import device_of
+from pipeline.running.condition import Condition
+from pipeline.running.devices import device_of
+from pipeline.running.run_files import denoiser_file
 from pipeline.running.run_folder import SUMMARY_FILE, read_settings
-from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_of, source_of
 from pipeline.studies.analysis import spread
 from pipeline.studies.jobs import composed
 from pipeline.studies.page import Page
@@ -236,12 +238,12 @@ def pictures_of(train_folder: Path, name: str = "") -> tuple[dict[str, Image.Ima
     try:
         summary = read_any_summary(train_folder)
         words = [text for text in summary["arguments"] if not text.startswith(("-", "run_dir=", "overwrite="))]
-        cfg = composed("train", words, origin=str(train_folder / SUMMARY_FILE))
+        settings = composed("train", words, origin=str(train_folder / SUMMARY_FILE))
         denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
-        source = source_of(cfg)
-        labels = pseudo_labels_of(cfg, source) if denoiser.label_dim else None
-        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)
-        pictures = gallery_of(denoiser, Sampler(**plain(cfg.sampler)), store, labels)
+        source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
+        labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
+        store = ImageStore(source, dataset.resolution, dataset.channels, memory_gb=0)
+        pictures = gallery_of(denoiser, Sampler(settings.sampler), store, labels)
         return {f"{name}: {caption}" if name else caption: image for caption, image in pictures.items()}, []
     except UserError as error:
         return {}, [f"No gallery: {error}"]

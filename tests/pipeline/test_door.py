@@ -1,4 +1,4 @@
-"""What comes in at the door: words that are refused, what is imported for them, values that arrive as they were typed."""
+"""What comes in at the door: words that are refused, what is imported for them, values that arrive as typed."""
 
 import subprocess
 import sys
@@ -32,7 +32,21 @@ def test_a_setting_that_there_is_not_is_refused_with_a_plus_too(typed: str):
         compose("train", [f"+{typed}"])
 
 
-PATHS = ["a b", "a'b", 'a"b', "a\\", "/a/${b}", "\\${oc.env:HOME}", "a,b", "[1]", "{a:1}", "null", "1", "ä/日本", "a\tb"]
+PATHS = [
+    "a b",
+    "a'b",
+    'a"b',
+    "a\\",
+    "/a/${b}",
+    "\\${oc.env:HOME}",
+    "a,b",
+    "[1]",
+    "{a:1}",
+    "null",
+    "1",
+    "ä/日本",
+    "a\tb",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -42,7 +56,9 @@ def test_a_path_arrives_as_it_was_typed(path: str):
 
 def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
-    settings = compose("generate", ["ckpt=~/runs/a", "cache_dir=~/cache", "run_dir=~/b", "init_from=~/c", "assignments=~/d::e"])
+    settings = compose(
+        "generate", ["ckpt=~/runs/a", "cache_dir=~/cache", "run_dir=~/b", "init_from=~/c", "assignments=~/d::e"]
+    )
     paths = (settings.ckpt, settings.cache_dir, settings.run_dir, settings.init_from, settings.assignments)
     assert paths == ("/home/me/runs/a", "/home/me/cache", "/home/me/b", "/home/me/c", "/home/me/d::e")
 

@@ -237,7 +237,7 @@ def test_the_final_model_stands_in_every_table(workplace: Path) -> None:
     final = replace(short, name="temi-10-final", kimg=400.0, distances=[1.0, 1.2], folder="there")
     found = results(short, final=final, left_out=["labels: left out, there are none."], missing=["temi-80"])
     write_tables(Path(), found, [CHARTS["bars"](found)])
-    rows = list(csv.DictReader(Path("results.csv").open()))
+    rows = list(csv.DictReader(Path("results.csv").read_text().splitlines()))
     assert [(row["run"], row["distance"], row["std"]) for row in rows][1] == ("temi-10-final", "1.1", "0.141421")
     assert Path("distances.csv").read_text().count("temi-10-final") == 2
     page = study_page({**asdict(found), "command": "study", "arguments": [], "plots": ["bars"], "jobs": {}})
