@@ -187,7 +187,7 @@ def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> No
     assert cedm("evaluate", *settings, "run_dir=one").code == 0
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.evaluate", *settings, *two],
+        [sys.executable, "-m", "pipeline", "evaluate", *settings, *two],
         cwd=workplace,
         env={key: value for key, value in os.environ.items() if key != "CEDM_RUN_FOLDER"},
         capture_output=True,

@@ -201,7 +201,7 @@ def test_a_killed_study_leaves_no_job_behind_and_goes_on(workplace: Path) -> Non
     """SIGTERM while a training runs: exit code 143, no process works on, and the snapshot is there to go on from."""
     own = own_study(workplace, "  none: [conditioning=none]\n")
     words = [*SMALL, "study.duration_kimg=200", "evaluation.snapshot_every_kimg=1", "study.measure=[]", "run_dir=out"]
-    command = [sys.executable, "-m", "pipeline.commands.study", own, "study=mine", *words]
+    command = [sys.executable, "-m", "pipeline", "study", own, "study=mine", *words]
     process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     snapshots = "runs/digits/study-jobs/train-none-*/snapshots/*.ckpt"
     deadline = time.monotonic() + 120
