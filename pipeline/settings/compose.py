@@ -78,11 +78,11 @@ def fitted(cfg: DictConfig, schema: DictConfig, typed: Sequence[str]) -> DictCon
     """
     given = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     OmegaConf.set_struct(given, False)
-    for key in [key for key in given.clustering if key not in schema.clustering]:
+    for key in [key for key in given.clustering if key not in set(schema.clustering.keys())]:
         if f"clustering.{key}" not in typed:
             del given.clustering[key]
     if "study" in given:
-        own = [key for key in given.study if key not in schema.study]
+        own = [key for key in given.study if key not in set(schema.study.keys())]
         given.study.lists = {key: given.study.pop(key) for key in own}
     return given
 
@@ -98,6 +98,8 @@ def wrong_type(key: str, given: DictConfig, schema: DictConfig) -> str:
     """The message about a value of the wrong type, with what is expected and an example."""
     key = re.sub(r"\[\d+\]$", "", key)  # of a list, the whole
     value = OmegaConf.select(given, key)
+    if value is None:
+        return f"{key} must be given. Set {key}=VALUE."
     parent, _, leaf = key.rpartition(".")
     holder = OmegaConf.select(schema, parent) if parent else schema
     default = OmegaConf.select(holder, leaf, throw_on_missing=False) if isinstance(holder, DictConfig) else None

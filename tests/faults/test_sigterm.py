@@ -20,10 +20,10 @@ STOPPED_WITHIN_S = 30
 
 
 def check_stop(job: Job, goes_on: Job) -> None:
-    assert "Stopped. The same command goes on from run/snapshots/step-" in job.words()
+    assert "Stopped. Run the same command again to continue from run/snapshots/step-" in job.words()
     assert not (job.folder / "run/summary.json").exists()
     goes_on.succeed()
-    assert "Going on from run/snapshots/step-" in goes_on.words()
+    assert "Resuming from run/snapshots/step-" in goes_on.words()
 
 
 def test_sigterm_in_training(forks: Forks, finished: Any, trials: Trials, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_sigterm_to_typed_commands(forks: Forks, finished: Any, trials: Trials, 
         job.signal(signal.SIGTERM, whom)
         assert job.wait(STOPPED_WITHIN_S) == 143, job.words()
         assert newest_snapshot(folder / "run/snapshots") is not None
-        assert "Stopped. The same command goes on from run/snapshots/step-" in job.words()
+        assert "Stopped. Run the same command again to continue from run/snapshots/step-" in job.words()
         assert not list(folder.rglob("*.tmp"))
 
 

@@ -90,7 +90,7 @@ def test_a_run_continues_after_a_stop_and_refuses_other_settings(
             cedm("train", *settings)
     assert not (workplace / "run/summary.json").exists()
     result = cedm("train", *settings)
-    assert "Going on from run/snapshots/step-00000008.ckpt" in result.out
+    assert "Resuming from run/snapshots/step-00000008.ckpt" in result.out
     straight = cedm("train", *settings[:-1], "run_dir=straight")
     assert straight.code == 0
     assert weights(workplace / "run") == weights(workplace / "straight")
@@ -271,7 +271,7 @@ def test_a_stopped_run_is_no_finished_one(workplace: Path, signal_number: int, c
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "The same command goes on from run/snapshots/step-" in err
+    assert "Run the same command again to continue from run/snapshots/step-" in err
     assert not (workplace / "run/summary.json").exists()
 
 
