@@ -31,8 +31,9 @@ class Comparison:
     def cells(self) -> list[str]:
         """A line of a table."""
         model, rival = self.model.spread, self.rival.spread
-        p = "" if self.p is None else f"{self.p:.2g}" if self.p >= 1e-4 else "< 0.0001"
-        return [str(self.model), str(model), str(self.rival), str(rival), f"{model.mean - rival.mean:+.3g}", p]
+        p = "" if self.p is None else f"{self.p:.2g}" if self.p >= 1e-4 else "<0.0001"
+        difference = f"{model.mean - rival.mean:+.3g}"
+        return [str(self.model), str(self.rival), self.verdict, difference, p, str(model), str(rival)]
 
 
 def p_values(pairs: Sequence[tuple[Model, Model]]) -> list[float | None]:
@@ -90,9 +91,9 @@ def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | Non
     test = "a t-test in blocks, as set by set all models are sampled from the same seeds"
     if len({run.seed for run in results.runs}) > 1:
         test = "Welch's t-test between the means of the trainings"
-    header = ["model", results.metric, "compared with", results.metric, "difference", "p", "verdict"]
-    rows = [[*one.cells, one.verdict] for one in comparisons]
-    return Table(f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried.", header, rows)
+    header = ["model", "compared with", "verdict", "difference", "p", results.metric, f"{results.metric} compared with"]
+    caption = f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried."
+    return Table(caption, header, [one.cells for one in comparisons])
 
 
 def in_words(comparisons: Sequence[Comparison]) -> str:
