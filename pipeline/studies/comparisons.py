@@ -7,6 +7,7 @@ from pipeline.pictures.table import Table
 from pipeline.studies.analysis import Verdict, block_p_values, holm, p_value, verdict
 from pipeline.studies.results import Model, Results
 
+MOST_NAMED = 5  # rivals in a sentence
 WORDS: dict[Verdict, str] = {
     "better": "better than",
     "worse": "worse than",
@@ -97,9 +98,13 @@ def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | Non
 
 
 def in_words(comparisons: Sequence[Comparison]) -> str:
-    """`better than a and b; not significantly different from c`."""
-    rivals = {words: [str(one.rival) for one in comparisons if one.verdict == said] for said, words in WORDS.items()}
-    return "; ".join(f"{words} {enumerated(names)}" for words, names in rivals.items() if names)
+    """`better than a and b; not significantly different from c`; many rivals are counted."""
+    said = []
+    for judged, words in WORDS.items():
+        rivals = [str(one.rival) for one in comparisons if one.verdict == judged]
+        if rivals:
+            said.append(f"{words} {enumerated(rivals) if len(rivals) <= MOST_NAMED else f'{len(rivals)} others'}")
+    return "; ".join(said)
 
 
 def enumerated(texts: Sequence[str]) -> str:

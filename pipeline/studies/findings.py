@@ -77,7 +77,7 @@ def granularity(results: Results) -> Chart:
         how=error_bars(results),
         table=table_of(results, [*controls[1], *against_kmeans(results), *where[1]]),
         x_log=True,
-        shaded=None if bound is None else (bound.low, bound.high, f"bound: {bound}"),
+        shaded=bound.shaded("bound") if bound else None,
     )
 
 
@@ -227,11 +227,10 @@ def correlations(results: Results) -> Chart:
 def bars(results: Results) -> Chart:
     """The distance of every run, the best first, and the best model against every other."""
     ranked = sorted((run for run in results.runs if run.distances), key=lambda run: mean(run.distances))
-    series = []
-    for position, method in enumerate(dict.fromkeys(run.method for run in ranked)):
-        members = {run.name: spread(run.distances) for run in ranked if run.method == method}
-        means, errors = [found.mean for found in members.values()], [found.std for found in members.values()]
-        series.append(Series(name_of(method), list(members), means, errors, "bars", colour_of(method, position)))
+    methods, series = list(dict.fromkeys(run.method for run in ranked)), []
+    for run in ranked:
+        found, colour = spread(run.distances), colour_of(run.method, methods.index(run.method))
+        series.append(Series(name_of(run.method), [run.name], [found.mean], [found.std], "bars", colour))
     finding, comparisons = "No distance was measured.", []
     if results.models:
         best = lowest(results.models)
@@ -247,7 +246,6 @@ def bars(results: Results) -> Chart:
         finding=finding,
         how=error_bars(results, pooled=False),
         table=table_of(results, comparisons),
-        bar_names=[run.name for run in ranked],
     )
 
 

@@ -45,7 +45,7 @@ def test_what_a_browser_shows_of_axes_and_bars() -> None:
     assert {"1", "10,000"} <= set(figure.layout.yaxis.ticktext)
     assert figure.layout.xaxis.ticktext == ("1", "2")  # no room for 1.01
     names = [f"temi-{C}" for C in range(18)]
-    figure = plotly_figure(chart(series=[Series("TEMI", names, [1.0] * 18, style="bars")], bar_names=names))
+    figure = plotly_figure(chart(series=[Series("TEMI", names, [1.0] * 18, style="bars")]))
     assert (list(figure.data[0].y), figure.data[0].orientation, figure.layout.yaxis.dtick) == (names, "h", 1)
     assert figure.layout.height > 18 * 20
 
