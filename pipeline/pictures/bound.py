@@ -120,7 +120,7 @@ class BoundFindings:
         seeds, found = {m.seed for m in self.measurements}, self.range
         return Chart(
             name="bound",
-            title=f"{name}: how many clusters are worth having" if name else "How much of C is used",
+            title=f"{name}: how many clusters are worth having" if name else "Share of the clusters that are used",
             x_name="number of clusters C",
             y_name="utilization ratio (clusters used / C)",
             series=[*series, level],
