@@ -11,6 +11,7 @@ from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
+from pipeline.pictures.table import write_csv
 from pipeline.running.bound_grid import grid_of, measure_grid
 from pipeline.running.resources import resources_of
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
@@ -19,7 +20,6 @@ from pipeline.settings.schemas import BoundCommandSettings
 from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
-from storage.files import atomic_path
 
 # Of one clustering in a file of several, such as temi-dino_vitb16.beta0.6.clusters100 or ….clusters100.seed3
 KEY = re.compile(r"(?P<prefix>.*)beta(?P<beta>[\d.]*)\.clusters(?P<clusters>\d+)(?:[._-]?seed(?P<seed>\d+))?", re.ASCII)
@@ -53,7 +53,7 @@ def bound(settings: BoundCommandSettings) -> None:
         result = found.bound
         draw_png(found.chart(name), folder / "bound.png")
         show_in_tensorboard(folder, {"bound": folder / "bound.png"})
-        write_table(folder / "bound.csv", measurements)
+        write_csv(folder / "bound.csv", [{**asdict(m), "utilization_ratio": m.ratio} for m in measurements])
         summary = {
             "upper_bound": result.upper_bound,
             "coarse_end": result.coarse_end,
@@ -141,10 +141,3 @@ def measured(path: Path, key: str, match: re.Match[str]) -> Measurement:
             f"{num_clusters - 1}. Rename the key, or leave it out."
         )
     return Measurement(num_clusters, beta, seed, num_used=len(used))
-
-
-def write_table(path: Path, measurements: list[Measurement]) -> None:
-    """Every measurement as a line of CSV."""
-    lines = [f"{m.num_clusters},{m.beta},{m.seed},{m.num_used},{m.ratio:.6g}" for m in measurements]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(["num_clusters,beta,seed,num_used,utilization_ratio", *lines]) + "\n")

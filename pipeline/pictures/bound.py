@@ -28,6 +28,11 @@ class BoundRange:
         high = f"at least {self.high:g}" if self.is_open else f"{self.high:g}"
         return high if self.low == self.high else f"{self.low:g} to {high}"
 
+    def shaded(self, name: str) -> tuple[float, float, str]:
+        """For a chart; a single number is wide enough to be seen."""
+        wider = 1.02 if self.low == self.high else 1
+        return self.low / wider, self.high * wider, f"{name}: {self}"
+
     def place_of(self, C: int) -> str:
         return "below" if self.low > C else "above" if self.high < C and not self.is_open else "inside"
 
@@ -115,13 +120,13 @@ class BoundFindings:
         seeds, found = {m.seed for m in self.measurements}, self.range
         return Chart(
             name="bound",
-            title=f"{name}: how many clusters are worth having" if name else "How much of C is used",
+            title=f"{name}: how many clusters are worth having" if name else "Share of the clusters that are used",
             x_name="number of clusters C",
             y_name="utilization ratio (clusters used / C)",
             series=[*series, level],
             how="Error bars: standard deviation over the seeds." if len(seeds) > 1 else "One seed, so no error bars.",
             x_log=True,
-            shaded=None if found is None else (found.low, found.high, f"worth trying: {found}"),
+            shaded=found.shaded("worth trying") if found else None,
         )
 
 

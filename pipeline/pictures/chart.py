@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ class Series:
         x: numbers, or names for bars; ignored for a level.
         y: one value for each x; a level has a single one.
         error: half the height of the error bars; None: none.
-        style: line, curve (without marks for its points), dots, level (dashed, across the whole chart) or bars.
+        style: line, curve (without marks for its points), dots, level (dashed, across the whole chart) or bars, which
+            lie from top to bottom in the order of the series; `x_name` and `y_name` change places then.
         colour: hexadecimal.
         marks: a short text beside each point.
     """
@@ -74,7 +75,6 @@ class Chart:
         shaded: (low, high, text) of a range of x.
         x_log, y_log: logarithmic axes; that of x is marked at the points.
         from_zero: y starts at 0.
-        bar_names: the bars of all series from top to bottom; `x_name` and `y_name` change places then.
     """
 
     name: str
@@ -89,12 +89,22 @@ class Chart:
     y_log: bool = False
     from_zero: bool = True
     shaded: tuple[float, float, str] | None = None
-    bar_names: list[str] = field(default_factory=list)
 
     @property
     def has_data(self) -> bool:
         """Whether there is more to draw than axes: levels alone have no place on x."""
         return any(series.y for series in self.series if series.style != "level")
+
+    @property
+    def bar_names(self) -> list[str]:
+        """The bars of all series from top to bottom."""
+        return [str(x) for series in self.series if series.style == "bars" for x in series.x]
+
+    @property
+    def in_legend(self) -> list[bool]:
+        """Whether each series has a line of the legend: the first of each name."""
+        names = [series.name for series in self.series]
+        return [name not in names[:position] for position, name in enumerate(names)]
 
     @property
     def x_ticks(self) -> list[float]:
@@ -114,7 +124,7 @@ class Chart:
 
     @property
     def legend_lines(self) -> int:
-        return len({series.name for series in self.series}) + (self.shaded is not None)
+        return sum(self.in_legend) + (self.shaded is not None)
 
 
 def colour_of(method: str, position: int = 0) -> str:
@@ -145,21 +155,13 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
     return [f"{tick:,.10g}" for tick in ticks]
 
 
-def shaded_ends(chart: Chart) -> tuple[float, float, str]:
-    """The shaded range, wide enough to be seen where it is a single number."""
-    assert chart.shaded is not None
-    low, high, text = chart.shaded
-    return (low, high, text) if low < high else (low / 1.02, high * 1.02, text)
-
-
 def plotly_figure(chart: Chart) -> go.Figure:
     """The chart for a browser."""
     figure, entries = go.Figure(), chart.legend_lines
-    names = [series.name for series in chart.series]
-    for position, series in enumerate(chart.series):
-        add_to_plotly(figure, series, in_legend=entries > 1 and series.name not in names[:position])
+    for series, in_legend in zip(chart.series, chart.in_legend, strict=True):
+        add_to_plotly(figure, series, in_legend and entries > 1)
     if chart.shaded is not None:
-        low, high, text = shaded_ends(chart)  # its text stands in the legend, where it can't cover lines and points
+        low, high, text = chart.shaded  # its text stands in the legend, where it can't cover lines and points
         shade = {"fillcolor": BLUE, "opacity": 0.12, "line_width": 0, "layer": "below"}
         figure.add_vrect(x0=low, x1=high, name=text, showlegend=True, **shade)
     below = 24 * -(-entries // 3)  # the legend's lines
@@ -235,20 +237,21 @@ def draw_png(chart: Chart, path: Path) -> None:
         axes = figure.add_subplot()
         axes.set_title(chart.title)
         if chart.has_data:
-            for series in chart.series:
-                draw_series(axes, series, chart)
+            for series, in_legend in zip(chart.series, chart.in_legend, strict=True):
+                draw_series(axes, series, label=series.name if in_legend else None)
             draw_axes(axes, chart)
         else:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "no data", ha="center", va="center", color="#888888", transform=axes.transAxes)
 
 
-def draw_series(axes: Axes, series: Series, chart: Chart) -> None:
+def draw_series(axes: Axes, series: Series, label: str | None) -> None:
     if series.style == "level":
-        axes.axhline(series.y[0], color=series.colour, linestyle="--", linewidth=1.5, label=series.name)
+        axes.axhline(series.y[0], color=series.colour, linestyle="--", linewidth=1.5, label=label)
     elif series.style == "bars":
-        places = [chart.bar_names.index(str(x)) for x in series.x]
-        axes.barh(places, series.y, 0.7, xerr=series.errors, color=series.colour, label=series.name, capsize=3)
+        axes.barh(
+            list(map(str, series.x)), series.y, 0.7, xerr=series.errors, color=series.colour, label=label, capsize=3
+        )
     else:
         axes.errorbar(
             [float(x) for x in series.x],
@@ -259,7 +262,7 @@ def draw_series(axes: Axes, series: Series, chart: Chart) -> None:
             linewidth=1.5,
             capsize=3,
             color=series.colour,
-            label=series.name,
+            label=label,
         )
     for x, y, mark in zip(series.x, series.y, series.marks or (), strict=series.marks is not None):
         beside: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -269,14 +272,13 @@ def draw_series(axes: Axes, series: Series, chart: Chart) -> None:
 def draw_axes(axes: Axes, chart: Chart) -> None:
     """Everything around the series: the shaded range, marks, names and the legend."""
     if chart.shaded is not None:
-        low, high, text = shaded_ends(chart)
+        low, high, text = chart.shaded
         axes.axvspan(low, high, color=BLUE, alpha=0.12, linewidth=0, label=text)
     if chart.x_log:
         axes.set_xscale("log")
         axes.set_xticks(chart.x_ticks, tick_texts(chart.x_ticks))
         axes.xaxis.set_minor_locator(NullLocator())
     if chart.bar_names:
-        axes.set_yticks(range(len(chart.bar_names)), chart.bar_names)
         axes.invert_yaxis()
     elif chart.y_log:
         axes.set_yscale("log")

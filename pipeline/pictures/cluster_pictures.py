@@ -1,8 +1,8 @@
 """What a person sees of a clustering: gallery, sizes and purity, map; as files and in TensorBoard."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from metrics.clustering import cluster_purity
 from pipeline.pictures.chart import PALETTE, png_figure
+from pipeline.pictures.table import write_csv
 from storage.files import atomic_path
 
 LARGEST_THUMBNAIL = 64  # pixels
@@ -97,19 +98,14 @@ def gallery_notes(
 def write_table(path: Path, labels: PseudoLabels, purity: Tensor | None, classes: Sequence[str] | None) -> None:
     """A line of CSV per cluster: its images, their mean confidence where there is one, purity and class with labels."""
     sums = torch.zeros(labels.num_clusters, dtype=torch.float64)
-    sums.index_add_(0, labels.cluster_ids, labels.confidence.double())
-    columns: dict[str, Sequence[object]] = {
-        "cluster": range(labels.num_clusters),
-        "images": labels.counts.tolist(),
-    }
+    means = sums.index_add_(0, labels.cluster_ids, labels.confidence.double()) / labels.counts
+    columns: dict[str, Sequence[Any]] = {"cluster": range(labels.num_clusters), "images": labels.counts.tolist()}
     if labels.has_confidence:
-        columns["mean_confidence"] = [f"{mean:.6g}" for mean in (sums / labels.counts).tolist()]
+        columns["mean_confidence"] = means.tolist()
     if purity is not None and classes is not None:
-        columns |= {"purity": [f"{share:.6g}" for share in purity.tolist()], "largest_class": classes}
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(row for row in zip(*columns.values(), strict=True) if row[1])  # used clusters
+        columns |= {"purity": purity.tolist(), "largest_class": classes}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    write_csv(path, [row for row in rows if row["images"]])  # used clusters
 
 
 def draw_clusters(path: Path, counts: Tensor, purity: Tensor | None, title: str) -> None:

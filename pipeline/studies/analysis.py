@@ -104,10 +104,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
     def __str__(self) -> str:
         return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
@@ -124,7 +120,7 @@ class Correlation:
     @property
     def is_shown(self) -> bool:
         """Whether the ranks go together: resampled pairs alone are overconfident where they are few."""
-        return self.spearman.excludes_zero and self.p_value < 1 - LEVEL
+        return self.spearman.low * self.spearman.high > 0 and self.p_value < 1 - LEVEL
 
 
 def correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation | None:

@@ -3,8 +3,8 @@
 Verdicts and findings are computed, so that what doesn't hold in the numbers isn't said.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import mean
 from typing import Any
@@ -14,122 +14,24 @@ from pipeline.pictures.chart import Chart, Series, colour_of, name_of
 from pipeline.pictures.table import Table
 from pipeline.studies.analysis import (
     Correlation,
-    Verdict,
-    block_p_values,
     correlation,
-    holm,
     images_saved,
     images_to_reach,
     p_value,
     spread,
     verdict,
 )
+from pipeline.studies.comparisons import Comparison, compare, compare_best, enumerated, in_words, lowest, table_of
 from pipeline.studies.results import WITHOUT_C, Model, Results
 
-PREDICTORS = {
+PREDICTORS = {  # of the distance, and what their axis says
     "nmi": "NMI (%)",
     "accuracy": "accuracy (%)",
     "ari": "ARI (%)",
     "ami": "AMI (%)",
     "utilization_ratio": "utilization ratio",
 }
-WORDS: dict[Verdict, str] = {
-    "better": "better than",
-    "worse": "worse than",
-    "not significantly different": "not significantly different from",
-    "not tested": "not tested (a single value) against",
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Whether a model is better than a rival; `p` is corrected for the number of comparisons, None: not tested."""
-
-    model: Model
-    rival: Model
-    p: float | None
-
-    @property
-    def verdict(self) -> Verdict:
-        return verdict(self.model.values, self.rival.values, self.p)
-
-    @property
-    def cells(self) -> list[str]:
-        """A line of a table."""
-        model, rival = self.model.spread, self.rival.spread
-        p = "" if self.p is None else f"{self.p:.2g}"
-        return [str(self.model), str(model), str(self.rival), str(rival), f"{model.mean - rival.mean:+.3g}", p]
-
-
-def p_values(pairs: Sequence[tuple[Model, Model]]) -> list[float | None]:
-    """The p-values of the differences between the two of each pair; None where there are too few values for a test.
-
-    Where all models were trained once and measured on as many sets, they tell together how much sets differ by chance.
-    Of two models that were trained once, set i of the one is sampled from the same seeds as set i of the other.
-    """
-    sides: list[Model] = []
-    for side in (side for pair in pairs for side in pair):
-        if side not in sides:
-            sides.append(side)
-    sets = {len(side.values) for side in sides}
-    if all(len(side.runs) == 1 and min(side.values) > 0 for side in sides) and len(sets) == 1 and min(sets) > 1:
-        rows = [(sides.index(model), sides.index(rival)) for model, rival in pairs]
-        return list(block_p_values([side.values for side in sides], rows))
-    found: list[float | None] = []
-    for model, rival in pairs:
-        single = [len(side.runs) == 1 for side in (model, rival)]
-        if any(single) and not all(single):
-            found.append(None)  # trainings on one side, sets of one training on the other
-        else:
-            paired = all(single) and len(model.values) == len(rival.values)
-            found.append(p_value(model.values, rival.values, paired))
-    return found
-
-
-def compare(pairs: Sequence[tuple[Model, Model]]) -> list[Comparison]:
-    """Whether the first of each pair is better than the second, with Holm's correction over all pairs."""
-    found = p_values(pairs)
-    corrected = holm([1.0 if p is None else p for p in found])
-    return [
-        Comparison(model, rival, None if p is None else of_all)
-        for (model, rival), p, of_all in zip(pairs, found, corrected, strict=True)
-    ]
-
-
-def compare_best(best: Model, rivals: Sequence[Model], tried: Sequence[Model]) -> list[Comparison]:
-    """Whether the best of all that were tried is better than each rival.
-
-    Of many, one looks good by chance; so it is judged as one of the comparisons of all with that rival.
-    """
-    found = [one for rival in rivals for one in compare([(model, rival) for model in tried if model != rival])]
-    return [comparison for comparison in found if comparison.model == best]
-
-
-def lowest(models: Sequence[Model]) -> Model:
-    return min(models, key=lambda model: model.spread.mean)
-
-
-def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
-    """A line for each comparison; None without any."""
-    if not comparisons:
-        return None
-    test = "a t-test in blocks, as set by set all models are sampled from the same seeds"
-    if len({run.seed for run in results.runs}) > 1:
-        test = "Welch's t-test between the means of the trainings"
-    header = ["model", results.metric, "compared with", results.metric, "difference", "p", "verdict"]
-    rows = [[*one.cells, one.verdict] for one in comparisons]
-    return Table(f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried.", header, rows)
-
-
-def in_words(comparisons: Sequence[Comparison]) -> str:
-    """`better than a and b; not significantly different from c`."""
-    rivals = {words: [str(one.rival) for one in comparisons if one.verdict == said] for said, words in WORDS.items()}
-    return "; ".join(f"{words} {enumerated(names)}" for words, names in rivals.items() if names)
-
-
-def enumerated(texts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
+SPOKEN = {"C": "C", **{name: text.removesuffix(" (%)") for name, text in PREDICTORS.items()}}
 
 
 def distance_chart(results: Results, name: str, title: str, x_name: str, series: list[Series], **more: Any) -> Chart:
@@ -140,12 +42,11 @@ def error_bars(results: Results, pooled: bool = True) -> str:
     """What the error bars mean; `pooled`: trainings from several seeds make one point."""
     seeds = len({run.seed for run in results.runs}) if pooled else 1
     sets = max((len(run.distances) for run in results.runs), default=0)
-    over_sets = f"{sets} {'set' if sets == 1 else 'sets'} of sampling seeds"
     if seeds > 1:
-        return f"Error bars: standard deviation over {seeds} trainings, each the mean of {over_sets}."
+        return f"Error bars: standard deviation over {seeds} trainings, each the mean of {sets} sets of sampling seeds."
     if sets < 2:
         return "One set of sampling seeds and one training for each, so there are no error bars."
-    return f"Error bars: standard deviation over {over_sets}; one training for each."
+    return f"Error bars: standard deviation over {sets} sets of sampling seeds; one training for each."
 
 
 def granularity(results: Results) -> Chart:
@@ -176,7 +77,7 @@ def granularity(results: Results) -> Chart:
         how=error_bars(results),
         table=table_of(results, [*controls[1], *against_kmeans(results), *where[1]]),
         x_log=True,
-        shaded=None if bound is None else (bound.low, bound.high, f"bound: {bound}"),
+        shaded=bound.shaded("bound") if bound else None,
     )
 
 
@@ -241,8 +142,8 @@ def efficiency(results: Results) -> Chart:
         best = [max((r for r in rivals if r.group == group), key=lambda r: saved[r.name].high) for group in groups]
         times = ", ".join(f"{name_of(run.group)} {saved[run.name]} ({run.name})" for run in best)
         if best:
-            lowest_there = f"its lowest {results.metric}, {target:.3g}, after {reached[base.name]} kimg"
-            said.append(f"{base.name} reaches {lowest_there}. Times fewer images for the same: {times}.")
+            there = f"{results.metric} is {target:.3g}, after {reached[base.name]} kimg"
+            said.append(f"Without condition ({base.name}) the lowest {there}. Times fewer images for it: {times}.")
     header = ["model", f"{results.metric} to reach", "after kimg", "times fewer images"]
     return distance_chart(
         results,
@@ -270,10 +171,6 @@ def correlation_table(results: Results) -> dict[str, Correlation]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def spoken(score: str) -> str:
-    return PREDICTORS.get(score, score).removesuffix(" (%)")
-
-
 def scatter(results: Results, score: str) -> Chart:
     """A clustering score against the distance, a dot for each clustering, marked with its C."""
     runs = [run for run in results.runs if run.is_clustering and run.distances and score in run.scores]
@@ -283,7 +180,7 @@ def scatter(results: Results, score: str) -> Chart:
         xs, ys = [run.scores[score] for run in members], [mean(run.distances) for run in members]
         marks = [str(run.num_clusters) for run in members]
         series.append(Series(name_of(group), xs, ys, None, "dots", colour_of(group, position), marks))
-    name, found = spoken(score), correlation_table(results).get(score)
+    name, found = SPOKEN[score], correlation_table(results).get(score)
     return distance_chart(
         results,
         f"correlation_{score}",
@@ -302,17 +199,16 @@ def correlations(results: Results) -> Chart:
     """NMI against the distance, and which of all scores go with it."""
     found = correlation_table(results)
     shown = {
-        sign: [spoken(name) for name, one in found.items() if one.is_shown and sign * one.spearman.value > 0]
+        sign: [SPOKEN[name] for name, one in found.items() if one.is_shown and sign * one.spearman.value > 0]
         for sign in (-1, 1)
     }
     said = [f"the higher {enumerated(shown[-1])}, the lower {results.metric}"] if shown[-1] else []
     said += [f"the higher {enumerated(shown[1])}, the higher {results.metric}"] if shown[1] else []
-    rest = [spoken(name) for name, one in found.items() if not one.is_shown]
+    rest = [SPOKEN[name] for name, one in found.items() if not one.is_shown]
     said += [f"not shown to go with {results.metric}: {enumerated(rest)}"] if rest else []
     n = max((one.n for one in found.values()), default=0)
-    few = " With four, no order would show anything." if n == 4 else ""  # the rarest 2 of 24 come about in 8 % of cases
     rows = [
-        [spoken(name), str(one.n), str(one.pearson), str(one.spearman), f"{one.p_value:.2g}"]
+        [SPOKEN[name], str(one.n), str(one.pearson), str(one.spearman), f"{one.p_value:.2g}"]
         for name, one in found.items()
     ]
     header = ["score", "clusterings", "Pearson's r [95 %]", "Spearman's ρ [95 %]", "p of ρ"]
@@ -321,7 +217,7 @@ def correlations(results: Results) -> Chart:
         scatter(results, "nmi"),
         name="correlation",
         title="Does a better clustering make better images?",
-        finding=f"Over {n} clusterings, by rank correlation: {'; '.join(said)}.{few}"
+        finding=f"Over {n} clusterings, by rank correlation: {'; '.join(said)}."
         if found
         else "No answer: fewer than four clusterings with a distance, or they are all alike.",
         table=Table(caption, header, rows) if found else None,
@@ -331,11 +227,10 @@ def correlations(results: Results) -> Chart:
 def bars(results: Results) -> Chart:
     """The distance of every run, the best first, and the best model against every other."""
     ranked = sorted((run for run in results.runs if run.distances), key=lambda run: mean(run.distances))
-    series = []
-    for position, method in enumerate(dict.fromkeys(run.method for run in ranked)):
-        members = {run.name: spread(run.distances) for run in ranked if run.method == method}
-        means, errors = [found.mean for found in members.values()], [found.std for found in members.values()]
-        series.append(Series(name_of(method), list(members), means, errors, "bars", colour_of(method, position)))
+    methods, series = list(dict.fromkeys(run.method for run in ranked)), []
+    for run in ranked:
+        found, colour = spread(run.distances), colour_of(run.method, methods.index(run.method))
+        series.append(Series(name_of(run.method), [run.name], [found.mean], [found.std], "bars", colour))
     finding, comparisons = "No distance was measured.", []
     if results.models:
         best = lowest(results.models)
@@ -351,7 +246,6 @@ def bars(results: Results) -> Chart:
         finding=finding,
         how=error_bars(results, pooled=False),
         table=table_of(results, comparisons),
-        bar_names=[run.name for run in ranked],
     )
 
 

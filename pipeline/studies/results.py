@@ -119,7 +119,7 @@ class Model:
 
     def __str__(self) -> str:
         """`TEMI with C = 40`, or `no condition`."""
-        name = name_of(self.runs[0].variant)
+        name = name_of(self.variant)
         return name if self.num_clusters is None else f"{name} with C = {self.num_clusters}"
 
 

@@ -124,7 +124,9 @@ def train_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
 def cluster_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """How many clusters are used, and the loss of TEMI's heads where they were trained here."""
     loss = loss_chart({folder.name: (folder, "temi")}, "TEMI loss", "optimizer steps")
-    said = [f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used."] if "nmi" in summary else []
+    said = (
+        [f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used."] if "num_used" in summary else []
+    )
     said += [f"Compared with the labels, their NMI is {summary['nmi']:.1f} %."] if "nmi" in summary else []
     return replace(page, answer=said, curves=[loss] if loss else [])
 

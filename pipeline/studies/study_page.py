@@ -1,9 +1,7 @@
 """The page and the files of a study: everything that it found."""
 
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,11 +9,11 @@ from typing import Any
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import Chart, draw_png
 from pipeline.pictures.curves import loss_chart
-from pipeline.pictures.table import Table
+from pipeline.pictures.table import Table, write_csv
 from pipeline.studies.analysis import spread
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import FINAL
-from pipeline.studies.page import Page, write_text
+from pipeline.studies.page import Page
 from pipeline.studies.results import SCORES, Result, Results
 from pipeline.studies.run_page import pictures_of, typed
 
@@ -109,13 +107,3 @@ def measurements_of(run: Result) -> list[dict[str, Any]]:
     final = [(run.kimg, "final model", number, distance) for number, distance in enumerate(run.distances)]
     names = ("run", "kimg", "measured", "set", "distance")
     return [dict(zip(names, (run.name, *one), strict=True)) for one in (*along, *final)]
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """CSV with a header; an empty file without rows."""
-    text = StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    write_text(path, text.getvalue())

@@ -27,12 +27,15 @@ def tensorboard_images(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("method", ["kmeans", "labels", "random"])
 def test_every_method_shows_its_clusters(cedm: Cedm, workplace: Path, method: str) -> None:
-    assert cedm("embed", "clustering=kmeans").code == 0
+    """With a map where there are embeddings."""
+    if method == "kmeans":
+        assert cedm("embed", "clustering=kmeans").code == 0
     result = cedm("cluster", f"clustering={method}", "clustering.num_clusters=15", "map_images=60", "run_dir=run")
     assert result.code == 0, result.err
-    for name in PICTURES:
-        assert min(Image.open(workplace / "run" / name).size) > 300
-    assert tensorboard_images(workplace / "run") == {"clusters/gallery", "clusters/clusters", "clusters/map"}
+    shown = PICTURES if method == "kmeans" else PICTURES[:2]
+    assert [name for name in PICTURES if (workplace / "run" / name).is_file()] == list(shown)
+    assert all(min(Image.open(workplace / "run" / name).size) > 300 for name in shown)
+    assert tensorboard_images(workplace / "run") == {f"clusters/{Path(name).stem}" for name in shown}
     rows = list(csv.DictReader((workplace / "run/clusters.csv").open()))
     assert len(rows) == (10 if method == "labels" else 15)
     assert sum(int(row["images"]) for row in rows) == 1797
@@ -42,14 +45,8 @@ def test_every_method_shows_its_clusters(cedm: Cedm, workplace: Path, method: st
     assert low <= overall <= high
 
 
-def test_without_embeddings_there_is_no_map(cedm: Cedm, workplace: Path) -> None:
-    assert cedm("cluster", "clustering=random", "clustering.num_clusters=15", "run_dir=run").code == 0
-    assert (workplace / "run/gallery.png").is_file()
-    assert not (workplace / "run/map.png").exists()
-
-
-def test_an_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> None:
-    """Every clustering of it, with a map from embeddings of a file."""
+def test_every_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> None:
+    """With a map from embeddings of a file."""
     digits = load_digits()
     ids = torch.from_numpy(digits.target)
     save_file({"a.clusters10": ids, "b.clusters30": 3 * ids}, workplace / "ids.safetensors")
@@ -59,9 +56,6 @@ def test_an_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> None:
     assert result.code == 0, result.err
     for part in ("a.clusters10", "b.clusters30"):
         assert all((workplace / "run" / part / name).is_file() for name in PICTURES)
-    other = cedm("score", "assignments=ids.safetensors", "dataset.max_images=100", "run_dir=part")
-    assert other.code == 0
-    assert (workplace / "part/a.clusters10/gallery.png").is_file()
     np.save("others.npy", np.arange(50))
     assert "no pictures" in cedm("score", "assignments=others.npy", "run_dir=others").out
     refused = cedm("score", "assignments=ids.safetensors", "embeddings=others.npy", "run_dir=refused")

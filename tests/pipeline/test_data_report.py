@@ -1,11 +1,8 @@
 """`cedm embed` says what it understood of any images, as docs/data.md promises; and stops in plain words."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -128,50 +125,19 @@ def test_small_and_nearly_black_images_are_mentioned(cedm: Cedm, workplace: Path
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["dataset=npy", "dataset.path=FLOATS.npy"], ["FLOATS.npy", "float32", "dataset.value_range=[0,1]"]),
-        (
-            ["dataset=npy", "dataset.path=FLOATS.npy", "dataset.value_range=[0,0.5]"],
-            ["'train/00000'", "outside of 0 to"],
-        ),
-        (["dataset=npy", "dataset.path=FLOATS.npy", "dataset.value_range=[1,0]"], ["[LOW,HIGH]"]),
-        (["dataset=npy", "dataset.path=BANDS.npy"], ["5 channels", "dataset.channels=5", "backbone=pixels"]),
-        (["dataset=npy", "dataset.path=FIRST.npy"], ["[N, C, H, W]", "transpose(0, 2, 3, 1)"]),
-        (["dataset=npy", "dataset.path=OBJECTS.npy"], ["OBJECTS.npy", "plain array"]),
-        (["dataset=npy", "dataset.path=NAN.npy", "dataset.value_range=[0,1]"], ["'train/00003'", "NaN"]),
-        (["dataset=npy", "dataset.path=FILE.npz", "dataset.image_key=pixels"], ["'pixels'", "images, labels"]),
-        (["dataset=npy", "dataset.path=gone.npy"], ["gone.npy", "no such file"]),
-        (["dataset=npy", "dataset.path=FILE.npy", "dataset.labels=folders"], ["folders and ZIPs"]),
-        (["dataset=folder", "dataset.path=FILE.zip"], ["FILE.zip", "dataset=zip"]),
-        (["dataset=folder", "dataset.path='caf\udce9'"], ["caf\\xe9", "no UTF-8 text"]),
-        (["dataset=folder", "dataset.path=FOLDER", "dataset.channels=5"], ["dataset.channels=5", "dataset=npy"]),
-        (["dataset=folder", "dataset.path=FOLDER", "dataset.on_bad_file=ignore"], ["dataset.on_bad_file=skip"]),
-        (["dataset=folder", "dataset.path=FOLDER", "dataset.labels=gone.csv"], ["gone.csv", "dataset.labels=folders"]),
-        (["dataset=folder", "dataset.path=FOLDER/cat", "dataset.labels=folders"], ["'1.png'", "no class folder"]),
-        (["dataset=folder", "dataset.path=FOLDER/cat", "dataset.labels=FILE.csv"], ["8 of 8 images have no label"]),
-        (["dataset=hf", "dataset.path=nowhere/at-all"], ["nowhere/at-all", "save_to_disk"]),
+        (["dataset=npy", "dataset.path=FLOATS.npy"], "dataset.value_range=[0,1]"),
+        (["dataset=npy", "dataset.path=BANDS.npy"], "dataset.channels=5"),
+        (["dataset=npy", "dataset.path=gone.npy"], "gone.npy"),
+        (["dataset=folder", "dataset.path=FILE.zip"], "dataset=zip"),
+        (["dataset=folder", "dataset.path='caf\udce9'"], "caf\\xe9"),
+        (["dataset=folder", "dataset.path=FOLDER/cat", "dataset.labels=FILE.csv"], "8 of 8 images have no label"),
     ],
 )
-def test_mistakes_with_data(
-    cedm: Cedm, images: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], expected: list[str]
-) -> None:
-    np.save("FIRST.npy", pictures().transpose(0, 3, 1, 2))
-    np.save("OBJECTS.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
-    broken = (pictures() / 255).astype(np.float32)
-    broken[3, 0, 0, 0] = np.nan
-    np.save("NAN.npy", broken)
-    if "dataset=hf" in settings:
-        pytest.importorskip("datasets")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+def test_mistakes_with_data(cedm: Cedm, images: Path, settings: list[str], expected: str) -> None:
     result = cedm("embed", *settings, *SMALL)
-    assert result.code == 2, result.out
-    assert result.err.startswith("error: ")
-    assert "Traceback" not in result.err
-    for words in expected:
-        assert words in result.err
+    assert (result.code, expected in result.err, "Traceback" in result.err) == (2, True, False), result.err
     assert not Path("runs").exists()
-    assert not list(Path().glob("**/*.tmp*"))
-    assert not list(Path("cache").rglob("*.safetensors"))
+    assert not [*Path().glob("**/*.tmp*"), *Path("cache").rglob("*.safetensors")]
 
 
 @pytest.mark.slow
@@ -197,23 +163,3 @@ def test_five_channels_go_through_all_stages(cedm: Cedm, images: Path) -> None:
     assert (made.shape, made.dtype) == ((6, 8, 8, 5), np.uint8)
     again = cedm("embed", "dataset=npy", "dataset.path=generated/images.npy", "dataset.channels=5", *SMALL)
     assert again.code == 0, again.err
-
-
-@pytest.mark.slow
-def test_a_mistake_as_a_process_of_its_own(images: Path) -> None:
-    """Exit code, streams and folders as a shell sees them; the current folder keeps what it had."""
-    (images / "cat/1.png").write_bytes((images / "cat/1.png").read_bytes()[:200])
-    before = sorted(Path().rglob("*"))
-    typed = ["dataset=folder", "dataset.path=FOLDER", *SMALL]
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline", "embed", *typed],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert "error: folder: 'cat/1.png' cannot be used: truncated or damaged" in result.stderr
-    assert "Traceback" not in result.stderr
-    kept = [path for path in Path().rglob("*") if path not in before and "cache" not in path.parts]
-    assert kept == []

@@ -39,15 +39,13 @@ def test_marks_of_a_logarithmic_axis(low: float, high: float, expected: list[flo
     assert len(log_ticks(low, high)) <= 12
 
 
-def test_a_logarithmic_axis_says_its_numbers_in_full() -> None:
-    """plotly's own marks say 5 for 0.5."""
-    figure = plotly_figure(chart(series=[Series("a", [1, 2], [0.3, 12000.0])], y_log=True))
+def test_what_a_browser_shows_of_axes_and_bars() -> None:
+    """plotly's own marks say 5 for 0.5; each bar has its name on a line of its own."""
+    figure = plotly_figure(chart(series=[Series("a", [1, 1.01, 2], [0.3, 1, 12000.0])], y_log=True, x_log=True))
     assert {"1", "10,000"} <= set(figure.layout.yaxis.ticktext)
-
-
-def test_bars_lie_with_a_name_on_each_line() -> None:
+    assert figure.layout.xaxis.ticktext == ("1", "2")  # no room for 1.01
     names = [f"temi-{C}" for C in range(18)]
-    figure = plotly_figure(chart(series=[Series("TEMI", names, [1.0] * 18, style="bars")], bar_names=names))
+    figure = plotly_figure(chart(series=[Series("TEMI", names, [1.0] * 18, style="bars")]))
     assert (list(figure.data[0].y), figure.data[0].orientation, figure.layout.yaxis.dtick) == (names, "h", 1)
     assert figure.layout.height > 18 * 20
 

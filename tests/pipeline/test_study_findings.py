@@ -31,7 +31,7 @@ def results(*runs: Result, **more: Any) -> Results:
 
 def verdicts(chart: Chart) -> dict[tuple[str, str], str]:
     """(model, rival) → verdict, of a chart's table."""
-    return {(row[0], row[2]): row[-1] for row in chart.table.rows} if chart.table else {}
+    return {(row[0], row[1]): row[2] for row in chart.table.rows} if chart.table else {}
 
 
 def bound(upper: int, coarse: int, *grid: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_the_best_clustering_against_controls_and_its_c_against_the_bound() -> N
     expected = {"no condition": BETTER, "labels": SAME, "random groups with C = 10": BETTER}
     assert verdicts(chart) == {(BEST, rival): judged for rival, judged in expected.items()}
     assert chart.table is not None
-    assert chart.table.rows[0][:5] == [BEST, "2.00 ± 0.10", "no condition", "6.03 ± 0.15", "-4.03"]
+    assert chart.table.rows[0][3:] == ["-4.03", "<0.0001", "2.00 ± 0.10", "6.03 ± 0.15"]
     assert all(part in chart.finding for part in (f"{BEST}: fd_pixels 2.00 ± 0.10", "inside", "8 to 40"))
     assert chart.shaded == (8.0, 40.0, "bound: 8 to 40")
     worse = CHARTS["granularity"](results(result("none", None, [1.0, 1.1, 0.9]), *CLUSTERS))
@@ -138,7 +138,7 @@ def test_sets_of_one_training_are_not_trainings() -> None:
     chart = CHARTS["granularity"](results(*trained("none", None, [3.0, 2.0]), *trained("temi", 10, [1.9, 2.4])))
     assert verdicts(chart) == {(BEST, "no condition"): SAME}
     assert chart.table is not None
-    assert chart.table.rows[0][3] == "2.50 ± 0.71"
+    assert chart.table.rows[0][-1] == "2.50 ± 0.71"
     assert "Welch" in chart.table.caption
     uneven = CHARTS["granularity"](results(NONE, *trained("temi", 10, [1.0, 1.1])))
     assert verdicts(uneven) == {(BEST, "no condition"): UNTESTED}

@@ -1,0 +1,112 @@
+"""Which of two models is better: tests, verdicts, their table and their words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.pictures.table import Table
+from pipeline.studies.analysis import Verdict, block_p_values, holm, p_value, verdict
+from pipeline.studies.results import Model, Results
+
+MOST_NAMED = 5  # rivals in a sentence
+WORDS: dict[Verdict, str] = {
+    "better": "better than",
+    "worse": "worse than",
+    "not significantly different": "not significantly different from",
+    "not tested": "not tested (a single value) against",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether a model is better than a rival; `p` is corrected for the number of comparisons, None: not tested."""
+
+    model: Model
+    rival: Model
+    p: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.model.values, self.rival.values, self.p)
+
+    @property
+    def cells(self) -> list[str]:
+        """A line of a table."""
+        model, rival = self.model.spread, self.rival.spread
+        p = "" if self.p is None else f"{self.p:.2g}" if self.p >= 1e-4 else "<0.0001"
+        difference = f"{model.mean - rival.mean:+.3g}"
+        return [str(self.model), str(self.rival), self.verdict, difference, p, str(model), str(rival)]
+
+
+def p_values(pairs: Sequence[tuple[Model, Model]]) -> list[float | None]:
+    """The p-values of the differences between the two of each pair; None where there are too few values for a test.
+
+    Where all models were trained once and measured on as many sets, they tell together how much sets differ by chance.
+    Of two models that were trained once, set i of the one is sampled from the same seeds as set i of the other.
+    """
+    sides: list[Model] = []
+    for side in (side for pair in pairs for side in pair):
+        if side not in sides:
+            sides.append(side)
+    sets = {len(side.values) for side in sides}
+    if all(len(side.runs) == 1 and min(side.values) > 0 for side in sides) and len(sets) == 1 and min(sets) > 1:
+        rows = [(sides.index(model), sides.index(rival)) for model, rival in pairs]
+        return list(block_p_values([side.values for side in sides], rows))
+    found: list[float | None] = []
+    for model, rival in pairs:
+        single = [len(side.runs) == 1 for side in (model, rival)]
+        if any(single) and not all(single):
+            found.append(None)  # trainings on one side, sets of one training on the other
+        else:
+            paired = all(single) and len(model.values) == len(rival.values)
+            found.append(p_value(model.values, rival.values, paired))
+    return found
+
+
+def compare(pairs: Sequence[tuple[Model, Model]]) -> list[Comparison]:
+    """Whether the first of each pair is better than the second, with Holm's correction over all pairs."""
+    found = p_values(pairs)
+    corrected = holm([1.0 if p is None else p for p in found])
+    return [
+        Comparison(model, rival, None if p is None else of_all)
+        for (model, rival), p, of_all in zip(pairs, found, corrected, strict=True)
+    ]
+
+
+def compare_best(best: Model, rivals: Sequence[Model], tried: Sequence[Model]) -> list[Comparison]:
+    """Whether the best of all that were tried is better than each rival.
+
+    Of many, one looks good by chance; so it is judged as one of the comparisons of all with that rival.
+    """
+    found = [one for rival in rivals for one in compare([(model, rival) for model in tried if model != rival])]
+    return [comparison for comparison in found if comparison.model == best]
+
+
+def lowest(models: Sequence[Model]) -> Model:
+    return min(models, key=lambda model: model.spread.mean)
+
+
+def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
+    """A line for each comparison; None without any."""
+    if not comparisons:
+        return None
+    test = "a t-test in blocks, as set by set all models are sampled from the same seeds"
+    if len({run.seed for run in results.runs}) > 1:
+        test = "Welch's t-test between the means of the trainings"
+    header = ["model", "compared with", "verdict", "difference", "p", results.metric, f"{results.metric} compared with"]
+    caption = f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried."
+    return Table(caption, header, [one.cells for one in comparisons])
+
+
+def in_words(comparisons: Sequence[Comparison]) -> str:
+    """`better than a and b; not significantly different from c`; many rivals are counted."""
+    said = []
+    for judged, words in WORDS.items():
+        rivals = [str(one.rival) for one in comparisons if one.verdict == judged]
+        if rivals:
+            said.append(f"{words} {enumerated(rivals) if len(rivals) <= MOST_NAMED else f'{len(rivals)} others'}")
+    return "; ".join(said)
+
+
+def enumerated(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
