@@ -144,7 +144,7 @@ def open_source(
     kind, path, skippable = KINDS[settings.kind], settings.path, setting == "dataset.path"
     if path is None and kind.needs_path:
         raise UserError(
-            f"dataset={settings.name}: say where the images are. Set {setting}={kind.path}, or DATA={kind.path} with make."
+            f"dataset={settings.name}: say where the images are. Set {setting}={kind.path} (make: DATA={kind.path})."
         )
     if path is not None and printable(path) != path:
         problem = "holds control characters or bytes that are no UTF-8 text"
