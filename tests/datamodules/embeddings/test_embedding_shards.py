@@ -115,7 +115,7 @@ def test_statistics_of_the_shards_are_those_of_the_whole(small_shards: None, tmp
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_images_without_finite_features_are_named(small_shards: None, tmp_path: Path, num_workers: int) -> None:
     source = coloured_folder(tmp_path, 30, white=(13, 15, 17, 18))
-    with pytest.raises(UserError, match=r"for images '013\.png', '015\.png', '017\.png' … \(4 of the 10 images from"):
+    with pytest.raises(UserError, match=r"for '013\.png', '015\.png', '017\.png' … \(4 of the 10 images from"):
         make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers, progress=False)
 
 

@@ -97,7 +97,7 @@ def test_embeddings_are_made_once_and_found_again(tmp_path: Path, monkeypatch: p
 def test_an_image_without_finite_features_is_named(tmp_path: Path):
     for number in range(5):
         Image.new("RGB", (4, 4), "black" if number == 3 else "red").save(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match=r"NaN or infinity for image '3\.png'"):
+    with pytest.raises(UserError, match=r"NaN or infinity for '3\.png'"):
         make_embeddings(opened("folder", tmp_path), MeanColour(), tmp_path, batch_size=2, progress=False)
 
 

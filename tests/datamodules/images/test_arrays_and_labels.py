@@ -229,7 +229,7 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
         ("id,label\na.png,1\na.png,2\n", "'a.png' has two labels"),
         ("id,label\na.png\n", "line 2 has not 2 columns"),
         ("id,label\na.png,\n", "the label of 'a.png' is empty"),
-        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "is -1; expected an integer from 0 up"),
+        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "holds -1"),
     ):
         with pytest.raises(UserError, match=message):
             labels_from(text)
@@ -242,7 +242,7 @@ def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
         source = opened("folder", tree, labels=str(path))
         assert source.labels is not None
         assert source.labels.tolist() == expected
-    for array, message in ((np.arange(5), "labels of shape .5. for 4 images"), (np.ones(4), "labels of type float64")):
+    for array, message in ((np.arange(5), "labels of shape .5. for 4 images"), (np.ones(4) / 2, "not whole")):
         with pytest.raises(UserError, match=message):
             opened("folder", tree, labels=str(save(tmp_path / "bad.npy", array)))
     (tree / "dataset.json").write_text(json.dumps({"labels": [[ids[0], 1], [ids[0], 2]]}))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError, load_image
 from datamodules.images.image_files import ZipReader, printable
-from datamodules.images.images import decode, full_size_uint8
+from datamodules.images.images import decode, to_uint8
 from datamodules.images.sources import ImageSource
 from datamodules.images.survey import survey
 from storage.errors import UserError
@@ -230,7 +231,7 @@ quick = settings(max_examples=120, deadline=None, derandomize=True)
 
 def pixels_or_refusal(content: bytes, name: str) -> np.ndarray | None:
     try:
-        return full_size_uint8(load_image(content, name)).permute(1, 2, 0).numpy()
+        return to_uint8(load_image(content, name), None, 3).permute(1, 2, 0).numpy()
     except UnusableImageError:
         return None
 
@@ -280,8 +281,8 @@ def test_a_changed_byte_in_a_zip_is_never_a_changed_pixel(
     content[place % len(content)] ^= change
     path.write_bytes(content)
     try:
-        reader = ZipReader(path)
-        found = [full_size_uint8(reader.read(row)).permute(1, 2, 0).numpy() for row in range(len(reader.ids))]
+        reader = ZipReader(DatasetSettings(kind="zip", path=str(path)))
+        found = [to_uint8(reader.read(row), None, 3).permute(1, 2, 0).numpy() for row in range(len(reader.ids))]
     except UserError:
         return
     assert all(np.array_equal(pixels, SMALL) for pixels in found)

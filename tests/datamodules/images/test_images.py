@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images.images import ImageStore, full_size_uint8, to_uint8
+from datamodules.images.images import ImageStore, to_uint8
 from storage.errors import UserError
 
 from ..opening import opened
@@ -39,7 +39,7 @@ def test_the_centre_is_cropped_before_resizing():
     pixels[:, 4:8] = 200
     assert (to_uint8(pixels, 4, 3) == 200).all()
     assert (to_uint8(Image.fromarray(pixels.transpose(1, 0, 2)), 2, 3) == 200).all()
-    assert full_size_uint8(pixels).shape == (3, 4, 12)
+    assert to_uint8(pixels, None, 3).shape == (3, 4, 12)
 
 
 def test_shrinking_is_antialiased():
