@@ -25,7 +25,6 @@ from .bad_files import (
     PNG,
     REFUSED,
     REFUSED_IN_FOLDERS,
-    RGB,
     TAKEN,
     Refused,
     Taken,
@@ -44,11 +43,6 @@ def write_zip(path: Path, *entries: tuple[str, bytes], method: int = zipfile.ZIP
 def read_all(source: ImageSource) -> None:
     for index in range(len(source)):
         decode(source, index, None, 3)
-
-
-def test_the_corpus_is_large() -> None:
-    assert len(REFUSED) + len(REFUSED_IN_FOLDERS) >= 40
-    assert len(TAKEN) >= 25
 
 
 @pytest.mark.parametrize("case", REFUSED + REFUSED_IN_FOLDERS, ids=lambda case: ascii(case.name))
@@ -168,18 +162,6 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     nested = write_zip(tmp_path / "nested.zip", ("inner.zip", whole))
     with pytest.raises(UserError, match=r"no images in there; found \.zip files \(1\)"):
         opened("zip", nested)
-
-
-def test_folders_and_zips_taken_for_one_another(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "x.zip", ("a.png", PNG))
-    with pytest.raises(UserError, match="dataset=zip"):
-        opened("folder", path)
-    with pytest.raises(UserError, match="dataset=folder"):
-        opened("zip", tmp_path)
-    np.save(tmp_path / "x.npy", RGB[None])
-    with pytest.raises(UserError, match="dataset=npy"):
-        opened("folder", tmp_path / "x.npy")
-    assert opened("files", path).kind == "zip"
 
 
 # Skipping -------------------------------------------------------------------------------------------------------------
