@@ -38,10 +38,8 @@ class InceptionBackbone(Backbone):
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
         weights = inception_weights(settings)
-        digest, published = (
-            file_digest(weights, cache_dir),
-            re.fullmatch(r"weights-inception-.*-(\w{8})\.pth", weights.name),
-        )
+        digest = file_digest(weights, cache_dir)
+        published = re.fullmatch(r"weights-inception-.*-(\w{8})\.pth", weights.name)  # how the SHA-256 begins
         if published and not digest.startswith(published[1]):
             raise UserError(
                 f"{weights}: its SHA-256 begins with {digest[:8]}; expected {published[1]}. The file is damaged or not "
