@@ -70,7 +70,6 @@ def make_embeddings(
     batch_size: int = 64,
     num_workers: int = 0,
     precision: str = "32-true",
-    progress: bool = True,
 ) -> Embeddings:
     """Embeddings of every image, from the cache or computed now in this process and kept there: see `embed_shards`.
 
@@ -79,7 +78,7 @@ def make_embeddings(
 
     def fill(folder: Path) -> None:
         missing = missing_shards(folder, len(source))
-        with embedding_bar(source, missing, progress) as bar:
+        with embedding_bar(source, missing) as bar:
             embed_shards(
                 source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
             )
@@ -105,12 +104,8 @@ def collect_embeddings(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        images = {
-            "name": source.name,
-            "kind": source.kind,
-            "fingerprint": source.fingerprint,
-            "num_images": len(source),
-        }
+        images = {"name": source.name, "kind": source.kind, "num_images": len(source)}
+        images["fingerprint"] = source.fingerprint
         return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
 
     artifact = make_once(path, KIND, make)
@@ -118,11 +113,11 @@ def collect_embeddings(
     return Embeddings(**artifact.tensors, meta=artifact.meta)
 
 
-def embedding_bar(source: ImageSource, missing: Sequence[range], progress: bool = True) -> tqdm:
+def embedding_bar(source: ImageSource, missing: Sequence[range]) -> tqdm:
     """A progress bar in images, with their rate, that begins where an earlier run stopped."""
     total, what = len(source), f"embedding {source.name}"
     done = total - sum(map(len, missing))
-    return tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True, disable=not progress)
+    return tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True)
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:

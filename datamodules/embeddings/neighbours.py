@@ -28,11 +28,7 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(
-    values: Tensor,
-    k: int,
-    block_size: int | None = None,
-    device: str | torch.device = "cpu",
-    progress: bool = False,
+    values: Tensor, k: int, block_size: int | None = None, device: str | torch.device = "cpu"
 ) -> Neighbours:
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
@@ -43,7 +39,7 @@ def find_neighbours(
     block_size = block_size or _block_size(directions)
     memory = directions.new_empty(min(block_size, len(values)), len(values))
     indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
-    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", disable=not progress) as bar:
+    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", delay=2) as bar:
         for rows in torch.arange(len(values), device=device).split(block_size):
             block = slice(start := int(rows[0]), start + len(rows))
             similarities[block], indices[block] = _nearest_of(rows, directions, k, memory)  # [b, k] each
@@ -141,18 +137,13 @@ def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, searc
 
 
 def make_neighbours(
-    embeddings: Embeddings,
-    k: int,
-    cache_dir: str | Path,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    search: str = "exact",
+    embeddings: Embeddings, k: int, cache_dir: str | Path, device: str | torch.device = "cpu", search: str = "exact"
 ) -> Neighbours:
     """The k nearest neighbours in these embeddings, from the cache or computed now and kept there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
         if search == "exact":
-            found = find_neighbours(embeddings.values, k, device=device, progress=progress)
+            found = find_neighbours(embeddings.values, k, device=device)
         else:
             found = find_approximate_neighbours(embeddings.values, k, device=device)
         meta = {"embeddings": embeddings.meta, "k": k, "search": search, "recall": found.recall}

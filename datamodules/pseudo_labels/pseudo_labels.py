@@ -30,23 +30,18 @@ log = logging.getLogger(__name__)
 class PseudoLabels:
     """Cluster ids of images.
 
-    Attributes:
-        cluster_ids: int64 [N], in 0…C−1.
-        num_clusters: C, the clusters that were asked for; some may hold no image.
-        confidence: float32 [N], how sure each image's cluster is: for TEMI and CLIP the maximum softmax probability,
-            for k-means the simplified silhouette; ones where there is no such thing.
-        ids: the N images' ids.
-        meta: what made them.
+    A confidence is, for TEMI and CLIP, the maximum softmax probability; for k-means, the simplified silhouette; and 1
+    where there is no such thing.
 
     Raises:
         ValueError: lengths that differ, cluster ids outside 0…C−1, or an id that occurs twice or holds a line break.
     """
 
-    cluster_ids: Tensor
-    num_clusters: int
-    confidence: Tensor
-    ids: list[str]
-    meta: dict[str, Any] = field(default_factory=dict)
+    cluster_ids: Tensor  # int64 [N], in 0…C−1
+    num_clusters: int  # C, the clusters that were asked for; some may hold no image
+    confidence: Tensor  # float32 [N], how sure each image's cluster is
+    ids: list[str]  # of the N images
+    meta: dict[str, Any] = field(default_factory=dict)  # what made them
 
     def __post_init__(self) -> None:
         lengths = [len(self.cluster_ids), len(self.confidence), len(self.ids)]

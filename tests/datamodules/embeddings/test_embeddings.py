@@ -50,7 +50,7 @@ class MeanColour(Backbone):
 def test_embeddings_of_digits_are_their_pixels_standardised_by_the_data_set(tmp_path: Path):
     source = opened("digits")
     backbone = build_backbone(PIXELS, resolution=8, channels=1)
-    embeddings = make_embeddings(source, backbone, tmp_path, batch_size=100, progress=False)
+    embeddings = make_embeddings(source, backbone, tmp_path, batch_size=100)
     pixels = np.stack([np.asarray(source.image(index)).reshape(-1) for index in range(len(source))]) / 127.5 - 1
     np.testing.assert_allclose(embeddings.values, pixels, atol=1e-6)
     np.testing.assert_allclose(embeddings.mean, pixels.mean(axis=0), atol=1e-6)
@@ -65,10 +65,10 @@ def test_embeddings_and_neighbours_are_made_once(tmp_path: Path, monkeypatch: py
     source, backbone = opened("digits", max_images=40), build_backbone(PIXELS, resolution=8, channels=1)
     with pytest.raises(MissingArtifactError, match="embeddings"):
         load_embeddings(source, backbone.identity, tmp_path)
-    made = make_embeddings(source, backbone, tmp_path, progress=False)
-    neighbours = make_neighbours(made, 5, tmp_path, progress=False)
+    made = make_embeddings(source, backbone, tmp_path)
+    neighbours = make_neighbours(made, 5, tmp_path)
     monkeypatch.setattr(type(backbone), "_features", None)  # would fail if it were asked again
-    again = make_embeddings(source, backbone, tmp_path, progress=False)
+    again = make_embeddings(source, backbone, tmp_path)
     loaded = load_embeddings(source, backbone.identity, tmp_path)
     assert torch.equal(made.values, again.values)
     assert torch.equal(made.values, loaded.values)
@@ -77,7 +77,7 @@ def test_embeddings_and_neighbours_are_made_once(tmp_path: Path, monkeypatch: py
     assert embeddings_path(tmp_path, other, backbone.identity) != embeddings_path(tmp_path, source, backbone.identity)
     assert neighbours_path(tmp_path, made, 5, "approximate") != neighbours_path(tmp_path, made, 5)
     with pytest.raises(UserError, match="40 neighbours of 40 images"):
-        make_neighbours(made, 40, tmp_path, progress=False)
+        make_neighbours(made, 40, tmp_path)
 
 
 def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path):
@@ -90,9 +90,7 @@ def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path)
     source = opened("folder", tmp_path)
     for num_workers in (0, 2):
         cache_dir = tmp_path / f"cache{num_workers}"
-        embeddings = make_embeddings(
-            source, MeanColour(), cache_dir, batch_size=3, num_workers=num_workers, progress=False
-        )
+        embeddings = make_embeddings(source, MeanColour(), cache_dir, batch_size=3, num_workers=num_workers)
         np.testing.assert_allclose(embeddings.values, means, rtol=1e-5)
 
 
