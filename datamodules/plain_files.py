@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from storage.errors import UserError
+
+MOST = 10_000_000  # tables as long as the highest number are made
 
 
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
@@ -61,3 +64,27 @@ def read_csv(path: Path) -> dict[str, list[str]]:
 def is_number(text: str) -> bool:
     """Whether a text is a decimal number; `float` would take 1_0 for 10."""
     return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*", text, re.ASCII) is not None
+
+
+def whole_numbers(path: Path, values: Any, what: str) -> Tensor:
+    """`values` [N] as int64, if they are whole numbers from 0 up. `what` they are is for messages.
+
+    Raises:
+        UserError: there are none, or they are no such numbers.
+    """
+    try:
+        numbers = torch.as_tensor(values)
+    except Exception as error:  # text, objects, lists of different lengths
+        raise UserError(f"{path}: {what} cannot be read as plain numbers ({type(error).__name__}: {error}).") from error
+    if numbers.ndim != 1 or numbers.is_complex() or len(numbers) == 0:
+        raise UserError(
+            f"{path}: {what} of shape {list(numbers.shape)} ({numbers.dtype}), expected one number per image."
+        )
+    if not numbers.is_floating_point():
+        numbers = numbers.long()  # unsigned ones can't be compared
+    elif not torch.equal(numbers, numbers.round()):  # NaN among them
+        raise UserError(f"{path}: {what} are not whole; expected 0, 1, 2, …")
+    wrong = next((limit.item() for limit in numbers.aminmax() if not 0 <= limit < MOST), None)
+    if wrong is not None:
+        raise UserError(f"{path}: holds {wrong:g}; expected {what} from 0 up, below {MOST:,}.")
+    return numbers.long()

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,8 @@ class Backbone(nn.Module, ABC):
         raise NotImplementedError
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "Backbone":
-        """The backbone of these settings, frozen, on the CPU. Raises `UserError`."""
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
+        """The backbone of these settings and this identity, frozen, on the CPU. Raises `UserError`."""
         raise NotImplementedError
 
     @property

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from datamodules.backbones.backbone_settings import BackboneSettings
-from storage.digests import file_digest
 from storage.errors import UserError, WrongPathError
 
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
@@ -138,22 +137,14 @@ def checkpoint_file(settings: BackboneSettings) -> Path:
     return _published_file(settings.name, settings.path, url, f"{settings.name}-{url.rsplit('/', 1)[-1]}")
 
 
-def inception_weights(settings: BackboneSettings, cache_dir: str | Path | None = None) -> Path:
+def inception_weights(settings: BackboneSettings) -> Path:
     """The weights file of torch-fidelity's Inception-v3: given, in torch's hub cache, or downloaded there."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    published_name, path = URL_INCEPTION_V3.rsplit("/", 1)[1], settings.path
+    name, path = URL_INCEPTION_V3.rsplit("/", 1)[1], settings.path
     if path is not None and Path(path).is_dir():
-        path = str(Path(path) / published_name)
-    weights = _published_file(settings.name, path, URL_INCEPTION_V3, published_name)
-    if weights.name == published_name:  # NAME-6726825d.pth: the first digits of the SHA-256
-        expected, digest = weights.stem.rsplit("-", 1)[1], file_digest(weights, cache_dir)
-        if not digest.startswith(expected):
-            raise UserError(
-                f"{weights}: its SHA-256 begins with {digest[: len(expected)]}; expected {expected}. The file is "
-                "damaged or not what its name says: delete it and download it again."
-            )
-    return weights
+        path = str(Path(path) / name)
+    return _published_file(settings.name, path, URL_INCEPTION_V3, name)
 
 
 def _published_file(name: str, path: str | None, url: str, stored_as: str) -> Path:

@@ -37,8 +37,9 @@ def build_backbone(
         cache_dir: where digests of files are remembered.
         setting: what the user sets to say where the weights are, for messages.
     """
+    identity = backbone_identity(settings, resolution, channels, cache_dir, setting)
     with named_by(setting):
-        return _kind(settings).build(settings, (resolution, channels), cache_dir)
+        return _kind(settings).build(settings, identity)
 
 
 def backbone_identity(

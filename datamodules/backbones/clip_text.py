@@ -1,9 +1,8 @@
 """The text side of CLIP: class names to embeddings in the space that they share with images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +11,11 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.errors import UserError
 
 
-@dataclass(frozen=True)
-class ClassTexts:
-    """What zero-shot classification needs beside the images.
+class ClassTexts(NamedTuple):
+    """What zero-shot classification needs beside the images."""
 
-    Attributes:
-        embeddings: float32 [K, D], one per class name, as the text projection gives them.
-        logit_scale: factor of the cosine similarities before the softmax.
-    """
-
-    embeddings: Tensor
-    logit_scale: float
+    embeddings: Tensor  # float32 [K, D], one per class name, as the text projection gives them
+    logit_scale: float  # factor of the cosine similarities before the softmax
 
 
 def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[str] | None) -> list[str]:

@@ -1,7 +1,8 @@
 """The Inception-v3 of FID."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,13 +37,19 @@ class InceptionBackbone(Backbone):
 
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
-        weights = file_digest(inception_weights(settings, cache_dir), cache_dir)
-        return {"kind": settings.kind, "features": FEATURES, "weights": weights}
+        weights = inception_weights(settings)
+        digest = file_digest(weights, cache_dir)
+        published = re.fullmatch(r"weights-inception-.*-(\w{8})\.pth", weights.name)  # how the SHA-256 begins
+        if published and not digest.startswith(published[1]):
+            raise UserError(
+                f"{weights}: its SHA-256 begins with {digest[:8]}; expected {published[1]}. The file is damaged or not "
+                "what its name says: delete it and download it again."
+            )
+        return {"kind": settings.kind, "features": FEATURES, "weights": digest}
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "InceptionBackbone":
-        identity = cls.identify(settings, size, cache_dir)
-        return cls(settings.name, inception_weights(settings, cache_dir), identity)
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
+        return cls(settings.name, inception_weights(settings), identity)
 
     @property
     def preparation(self) -> Preparation:

@@ -1,7 +1,7 @@
 """The image itself as a backbone: needs no weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -21,8 +21,8 @@ class PixelBackbone(Backbone):
         return cls(settings.name, *size).identity
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "PixelBackbone":
-        return cls(settings.name, *size)
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
+        return cls(settings.name, identity["resolution"], identity["channels"])
 
     @property
     def preparation(self) -> Preparation:

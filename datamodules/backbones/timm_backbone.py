@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class TimmBackbone(Backbone):
         return {"kind": settings.kind, "output": settings.output, "files": digests}
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "TimmBackbone":
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         timm, folder = import_timm(), cls._files(settings)[0].parent
         try:
             # With the number of classes that it was trained for, timm insists on finding every weight in the file.
@@ -44,7 +44,6 @@ class TimmBackbone(Backbone):
         except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(f"{folder}: the timm library cannot load this ({error}).") from error
         model.reset_classifier(0)
-        identity = cls.identify(settings, size, cache_dir)
         return cls(settings.name, model, timm.data.resolve_model_data_config(model), identity)
 
     @staticmethod
@@ -69,7 +68,7 @@ class CheckpointBackbone(TimmBackbone):
         return {"kind": settings.kind, **reading, "weights": file_digest(checkpoint_file(settings), cache_dir)}
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "CheckpointBackbone":
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         """
         Raises:
             UserError: the file holds more than plain tensors and numbers, or other weights than the architecture has.
@@ -92,7 +91,7 @@ class CheckpointBackbone(TimmBackbone):
                 f"(prefixes of a vision transformer in there: {', '.join(prefixes) or 'none'}). {error}"
             ) from error
         processing = timm.data.resolve_data_config(dict(settings.processing or {}))
-        return cls(settings.name, model, processing, cls.identify(settings, size, cache_dir))
+        return cls(settings.name, model, processing, identity)
 
 
 class _EvaluationTransform:

@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,7 @@ class TransformersBackbone(Backbone):
         return {"kind": settings.kind, "output": settings.output, "files": digests}
 
     @classmethod
-    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "TransformersBackbone":
-        identity = cls.identify(settings, size, cache_dir)
+    def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         return cls(settings.name, _files(settings)[0].parent, str(settings.output), identity)
 
     @property

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards
 from datamodules.images.sources import ImageSource
-from storage.artifacts import Artifact, make_once, read_artifact
+from storage.artifacts import make_once, read_artifact
 from storage.fingerprints import file_stem, fingerprint
+from storage.standardised import standardised
 
 KIND = "embeddings"
-MINIMAL_STD = 1e-6  # up to here a dimension counts as one that never changes, and tells nothing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Embeddings:
 
     def standardised(self) -> Tensor:
         """(values − mean) / std, 0 where a dimension never changes, float32 [N, D]: what TEMI is trained on."""
-        return (self.values - self.mean) / torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
+        return standardised(self.values, self.mean, self.std)
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +58,8 @@ def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
 
 def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path) -> Embeddings:
     """Reads embeddings that were made before."""
-    return _from_artifact(read_artifact(embeddings_path(cache_dir, source, identity), KIND))
+    artifact = read_artifact(embeddings_path(cache_dir, source, identity), KIND)
+    return Embeddings(**artifact.tensors, meta=artifact.meta)
 
 
 def make_embeddings(
@@ -69,7 +70,6 @@ def make_embeddings(
     batch_size: int = 64,
     num_workers: int = 0,
     precision: str = "32-true",
-    progress: bool = True,
 ) -> Embeddings:
     """Embeddings of every image, from the cache or computed now in this process and kept there: see `embed_shards`.
 
@@ -78,7 +78,7 @@ def make_embeddings(
 
     def fill(folder: Path) -> None:
         missing = missing_shards(folder, len(source))
-        with embedding_bar(source, missing, progress) as bar:
+        with embedding_bar(source, missing) as bar:
             embed_shards(
                 source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
             )
@@ -104,35 +104,21 @@ def collect_embeddings(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        description = {
-            "name": source.name,
-            "kind": source.kind,
-            "fingerprint": source.fingerprint,
-            "num_images": len(source),
-        }
-        return join_shards(folder, len(source)), {"source": description, "backbone": identity, "settings": settings}
+        images = {"name": source.name, "kind": source.kind, "num_images": len(source)}
+        images["fingerprint"] = source.fingerprint
+        return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
 
-    embeddings = _from_artifact(make_once(path, KIND, make))
+    artifact = make_once(path, KIND, make)
     shutil.rmtree(folder, ignore_errors=True)
-    return embeddings
+    return Embeddings(**artifact.tensors, meta=artifact.meta)
 
 
-def embedding_bar(source: ImageSource, missing: Sequence[range], progress: bool = True) -> tqdm:
+def embedding_bar(source: ImageSource, missing: Sequence[range]) -> tqdm:
     """A progress bar in images, with their rate, that begins where an earlier run stopped."""
-    done = len(source) - sum(map(len, missing))
-    return tqdm(
-        total=len(source),
-        initial=done,
-        desc=f"embedding {source.name}",
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not progress,
-    )
+    total, what = len(source), f"embedding {source.name}"
+    done = total - sum(map(len, missing))
+    return tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True)
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:
     return fingerprint({"source": source_fingerprint, "backbone": identity})
-
-
-def _from_artifact(artifact: Artifact) -> Embeddings:
-    return Embeddings(**artifact.tensors, meta=artifact.meta)

@@ -1,8 +1,7 @@
 """A flat map of the embeddings: a place in the plane for each image of a sample, near images near to each other."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +17,11 @@ ITERATIONS = 500
 FEWEST_IMAGES = 10  # a map of less is no map
 
 
-@dataclass(frozen=True)
-class EmbeddingMap:
-    """Places of some images.
+class EmbeddingMap(NamedTuple):
+    """Places of some images."""
 
-    Attributes:
-        rows: int64 [M], which images of the data set they are.
-        places: float32 [M, 2].
-    """
-
-    rows: Tensor
-    places: Tensor
+    rows: Tensor  # int64 [M], which images of the data set they are
+    places: Tensor  # float32 [M, 2]
 
 
 def make_embedding_map(
@@ -61,8 +54,7 @@ def make_embedding_map(
         "method": f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations",
     }
     path = Path(cache_dir) / "maps" / f"{file_stem(name, fingerprint(description))}.safetensors"
-    artifact = make_once(path, KIND, make)
-    return EmbeddingMap(artifact.tensors["rows"], artifact.tensors["places"])
+    return EmbeddingMap(**make_once(path, KIND, make).tensors)
 
 
 def _t_sne(values: Tensor) -> Tensor:

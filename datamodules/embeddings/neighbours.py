@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.embeddings.embeddings import Embeddings
-from storage.artifacts import Artifact, make_once, read_artifact
+from storage.artifacts import make_once, read_artifact
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
@@ -28,28 +28,21 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(
-    values: Tensor,
-    k: int,
-    block_size: int | None = None,
-    device: str | torch.device = "cpu",
-    progress: bool = False,
+    values: Tensor, k: int, block_size: int | None = None, device: str | torch.device = "cpu"
 ) -> Neighbours:
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
     comes first. Raises `UserError` where k is not in 1…N−1.
     """
-    _check_k(k, len(values))
-    device = torch.device(device)
-    directions = F.normalize(values.to(device, torch.float32))  # [N, D]
-    indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
+    directions = _directions(values, k, device)  # [N, D]
     block_size = block_size or _block_size(directions)
     memory = directions.new_empty(min(block_size, len(values)), len(values))
-    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", disable=not progress) as bar:
+    indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
+    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", delay=2) as bar:
         for rows in torch.arange(len(values), device=device).split(block_size):
             block = slice(start := int(rows[0]), start + len(rows))
-            top_similarities, top_indices = _nearest_of(rows, directions, k, memory)  # [b, k]
-            similarities[block], indices[block] = top_similarities.cpu(), top_indices.cpu()
+            similarities[block], indices[block] = _nearest_of(rows, directions, k, memory)  # [b, k] each
             bar.update(len(rows))
     return Neighbours(indices, similarities)
 
@@ -63,17 +56,15 @@ def find_approximate_neighbours(
     recall is measured against the exact search on a random sample of rows, on `device`. Raises `UserError` where faiss
     is not installed, or k is not in 1…N−1.
     """
-    _check_k(k, len(values))
     faiss = import_faiss()
-    directions = F.normalize(values.float())  # [N, D]
+    directions = _directions(values, k, "cpu")  # [N, D]
     count, dim = directions.shape
     cells = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points or more per cell
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
     index.train(directions.numpy())
     index.add(directions.numpy())
     index.nprobe = probes
-    found = [torch.from_numpy(array) for array in index.search(directions.numpy(), k + 1)]  # [N, k + 1] each
-    similarities, indices = found
+    similarities, indices = map(torch.from_numpy, index.search(directions.numpy(), k + 1))  # [N, k + 1] each
     itself = indices == torch.arange(count)[:, None]
     itself[~itself.any(dim=1), -1] = True  # hidden by k + 1 twins: the last goes
     similarities, indices = similarities[~itself].view(count, k), indices[~itself].view(count, k)
@@ -92,7 +83,7 @@ def import_faiss() -> Any:
     except ImportError as error:
         raise UserError(
             "clustering.neighbour_search=approximate needs faiss: pip install faiss-cpu "
-            "(or '.[approximate]' in this folder). Or type clustering.neighbour_search=exact."
+            "(or '.[approximate]' in this folder). Or set clustering.neighbour_search=exact."
         ) from error
     return faiss
 
@@ -108,9 +99,11 @@ def _recall(indices: Tensor, directions: Tensor) -> float:
     return hits / (len(sample) * k)
 
 
-def _check_k(k: int, count: int) -> None:
-    if not 1 <= k < count:
-        raise UserError(f"{k} neighbours of {count} images: expected between 1 and {count - 1}")
+def _directions(values: Tensor, k: int, device: torch.device | str) -> Tensor:
+    """Rows of `values` [N, D] at length 1, float32. Raises `UserError` where k is not in 1…N−1."""
+    if not 1 <= k < len(values):
+        raise UserError(f"{k} neighbours of {len(values)} images: expected between 1 and {len(values) - 1}.")
+    return F.normalize(values.to(device, torch.float32))
 
 
 def _block_size(directions: Tensor) -> int:
@@ -144,30 +137,23 @@ def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, searc
 
 
 def make_neighbours(
-    embeddings: Embeddings,
-    k: int,
-    cache_dir: str | Path,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    search: str = "exact",
+    embeddings: Embeddings, k: int, cache_dir: str | Path, device: str | torch.device = "cpu", search: str = "exact"
 ) -> Neighbours:
     """The k nearest neighbours in these embeddings, from the cache or computed now and kept there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
         if search == "exact":
-            found = find_neighbours(embeddings.values, k, device=device, progress=progress)
+            found = find_neighbours(embeddings.values, k, device=device)
         else:
             found = find_approximate_neighbours(embeddings.values, k, device=device)
         meta = {"embeddings": embeddings.meta, "k": k, "search": search, "recall": found.recall}
         return {"indices": found.indices, "similarities": found.similarities}, meta
 
-    return _from_artifact(make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, make))
+    artifact = make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, make)
+    return Neighbours(**artifact.tensors, recall=artifact.meta["recall"])
 
 
 def load_neighbours(embeddings: Embeddings, k: int, cache_dir: str | Path, search: str = "exact") -> Neighbours:
     """Reads neighbours that were made before."""
-    return _from_artifact(read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND))
-
-
-def _from_artifact(artifact: Artifact) -> Neighbours:
+    artifact = read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND)
     return Neighbours(**artifact.tensors, recall=artifact.meta.get("recall", 1.0))

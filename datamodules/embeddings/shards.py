@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, prepare
+from datamodules.backbones.backbone_base import Backbone, prepare
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource
 from storage.artifacts import read_artifact, write_artifact
@@ -28,7 +28,12 @@ SHARD_IMAGES = 512  # minutes of work on a CPU, a tenth of a second on a fast GP
 
 def shards_of(num_images: int) -> list[range]:
     """The rows of each shard of a data set."""
-    return [range(start, min(start + SHARD_IMAGES, num_images)) for start in range(0, num_images, SHARD_IMAGES)]
+    return parts_of(range(num_images), SHARD_IMAGES)
+
+
+def parts_of(rows: range, size: int) -> list[range]:
+    """`rows` in parts of `size`; the last may be smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def shard_path(folder: Path, rows: range) -> Path:
@@ -47,11 +52,10 @@ def missing_shards(folder: Path, num_images: int) -> list[range]:
     for rows in shards_of(num_images):
         try:
             read_shard(folder, rows)
-        except MissingArtifactError:
+        except (MissingArtifactError, DamagedArtifactError) as error:
             missing.append(rows)
-        except DamagedArtifactError as error:
-            log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
-            missing.append(rows)
+            if isinstance(error, DamagedArtifactError):
+                log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
     return missing
 
 
@@ -81,37 +85,31 @@ def embed_shards(
     Raises:
         UserError: names the image that cannot be decoded, or those for which the backbone returns NaN or infinity.
     """
-    device, batches = backbone.device, _Batches(shards, batch_size)
+    device = backbone.device
+    batches = _PreparedBatches(source, backbone, [part for rows in shards for part in parts_of(rows, batch_size)])
     inputs: Iterator[list[Tensor] | UserError] = iter(
-        DataLoader(
-            _PreparedBatches(source, backbone),
-            batch_size=None,  # an item is a batch
-            sampler=batches,
-            num_workers=min(num_workers, len(batches)),
-            collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda",
+        DataLoader(  # an item is a batch
+            batches, batch_size=None, num_workers=min(num_workers, len(batches)), pin_memory=device.type == "cuda"
         )
     )
     bf16 = precision == "bf16-mixed" and backbone.takes_bf16
     with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
-        writing: Future[None] | None = None
+        writing: Future[None] = writer.submit(lambda: None)
         for rows in shards:
-            parts = []  # on the device until the shard is whole: the network need not wait for each batch either
-            for start in range(0, len(rows), batch_size):
+            features = []  # on the device until the shard is whole: the network need not wait for each batch either
+            for part in parts_of(rows, batch_size):
                 batch = next(inputs)
                 if isinstance(batch, UserError):
                     raise batch
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    parts.append(backbone.features_of(batch))
-                on_images(len(rows[start : start + batch_size]))
-            values = torch.cat(parts).cpu()  # [len(rows), dim]
+                    features.append(backbone.features_of(batch))
+                on_images(len(part))
+            values = torch.cat(features).cpu()  # [len(rows), dim]
             _check_finite(source, backbone, rows, values)
             path, meta = shard_path(folder, rows), {"backbone": backbone.identity}
-            if writing is not None:
-                writing.result()  # raises what went wrong
+            writing.result()  # raises what went wrong
             writing = writer.submit(write_artifact, path, KIND, {"values": values}, meta)
-        if writing is not None:
-            writing.result()
+        writing.result()
 
 
 def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:
@@ -136,48 +134,31 @@ def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:
     return {"values": stored.view(num_images, dim), "mean": mean.float(), "std": (squares / num_images).sqrt().float()}
 
 
-class _Batches:
-    """Rows of the images of each batch, in order; a batch never reaches into two shards."""
-
-    def __init__(self, shards: Sequence[range], batch_size: int) -> None:
-        self.shards = shards
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return sum(-(-len(rows) // self.batch_size) for rows in self.shards)
-
-    def __iter__(self) -> Iterator[range]:
-        for rows in self.shards:
-            for start in range(0, len(rows), self.batch_size):
-                yield rows[start : start + self.batch_size]
-
-
 class _PreparedBatches(Dataset):
     """Batches of images as the network takes them. It holds the preparation, not the network: workers get a copy."""
 
-    def __init__(self, source: ImageSource, backbone: Backbone) -> None:
-        self.source = source
-        self.resolution = backbone.resolution
-        self.channels = backbone.channels
-        self.preparation: Preparation = backbone.preparation
+    def __init__(self, source: ImageSource, backbone: Backbone, batches: list[range]) -> None:
+        self.source, self.batches = source, batches
+        self.resolution, self.channels = backbone.resolution, backbone.channels
+        self.preparation = backbone.preparation
 
-    def __getitem__(self, rows: range) -> list[Tensor] | UserError:
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> list[Tensor] | UserError:
         try:
-            return prepare(self.preparation, [decode(self.source, row, self.resolution, self.channels) for row in rows])
+            images = [decode(self.source, row, self.resolution, self.channels) for row in self.batches[number]]
+            return prepare(self.preparation, images)
         except UserError as error:  # handed over as it is: from a worker it would come wrapped in a traceback
             return error
-
-
-def _as_it_is(batch: list[Tensor] | UserError) -> list[Tensor] | UserError:
-    return batch
 
 
 def _check_finite(source: ImageSource, backbone: Backbone, rows: range, values: Tensor) -> None:
     bad = [rows[index] for index in values.isfinite().all(dim=1).logical_not().nonzero()[:, 0].tolist()]
     if bad:
-        first = ", ".join(repr(source.ids[row]) for row in bad[:3])
+        first = ", ".join(repr(source.ids[row]) for row in bad[:3]) + " …" * (len(bad) > 3)
         raise UserError(
-            f"{source.name}: backbone {backbone.name} returns NaN or infinity for image{'s' * (len(bad) > 1)} {first}"
-            f"{' …' * (len(bad) > 3)} ({len(bad)} of the {len(rows)} images from row {rows.start} on). Look at them; "
-            "where they are sound, try embedding.precision=32-true, or other weights with backbone.path=FOLDER"
+            f"{source.name}: backbone {backbone.name} returns NaN or infinity for {first} ({len(bad)} of the "
+            f"{len(rows)} images from row {rows.start} on). Look at them. Where they are sound, set "
+            "embedding.precision=32-true, or backbone.path=FOLDER for other weights."
         )

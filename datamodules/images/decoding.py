@@ -32,6 +32,21 @@ KNOWN_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "
 TIFF_SAMPLES_PER_PIXEL = 277
 NO_RANGE = "whose range nothing says; save 8 or 16 bits per channel, or an array for dataset=npy"
 
+# What files begin with that are no images, and what they are.
+NO_IMAGES = (
+    (rb"\Z", "an empty file of 0 bytes"),
+    (rb"\0+\Z", "nothing but zero bytes, as a broken copy or download leaves"),
+    (rb"\s*(<!doctype html|<html|<head|<\?xml[^>]*>\s*<html)", "a web page (HTML), as a failed download leaves"),
+    (rb"\s*(<svg|<\?xml)", "an SVG or XML text, not pixels; export it as PNG"),
+    (rb"version https://git-lfs", "a Git LFS pointer in place of the file; run: git lfs pull"),
+    (rb".{4}ftyp(heic|heix|mif1|msf1)", "a HEIC picture, which Pillow cannot read; convert it to JPEG or PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6|%PDF", "PostScript or PDF, not pixels; export it as PNG"),
+    (
+        rb".{128}DICM",
+        "a DICOM file, which Pillow cannot read; make it a 16-bit PNG, or an array for dataset=npy",
+    ),
+)
+
 # Pillow only warns up to twice its limit; `open_image` refuses above the limit itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read", UserWarning, "PIL")  # taken as stored
@@ -126,23 +141,8 @@ def formats_of(name: str) -> list[str]:
 
 def describe_content(start: bytes) -> str:
     """What a file is that is no image, told from its first bytes."""
-    if not start:
-        return "an empty file of 0 bytes"
-    if not start.strip(b"\0"):
-        return "nothing but zero bytes, as a broken copy or download leaves"
-    if re.match(rb"\s*(<!doctype html|<html|<head|<\?xml[^>]*>\s*<html)", start, re.IGNORECASE):
-        return "a web page (HTML), as a failed download leaves"
-    if re.match(rb"\s*(<svg|<\?xml)", start):
-        return "an SVG or XML text, not pixels; export it as PNG"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer in place of the file; run: git lfs pull"
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
-        return "a HEIC picture, which Pillow cannot read; convert it to JPEG or PNG"
-    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF")):
-        return "PostScript or PDF, not pixels; export it as PNG"
-    if start[128:132] == b"DICM":
-        return "a DICOM file, which Pillow cannot read; convert it to 16-bit PNG, or to an array for dataset=npy"
-    return f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"
+    known = next((words for pattern, words in NO_IMAGES if re.match(pattern, start, re.IGNORECASE | re.DOTALL)), None)
+    return known or f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"
 
 
 def each_row(work: Callable[[int], T], count: int, description: str) -> Iterator[T]:

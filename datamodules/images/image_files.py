@@ -30,14 +30,12 @@ UNREADABLE_SUFFIXES = {".heic", ".heif", ".dcm", ".svg", ".eps", ".raw", ".dng",
 class FolderReader(Reader):
     """Images in a folder and the folders below it; the ids are their sorted POSIX paths."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, settings: DatasetSettings) -> None:
         super().__init__("folder")
-        if root.is_file():
-            problem = "a file, where a folder is expected (dataset=zip and dataset=npy are for files)"
-            raise WrongPathError(f"{root}: {problem}.", "FOLDER")
+        self.root = root = Path(str(settings.path))
         if not root.is_dir():
-            raise WrongPathError(f"{root}: no such folder.", "FOLDER")
-        self.root = root
+            problem = "a file; for one, set dataset=zip or dataset=npy" if root.is_file() else "no such folder"
+            raise WrongPathError(f"{root}: {problem}.", "FOLDER")
         self.folders: set[str] = set()
         self.ids = sorted(self._walk())
         refuse_no_images(root, self)
@@ -113,13 +111,12 @@ class ZipReader(Reader):
     and threads could disturb for one another, and are checked against their CRC.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, settings: DatasetSettings) -> None:
         super().__init__("zip")
-        if path.is_dir():
-            raise WrongPathError(f"{path}: a folder, where a ZIP is expected (see dataset=folder).", "FILE.zip")
+        self.path = path = Path(str(settings.path))
         if not path.is_file():
-            raise WrongPathError(f"{path}: no such file.", "FILE.zip")
-        self.path = path
+            problem = "a folder; for one, set dataset=folder" if path.is_dir() else "no such file"
+            raise WrongPathError(f"{path}: {problem}.", "FILE.zip")
         self._file: io.FileIO | None = None
         try:
             with zipfile.ZipFile(path) as archive:
@@ -251,14 +248,6 @@ def refuse_no_images(path: Path, reader: Reader) -> None:
         raise WrongPathError(f"{path}: {problem}.", "FOLDER or FILE.zip")
 
 
-def open_folder(settings: DatasetSettings) -> FolderReader:
-    return FolderReader(Path(str(settings.path)))
-
-
-def open_zip(settings: DatasetSettings) -> ZipReader:
-    return ZipReader(Path(str(settings.path)))
-
-
 def open_files(settings: DatasetSettings) -> FolderReader | ZipReader:
     """A ZIP where the path says so, else a folder."""
-    return open_zip(settings) if str(settings.path).lower().endswith(".zip") else open_folder(settings)
+    return (ZipReader if str(settings.path).lower().endswith(".zip") else FolderReader)(settings)

@@ -3,9 +3,11 @@
 The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.images.decoding import check_header, each_row
@@ -13,29 +15,17 @@ from datamodules.images.sources import ImageSource
 from storage.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
-EXIF_ORIENTATION = 0x0112
-TURNED_UPRIGHT_BY = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
-def to_uint8(image: Image.Image | np.ndarray, resolution: int, channels: int) -> Tensor:
-    """The image as uint8 [C, R, R]: cropped to the central square, then resized (LANCZOS) where the size differs."""
+def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: int) -> Tensor:
+    """The image as uint8 [C, R, R]: cropped to the central square, then resized (LANCZOS) where the size differs.
+
+    A `resolution` of None leaves it whole and at its own size, [C, H, W], for backbones that do their own resizing.
+    """
     if isinstance(image, np.ndarray) and image.shape == (resolution, resolution, channels):
         return torch.from_numpy(image.transpose(2, 0, 1).copy())  # [C, R, R]
-    bands = [square(band, resolution) for band in eight_bit_bands(image, channels)]
-    return torch.cat([as_tensor(band) for band in bands])  # [C, R, R]
-
-
-def full_size_uint8(image: Image.Image | np.ndarray, channels: int = 3) -> Tensor:
-    """The whole image at its own size as uint8 [C, H, W], for backbones that do their own resizing."""
-    return torch.cat([as_tensor(band) for band in eight_bit_bands(image, channels)])  # [C, H, W]
+    bands = eight_bit_bands(image, channels)
+    return torch.cat([as_tensor(band if resolution is None else square(band, resolution)) for band in bands])
 
 
 def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Image.Image]:
@@ -66,11 +56,9 @@ def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Imag
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says. Where the EXIF data are damaged it stays as it is stored."""
-    try:
-        turn = TURNED_UPRIGHT_BY.get(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # EXIF data of any content can raise anything; viewers show such pictures as stored, too
-        return image
-    return image if turn is None else image.transpose(turn)
+    with suppress(Exception):  # EXIF data of any content can raise anything; viewers show such pictures as stored, too
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def eight_bit(image: Image.Image, mode: str) -> Image.Image:
@@ -155,6 +143,6 @@ def decode(source: ImageSource, index: int, resolution: int | None, channels: in
     """
     image = source.image(index)
     try:
-        return full_size_uint8(image, channels) if resolution is None else to_uint8(image, resolution, channels)
+        return to_uint8(image, resolution, channels)
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{source.name}: {source.ids[index]!r}: {error}") from error

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules.images.reader import Labels
-from datamodules.plain_files import load_npy, read_csv
+from datamodules.plain_files import load_npy, read_csv, whole_numbers
 from storage.errors import UserError
 
 LABELS_FILE = "dataset.json"
@@ -69,7 +68,7 @@ def read_label_file(path: Path, ids: list[str]) -> Labels:
         raise UserError(f"{path}: the label of {columns['id'][given.index('')]!r} is empty.")
     texts = in_order(path, columns["id"], given, ids)
     if all(text.lstrip("-").isdecimal() for text in texts):
-        return Labels(whole_numbers(path, [int(text) for text in texts], ids))
+        return Labels(whole_numbers(path, [int(text) for text in texts], "labels"))
     return from_names(texts)
 
 
@@ -84,7 +83,7 @@ def parse_dataset_json(path: Path, text: bytes, ids: list[str]) -> Labels | None
         raise UserError(
             f'{path}: expected {{"labels": [["image.png", 3], ...]}} ({type(error).__name__}: {error}).'
         ) from error
-    return Labels(whole_numbers(path, in_order(path, known, labels, ids), ids))
+    return Labels(whole_numbers(path, in_order(path, known, labels, ids), "labels"))
 
 
 def in_order(path: Path, known: list[str], labels: list[Any], ids: list[str]) -> list[Any]:
@@ -115,14 +114,6 @@ def same_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def whole_numbers(path: Path, labels: list[Any], ids: list[str]) -> Tensor:
-    """`labels` as int64 [N], if they are whole numbers from 0 up."""
-    for image_id, label in zip(ids, labels, strict=True):
-        if type(label) is not int or not 0 <= label < 2**31:
-            raise UserError(f"{path}: the label of {image_id!r} is {label!r}; expected an integer from 0 up.")
-    return torch.tensor(labels, dtype=torch.int64)
-
-
 def from_names(names: list[str]) -> Labels:
     """Classes numbered by their sorted names."""
     class_names = sorted(set(names))
@@ -135,8 +126,4 @@ def from_array(path: Path, values: np.ndarray, count: int) -> Labels:
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.shape != (count,):
         raise UserError(f"{path}: labels of shape {list(values.shape)} for {count:,} images; expected [{count}].")
-    if values.dtype.kind == "U":
-        return from_names(values.tolist())
-    if values.dtype.kind not in "iub" or (count and values.min() < 0):
-        raise UserError(f"{path}: labels of type {values.dtype}; expected integers from 0 up, or names.")
-    return Labels(torch.from_numpy(values.astype(np.int64)))
+    return from_names(values.tolist()) if values.dtype.kind == "U" else Labels(whole_numbers(path, values, "labels"))

@@ -31,21 +31,19 @@ class ImageSource:
     """Images of one data set, or an evenly spaced subset of them, in data-set order.
 
     Args:
-        name: the data set's name, used in file names and messages.
-        reader: reads the whole data set.
-        labels: of the whole data set, bad files included.
-        max_images: take this many images.
+        reader, labels: of the whole data set, bad files included.
         cache_dir: where digests of files are remembered.
-        skipped: names of the files that `on_bad_file=skip` left out, each with the reason.
-        skippable: whether files may be left out at all.
+        skippable: whether bad files may be left out.
 
     Attributes:
+        name: the data set's name, used in file names and messages.
         kind: how the images are stored.
         ids: one name per image: its POSIX path below the root, its name in the ZIP, or `train/00042`.
         labels: int64 [N], or None where there are none.
         class_names: one per class, or None.
         positions: int64 [N], the place of each image in the whole data set.
         total: number of images of the whole data set.
+        skipped: names of the files that `on_bad_file=skip` left out, each with the reason.
         left_out: how many files of which kind are no images.
     """
 

@@ -21,29 +21,17 @@ SHOWN = 5  # duplicates that the survey names
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data set holds.
+    """What a data set holds."""
 
-    Attributes:
-        num_images: images that are used.
-        sizes: (width, height, count), the most frequent first, as stored.
-        modes: images by file format and mode, such as `PNG RGBA`.
-        num_duplicates: images stored as the same bytes as an earlier one.
-        duplicates: some of them, each with the earlier one.
-        class_counts: images per class; None without labels.
-        class_names: of the classes; None where they are numbers.
-        skipped: files that cannot be used and are left out, each with the reason.
-        left_out: how many files of which kind are no images.
-    """
-
-    num_images: int
-    sizes: list[tuple[int, int, int]]
-    modes: dict[str, int]
-    num_duplicates: int
-    duplicates: list[tuple[str, str]]
-    class_counts: list[int] | None
-    class_names: list[str] | None
-    skipped: dict[str, str]
-    left_out: dict[str, int]
+    num_images: int  # that are used
+    sizes: list[tuple[int, int, int]]  # (width, height, count), the most frequent first, as stored
+    modes: dict[str, int]  # images by file format and mode, such as `PNG RGBA`
+    num_duplicates: int  # images stored as the same bytes as an earlier one
+    duplicates: list[tuple[str, str]]  # some of them, each with the earlier one
+    class_counts: list[int] | None  # images per class; None without labels
+    class_names: list[str] | None  # None where classes are numbers
+    skipped: dict[str, str]  # files that cannot be used and are left out, each with the reason
+    left_out: dict[str, int]  # how many files of which kind are no images
 
     @property
     def areas(self) -> np.ndarray:
@@ -93,17 +81,9 @@ def _look(source: ImageSource) -> Survey:
     class_counts = None
     if source.labels is not None:  # classes without an image included
         class_counts = torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
-    return Survey(
-        num_images=len(source),
-        sizes=[(*size, count) for size, count in sizes.most_common()],
-        modes=dict(modes.most_common()),
-        num_duplicates=len(copies),
-        duplicates=copies[:SHOWN],
-        class_counts=class_counts,
-        class_names=source.class_names,
-        skipped=source.skipped,
-        left_out=source.left_out,
-    )
+    shown = [(*size, count) for size, count in sizes.most_common()]
+    labels, others = (class_counts, source.class_names), (source.skipped, source.left_out)
+    return Survey(len(source), shown, dict(modes.most_common()), len(copies), copies[:SHOWN], *labels, *others)
 
 
 def enlarged(sizes: list[tuple[int, int, int]], resolution: int) -> int:

@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.images.label_files import in_order
-from datamodules.plain_files import is_number, load_npy, load_pt, read_csv
+from datamodules.plain_files import is_number, load_npy, load_pt, read_csv, whole_numbers
 from storage.artifacts import HEADER_KEY
 from storage.errors import UserError
 
-MOST_CLUSTERS = 10_000_000  # tables as long as the highest id are made
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
 
 
@@ -38,7 +37,7 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
         if ids is not None and known is not None:
             values = in_order(path, known, values, ids)
         values = torch.tensor([float(text) for text in values], dtype=torch.float64)
-    return _whole_numbers(path, _as_tensor(path, values)), key
+    return whole_numbers(path, values, "cluster ids"), key
 
 
 def ids_in_csv(path: Path, contents: dict[str, Any] | None = None) -> list[str] | None:
@@ -71,14 +70,16 @@ def read_embeddings(path: Path, key: str) -> Tensor:
 
     An empty `key` takes the only tensor there is. Raises `UserError` where the content is not what it should be.
     """
-    values = _as_tensor(path, _choose(path, _contents(path), key)[1])
+    values = torch.as_tensor(_choose(path, _contents(path), key)[1])
     if values.ndim != 2 or not values.isfinite().all():
         raise UserError(f"{path}: expected embeddings, finite numbers [images, features].")
     return values.float()
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a safetensors file is one that this project wrote."""
+    """Whether a file is one that this project wrote."""
+    if path.suffix != ".safetensors":
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return HEADER_KEY in (file.metadata() or {})
@@ -120,27 +121,3 @@ def _choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any
     problem = f"holds no {key!r}" if key else f"holds {len(candidates)} sets of assignments"
     example = (candidates or list(contents) or ["KEY"])[0]
     raise UserError(f"{path}: {problem}. Choose one with {path}::{example}; there are: {', '.join(sorted(contents))}.")
-
-
-def _as_tensor(path: Path, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except Exception as error:  # text, objects, lists of different lengths
-        raise UserError(f"{path}: cannot be read as plain numbers ({type(error).__name__}: {error}).") from error
-
-
-def _whole_numbers(path: Path, values: Tensor) -> Tensor:
-    """`values` as int64 [M], if they are whole numbers from 0 up."""
-    if values.ndim != 1 or values.is_complex() or values.dtype == torch.bool:
-        raise UserError(
-            f"{path}: expected one cluster id per image; found {values.dtype} of shape {list(values.shape)}."
-        )
-    if len(values) == 0:
-        raise UserError(f"{path}: holds no cluster ids.")
-    if values.is_floating_point() and not (values.isfinite().all() and torch.equal(values, values.round())):
-        raise UserError(f"{path}: holds numbers that are not whole; cluster ids are 0, 1, 2, …")
-    whole = values.to(torch.int64)
-    wrong = next((int(limit) for limit in whole.aminmax() if not 0 <= limit < MOST_CLUSTERS), None)
-    if wrong is not None:
-        raise UserError(f"{path}: holds {wrong}; expected cluster ids from 0 up, below {MOST_CLUSTERS:,}.")
-    return whole

@@ -30,34 +30,26 @@ log = logging.getLogger(__name__)
 class PseudoLabels:
     """Cluster ids of images.
 
-    Attributes:
-        cluster_ids: int64 [N], in 0…C−1.
-        num_clusters: C, the clusters that were asked for; some may hold no image.
-        confidence: float32 [N], how sure each image's cluster is: for TEMI and CLIP the maximum softmax probability,
-            for k-means the simplified silhouette; ones where there is no such thing.
-        ids: the N images' ids.
-        meta: what made them.
+    A confidence is, for TEMI and CLIP, the maximum softmax probability; for k-means, the simplified silhouette; and 1
+    where there is no such thing.
 
     Raises:
         ValueError: lengths that differ, cluster ids outside 0…C−1, or an id that occurs twice or holds a line break.
     """
 
-    cluster_ids: Tensor
-    num_clusters: int
-    confidence: Tensor
-    ids: list[str]
-    meta: dict[str, Any] = field(default_factory=dict)
+    cluster_ids: Tensor  # int64 [N], in 0…C−1
+    num_clusters: int  # C, the clusters that were asked for; some may hold no image
+    confidence: Tensor  # float32 [N], how sure each image's cluster is
+    ids: list[str]  # of the N images
+    meta: dict[str, Any] = field(default_factory=dict)  # what made them
 
     def __post_init__(self) -> None:
-        if not len(self.cluster_ids) == len(self.confidence) == len(self.ids):
-            raise ValueError(
-                f"{len(self.cluster_ids)} cluster ids, {len(self.confidence)} confidences and {len(self.ids)} image ids"
-            )
-        if len(self.ids) == 0:
-            raise ValueError("no images")
+        lengths = [len(self.cluster_ids), len(self.confidence), len(self.ids)]
+        if len(set(lengths)) > 1 or 0 in lengths:
+            raise ValueError(f"{lengths} cluster ids, confidences and image ids; expected as many of each, and some")
         if self.cluster_ids.dtype != torch.int64:
             raise ValueError(f"cluster ids are {self.cluster_ids.dtype}; expected int64")
-        low, high = int(self.cluster_ids.min()), int(self.cluster_ids.max())
+        low, high = map(int, self.cluster_ids.aminmax())
         if low < 0 or high >= self.num_clusters:
             raise ValueError(f"cluster ids from {low} to {high}; expected 0 to {self.num_clusters - 1}")
         if any("\n" in image_id for image_id in self.ids):
@@ -137,11 +129,11 @@ class PseudoLabels:
 
     def save_csv(self, path: str | Path) -> None:
         """Writes `id,cluster,confidence`, a line per image, for other programs and for `assignments=`."""
+        confidences = (f"{confidence:.6g}" for confidence in self.confidence.tolist())
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["id", "cluster", "confidence"])
-            rows = zip(self.ids, self.cluster_ids.tolist(), self.confidence.tolist(), strict=True)
-            writer.writerows((image_id, cluster, f"{confidence:.6g}") for image_id, cluster, confidence in rows)
+            writer.writerows(zip(self.ids, self.cluster_ids.tolist(), confidences, strict=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "PseudoLabels":
@@ -175,16 +167,20 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
     file_name, _, key = specification.partition("::")
     path = Path(file_name)
     if not path.is_file():
-        raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key")
-    if path.suffix == ".safetensors" and is_artifact(path):
+        raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key.")
+    if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
         _check_made_for(path, labels.meta.get(MADE_FOR), source)
         return labels
     found, key = read_cluster_ids(path, key, source.ids)
-    cluster_ids = _rows_of_source(path, found, source)
     num_clusters = clusters_of(path, key, found, num_clusters)
+    if len(found) == source.total:
+        found = found[source.positions]
+    if len(found) != len(source):
+        whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
+        raise UserError(f"{path}: {len(found)} cluster ids for {len(source)} images of {source.name}{whole}.")
     meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
-    return PseudoLabels(cluster_ids, num_clusters, torch.ones(len(cluster_ids)), source.ids, meta)
+    return PseudoLabels(found, num_clusters, torch.ones(len(found)), source.ids, meta)
 
 
 def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:
@@ -194,11 +190,9 @@ def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> Pseu
         UserError: a `key`, which they have none of, or cluster ids from `num_clusters` up.
     """
     if key:
-        raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Type {path}, without ::{key}")
+        raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Give {path}, without ::{key}.")
     labels = PseudoLabels.load(path)
-    if num_clusters is None:
-        return labels
-    return replace(labels, num_clusters=clusters_of(path, key, labels.cluster_ids, num_clusters))
+    return replace(labels, num_clusters=clusters_of(path, key, labels.cluster_ids, num_clusters or labels.num_clusters))
 
 
 def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | None) -> int:
@@ -207,15 +201,29 @@ def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | N
     Raises:
         UserError: a cluster id from C up.
     """
-    found = num_clusters or num_clusters_in_key(key) or _num_clusters_from_ids(path, cluster_ids)
     highest = int(cluster_ids.max())
+    found = num_clusters or num_clusters_in_key(key)
+    if found is None:
+        found = highest + 1
+        log.warning(
+            "%s does not say how many clusters there are: taking the highest id + 1 = %d. Where some of the last "
+            "clusters are empty, let its key end in clusters<C> (or set num_clusters=C for cedm score).",
+            path.name,
+            found,
+        )
     if highest >= found:
         name = f"{path}::{key}" if key else str(path)
-        remedy = f"Type num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
+        remedy = f"Set num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
         raise UserError(
-            f"{name}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. {remedy}"
+            f"{name}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. {remedy}."
         )
     return found
+
+
+def num_clusters_in_key(key: str) -> int | None:
+    """C of a key that ends in `clusters<C>`, a seed after it or not (`clusters<C>.seed<n>`); None for another."""
+    match = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
+    return int(match[1]) if match else None
 
 
 def made_for(source: ImageSource) -> dict[str, Any]:
@@ -238,29 +246,3 @@ def _check_made_for(path: Path, images: dict[str, Any] | None, source: ImageSour
             f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give a "
             "CSV file with the columns id and cluster (pseudo_labels.csv beside it), which is matched by name alone."
         )
-
-
-def _rows_of_source(path: Path, cluster_ids: Tensor, source: ImageSource) -> Tensor:
-    if len(cluster_ids) == len(source):
-        return cluster_ids
-    if len(cluster_ids) == source.total:
-        return cluster_ids[source.positions]
-    whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
-    raise UserError(f"{path}: {len(cluster_ids)} cluster ids for {len(source)} images of {source.name}{whole}")
-
-
-def num_clusters_in_key(key: str) -> int | None:
-    """C of a key that ends in `clusters<C>`, a seed after it or not (`clusters<C>.seed<n>`); None for another."""
-    match = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
-    return int(match[1]) if match else None
-
-
-def _num_clusters_from_ids(path: Path, cluster_ids: Tensor) -> int:
-    num_clusters = int(cluster_ids.max()) + 1
-    log.warning(
-        "%s does not say how many clusters there are: taking the highest id + 1 = %d. Where some of the last clusters "
-        "are empty, let its key end in clusters<C> (or type num_clusters=C for cedm score).",
-        path.name,
-        num_clusters,
-    )
-    return num_clusters

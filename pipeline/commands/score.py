@@ -88,7 +88,7 @@ def read_clusterings(path: Path, key: str, num_clusters: int | None, source: Ima
     """The assignment `key`, or every one in the file, by name."""
     if not path.is_file():
         raise UserError(f"assignments={path}: no such file. Give FILE or FILE::key.")
-    if path.suffix == ".safetensors" and is_artifact(path):
+    if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters)
         return {path.stem: clustering_of(path, "", labels.cluster_ids, labels.num_clusters, labels.ids, source)}
     clusterings, ids = {}, ids_in_csv(path)

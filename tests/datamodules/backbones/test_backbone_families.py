@@ -218,7 +218,7 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
 
 def check_cache(settings: BackboneSettings, backbone: Backbone, cache_dir: Path) -> None:
     source = opened("digits", max_images=5)
-    embeddings = make_embeddings(source, backbone, cache_dir, batch_size=5, progress=False)
+    embeddings = make_embeddings(source, backbone, cache_dir, batch_size=5)
     identity = backbone_identity(settings, resolution=8, channels=3, cache_dir=cache_dir)
     loaded = load_embeddings(source, identity, cache_dir)
     images = torch.stack([torch.as_tensor(source.image(index)).permute(2, 0, 1) for index in range(5)])

@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_shard(
 ) -> None:
     (tmp_path / "images").mkdir()
     source = coloured_folder(tmp_path / "images", 35)
-    whole = make_embeddings(source, FirstPixels(), tmp_path / "one", batch_size=4, progress=False)
+    whole = make_embeddings(source, FirstPixels(), tmp_path / "one", batch_size=4)
     with monkeypatch.context() as patch:
         read, calls = source.image, []
 
@@ -77,9 +77,9 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_shard(
 
         patch.setattr(source, "image", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            make_embeddings(source, FirstPixels(), tmp_path / "two", batch_size=4, progress=False)
+            make_embeddings(source, FirstPixels(), tmp_path / "two", batch_size=4)
     backbone = FirstPixels()
-    resumed = make_embeddings(source, backbone, tmp_path / "two", batch_size=4, progress=False)
+    resumed = make_embeddings(source, backbone, tmp_path / "two", batch_size=4)
     assert backbone.seen == 15  # 20 images were in whole shards
     assert torch.equal(resumed.values, whole.values)
     one, two = (next((tmp_path / name / "embeddings").glob("*.safetensors")) for name in ("one", "two"))
@@ -115,8 +115,8 @@ def test_statistics_of_the_shards_are_those_of_the_whole(small_shards: None, tmp
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_images_without_finite_features_are_named(small_shards: None, tmp_path: Path, num_workers: int) -> None:
     source = coloured_folder(tmp_path, 30, white=(13, 15, 17, 18))
-    with pytest.raises(UserError, match=r"for images '013\.png', '015\.png', '017\.png' … \(4 of the 10 images from"):
-        make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers, progress=False)
+    with pytest.raises(UserError, match=r"for '013\.png', '015\.png', '017\.png' … \(4 of the 10 images from"):
+        make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -124,7 +124,7 @@ def test_an_image_that_cannot_be_decoded_is_named_without_a_traceback(tmp_path: 
     source = coloured_folder(tmp_path, 12)
     (tmp_path / "007.png").write_bytes((tmp_path / "007.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"^mine: '007\.png'") as caught:
-        make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers, progress=False)
+        make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
 
 
@@ -144,7 +144,7 @@ class SlowPixels(PixelBackbone):
 
 embedding_shards.SHARD_IMAGES = 128
 backbone = SlowPixels("pixels", 8, 1)
-make_embeddings(open_source(DatasetSettings()), backbone, sys.argv[1], batch_size=64, progress=False)
+make_embeddings(open_source(DatasetSettings()), backbone, sys.argv[1], batch_size=64)
 """
 
 
@@ -168,8 +168,8 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path, monkeypatch: pyte
     missing = missing_shards(folder, len(source))
     assert len(missing) == 15 - len(kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    resumed = make_embeddings(source, backbone, tmp_path, batch_size=64, progress=False)
-    whole = make_embeddings(source, backbone, tmp_path / "whole", batch_size=64, progress=False)
+    resumed = make_embeddings(source, backbone, tmp_path, batch_size=64)
+    whole = make_embeddings(source, backbone, tmp_path / "whole", batch_size=64)
     assert torch.equal(resumed.values, whole.values)
     assert torch.equal(resumed.std, whole.std)
 
@@ -243,7 +243,7 @@ def test_bfloat16_is_for_the_backbones_that_bear_it(tmp_path: Path) -> None:
     quick, exact = Weighted(takes_bf16=True), Weighted(takes_bf16=False)
     exact.layer.load_state_dict(quick.layer.state_dict())
     whole, half, kept = (
-        make_embeddings(source, backbone, tmp_path / name, precision=precision, progress=False)
+        make_embeddings(source, backbone, tmp_path / name, precision=precision)
         for name, backbone, precision in (
             ("whole", quick, "32-true"),
             ("half", quick, "bf16-mixed"),

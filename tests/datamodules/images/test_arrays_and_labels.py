@@ -87,12 +87,6 @@ def test_an_npy_file_stays_on_disk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(copy).image(399), source.image(399))
 
 
-def test_a_million_rows_sort_in_their_order(tmp_path: Path) -> None:
-    source = opened("array", save(tmp_path / "x.npy", np.zeros((100_001, 1, 1), np.uint8)))
-    assert source.ids[-1] == "train/100000"
-    assert source.ids == sorted(source.ids)
-
-
 def test_an_archive_names_its_arrays(tmp_path: Path) -> None:
     images = random_images(6, 4, 4, 3)
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(6)[:, None] % 3, val_images=images[:2])
@@ -229,7 +223,7 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
         ("id,label\na.png,1\na.png,2\n", "'a.png' has two labels"),
         ("id,label\na.png\n", "line 2 has not 2 columns"),
         ("id,label\na.png,\n", "the label of 'a.png' is empty"),
-        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "is -1; expected an integer from 0 up"),
+        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "holds -1"),
     ):
         with pytest.raises(UserError, match=message):
             labels_from(text)
@@ -237,17 +231,41 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
 
 def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
     ids = opened("folder", tree).ids
-    (tmp_path / "l.json").write_text(json.dumps({"labels": [[name, 3] for name in ids]}))
-    for path, expected in ((tmp_path / "l.json", [3] * 4), (save(tmp_path / "l.npy", np.arange(4)), [0, 1, 2, 3])):
-        source = opened("folder", tree, labels=str(path))
+    text = json.dumps({"labels": [[name, number] for number, name in reversed(list(enumerate(ids)))]})
+    (tmp_path / "l.json").write_text(text)
+    save(tmp_path / "l.npy", np.arange(4))
+    (tree / "dataset.json").write_text(text)
+    for settings in ({}, {"labels": str(tmp_path / "l.json")}, {"labels": str(tmp_path / "l.npy")}):
+        source = opened("folder", tree, **settings)
         assert source.labels is not None
-        assert source.labels.tolist() == expected
-    for array, message in ((np.arange(5), "labels of shape .5. for 4 images"), (np.ones(4), "labels of type float64")):
-        with pytest.raises(UserError, match=message):
-            opened("folder", tree, labels=str(save(tmp_path / "bad.npy", array)))
-    (tree / "dataset.json").write_text(json.dumps({"labels": [[ids[0], 1], [ids[0], 2]]}))
-    with pytest.raises(UserError, match="has two labels, 1 and 2"):
-        opened("folder", tree)
+        assert source.labels.tolist() == [0, 1, 2, 3]
+    (tree / "dataset.json").write_text('{"labels": null}')
+    assert opened("folder", tree).labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "JSONDecodeError"),
+        ('{"classes": 3}', "KeyError"),
+        ('{"labels": [["ID", 1]]}', "4 of 4 images have no label"),
+        (dict.fromkeys("1234", 0.5), "not whole"),
+        (dict.fromkeys("1234", -1), "holds -1"),
+        ('{"labels": [["ID", 1], ["ID", 2]]}', "has two labels, 1 and 2"),
+        (np.arange(5), "labels of shape .5. for 4 images"),
+        (np.ones(4) / 2, "not whole"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tree: Path, content: str | dict | np.ndarray, message: str) -> None:
+    settings = {}
+    if isinstance(content, np.ndarray):
+        settings = {"labels": str(save(tree.parent / "bad.npy", content))}
+    else:
+        if isinstance(content, dict):
+            content = json.dumps({"labels": list(zip(opened("folder", tree).ids, content.values(), strict=True))})
+        (tree / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        opened("folder", tree, **settings)
 
 
 # Assignments of another data set --------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError, load_image
 from datamodules.images.image_files import ZipReader, printable
-from datamodules.images.images import decode, full_size_uint8
+from datamodules.images.images import decode, to_uint8
 from datamodules.images.sources import ImageSource
 from datamodules.images.survey import survey
 from storage.errors import UserError
@@ -24,7 +25,6 @@ from .bad_files import (
     PNG,
     REFUSED,
     REFUSED_IN_FOLDERS,
-    RGB,
     TAKEN,
     Refused,
     Taken,
@@ -43,11 +43,6 @@ def write_zip(path: Path, *entries: tuple[str, bytes], method: int = zipfile.ZIP
 def read_all(source: ImageSource) -> None:
     for index in range(len(source)):
         decode(source, index, None, 3)
-
-
-def test_the_corpus_is_large() -> None:
-    assert len(REFUSED) + len(REFUSED_IN_FOLDERS) >= 40
-    assert len(TAKEN) >= 25
 
 
 @pytest.mark.parametrize("case", REFUSED + REFUSED_IN_FOLDERS, ids=lambda case: ascii(case.name))
@@ -169,18 +164,6 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         opened("zip", nested)
 
 
-def test_folders_and_zips_taken_for_one_another(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "x.zip", ("a.png", PNG))
-    with pytest.raises(UserError, match="dataset=zip"):
-        opened("folder", path)
-    with pytest.raises(UserError, match="dataset=folder"):
-        opened("zip", tmp_path)
-    np.save(tmp_path / "x.npy", RGB[None])
-    with pytest.raises(UserError, match="dataset=npy"):
-        opened("folder", tmp_path / "x.npy")
-    assert opened("files", path).kind == "zip"
-
-
 # Skipping -------------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +213,7 @@ quick = settings(max_examples=120, deadline=None, derandomize=True)
 
 def pixels_or_refusal(content: bytes, name: str) -> np.ndarray | None:
     try:
-        return full_size_uint8(load_image(content, name)).permute(1, 2, 0).numpy()
+        return to_uint8(load_image(content, name), None, 3).permute(1, 2, 0).numpy()
     except UnusableImageError:
         return None
 
@@ -280,8 +263,8 @@ def test_a_changed_byte_in_a_zip_is_never_a_changed_pixel(
     content[place % len(content)] ^= change
     path.write_bytes(content)
     try:
-        reader = ZipReader(path)
-        found = [full_size_uint8(reader.read(row)).permute(1, 2, 0).numpy() for row in range(len(reader.ids))]
+        reader = ZipReader(DatasetSettings(kind="zip", path=str(path)))
+        found = [to_uint8(reader.read(row), None, 3).permute(1, 2, 0).numpy() for row in range(len(reader.ids))]
     except UserError:
         return
     assert all(np.array_equal(pixels, SMALL) for pixels in found)

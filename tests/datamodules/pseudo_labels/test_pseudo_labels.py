@@ -12,8 +12,6 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.assignment_files import ids_in_csv, read_cluster_ids
 from datamodules.pseudo_labels.pseudo_labels import (
     PseudoLabels,
-    num_clusters_in_key,
-    pseudo_labels_path,
     read_assignments,
 )
 from storage.errors import UserError
@@ -70,22 +68,14 @@ def test_a_file_gives_back_what_was_saved(labels: PseudoLabels, tmp_path: Path):
         ([-1, 0], ["a", "b"], "from -1 to 0"),
         ([0, 1], ["a", "a"], "occurs twice"),
         ([0, 1], ["a", "b\nc"], "line break"),
-        ([0, 1], ["a"], "2 cluster ids, 2 confidences and 1 image ids"),
-        ([], [], "no images"),
+        ([0, 1], ["a"], r"\[2, 2, 1\]"),
+        ([], [], r"\[0, 0, 0\]"),
     ],
 )
 def test_inconsistent_labels_cannot_be_made(cluster_ids: list[int], ids: list[str], message: str):
     values = torch.tensor(cluster_ids, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
         PseudoLabels(values, 3, torch.ones(len(values)), ids)
-
-
-def test_the_path_follows_source_and_settings(digits: ImageSource, tmp_path: Path):
-    path = pseudo_labels_path(tmp_path, digits, {"seed": 0})
-    assert path == pseudo_labels_path(tmp_path, digits, {"seed": 0})
-    assert path != pseudo_labels_path(tmp_path, digits, {"seed": 1})
-    assert path != pseudo_labels_path(tmp_path, opened("digits", max_images=5), {"seed": 0})
-    assert "=" not in path.name
 
 
 def test_every_kind_of_file_is_read(digits: ImageSource, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -124,19 +114,13 @@ def test_every_kind_of_file_is_read(digits: ImageSource, tmp_path: Path, caplog:
 
 
 def test_our_own_pseudo_labels_are_matched_by_id(digits: ImageSource, tmp_path: Path):
-    ids = [*digits.ids[::-1], "train/99999"]
-    PseudoLabels(torch.tensor([4, 3, 2, 1, 0]), 6, torch.ones(5) / 2, ids).save(tmp_path / "ours.safetensors")
-    labels = read_assignments(str(tmp_path / "ours.safetensors"), digits)
-    assert labels.cluster_ids.tolist() == [1, 2, 3, 4]
-    assert labels.num_clusters == 6
+    path, ids = tmp_path / "ours.safetensors", [*digits.ids[::-1], "train/99999"]
+    PseudoLabels(torch.tensor([5, 3, 2, 1, 0]), 8, torch.ones(5) / 2, ids).save(path)
+    labels = read_assignments(str(path), digits)
+    assert (labels.cluster_ids.tolist(), labels.num_clusters) == ([1, 2, 3, 5], 8)
     assert labels.confidence.tolist() == [0.5] * 4
-
-
-def test_our_own_pseudo_labels_have_no_key_and_fit_c(digits: ImageSource, tmp_path: Path):
-    path = tmp_path / "ours.safetensors"
-    PseudoLabels(torch.tensor([0, 1, 2, 5]), 8, torch.ones(4), digits.ids).save(path)
     assert read_assignments(str(path), digits, num_clusters=20).num_clusters == 20
-    with pytest.raises(UserError, match=r"holds cluster id 5, but there are 5 clusters.*num_clusters=6"):
+    with pytest.raises(UserError, match=r"holds cluster id 5, but there are 5 clusters"):
         read_assignments(str(path), digits, num_clusters=5)
     with pytest.raises(UserError, match="without ::cluster_ids"):
         read_assignments(f"{path}::cluster_ids", digits)
@@ -146,11 +130,6 @@ def test_an_umlaut_is_the_same_however_it_is_written(tmp_path: Path):
     (tmp_path / "a.csv").write_text("id,cluster\nbu\u0308ro.png,1\nhaus.png,0\n", encoding="utf-8")
     assert read_cluster_ids(tmp_path / "a.csv", "", ["haus.png", "b\u00fcro.png"])[0].tolist() == [0, 1]
     assert ids_in_csv(tmp_path / "a.csv") == ["bu\u0308ro.png", "haus.png"]
-
-
-def test_c_of_a_key():
-    keys = {"x.clusters20": 20, "x.clusters20.seed3": 20, "clusters": None, "clusters20x": None}
-    assert {key: num_clusters_in_key(key) for key in keys} == keys
 
 
 def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, tmp_path: Path):
