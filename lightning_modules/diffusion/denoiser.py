@@ -1,5 +1,6 @@
 """The denoiser D(x; σ): a network with its preconditioning and its encoder, and its file."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,7 +97,7 @@ class Denoiser(nn.Module):
             if (tensor := getattr(self, name)) is not None:
                 tensors[name] = tensor
         description = {
-            "network": self.settings.to_json(),
+            "network": asdict(self.settings),
             "img_resolution": self.img_resolution,
             "img_channels": self.img_channels,
             "label_dim": self.label_dim,
@@ -113,7 +114,7 @@ class Denoiser(nn.Module):
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
         interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}
-        settings = NetworkSettings.from_json(description["network"])
+        settings = NetworkSettings(**description["network"])
         objective = EDMObjective(sigma_data=description["sigma_data"])
         denoiser = cls(build_network(settings, **interface), **interface, settings=settings, objective=objective)
         denoiser.load_state_dict(tensors)

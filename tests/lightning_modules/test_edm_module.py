@@ -256,7 +256,8 @@ def test_augmentation_can_be_turned_off() -> None:
     sigma = module.objective.sigma(normal(seed, Stream.SIGMA, positions))
     noise = normal(seed, Stream.NOISE, positions, images.shape[1:])
     labels = torch.eye(3)[batch.labels]
-    assert torch.equal(module.loss_of(batch), module.objective(module.denoiser, images, sigma, noise, labels))
+    per_pixel = module.objective(module.denoiser, images, sigma, noise, labels)
+    assert torch.equal(module.loss_of(batch), per_pixel.sum(dim=(1, 2, 3)))
 
 
 def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:
