@@ -175,5 +175,5 @@ def check_finite(module: LightningModule) -> None:
     if broken:
         raise UserError(
             f"the weights are not finite after step {module.global_step} ({broken[0]}), though the loss was: nothing "
-            "is written, and the last snapshot is good. Type a lower learning rate, or trainer.precision=32-true."
+            "is written, and the last snapshot is good. Set a lower learning rate, or trainer.precision=32-true."
         )

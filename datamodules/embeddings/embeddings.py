@@ -15,9 +15,9 @@ from datamodules.embeddings.shards import embed_shards, join_shards, missing_sha
 from datamodules.images.sources import ImageSource
 from storage.artifacts import Artifact, make_once, read_artifact
 from storage.fingerprints import file_stem, fingerprint
+from storage.standardise import standardise
 
 KIND = "embeddings"
-MINIMAL_STD = 1e-6  # up to here a dimension counts as one that never changes, and tells nothing
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Embeddings:
 
     def standardised(self) -> Tensor:
         """(values − mean) / std, 0 where a dimension never changes, float32 [N, D]: what TEMI is trained on."""
-        return (self.values - self.mean) / torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
+        return standardise(self.values, self.mean, self.std)
 
     @property
     def fingerprint(self) -> str:

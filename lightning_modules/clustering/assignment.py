@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_modules.clustering.heads import ClusteringHeads
 from storage.artifacts import read_artifact, write_artifact
+from storage.standardise import standardise
 
 KIND = "clustering-head"
-MINIMAL_STD = 1e-6  # as in training (`datamodules.embeddings.embeddings`)
 BATCH_SIZE = 8192  # embeddings at once: 330 MB of logits at 10,000 clusters
 
 
@@ -74,8 +74,7 @@ class ClusteringHead:
                 f"this head reads embeddings [images, {len(self.mean)}], not {list(raw_embeddings.shape)}: "
                 f"compute them with the backbone {self.backbone_identity}"
             )
-        std = torch.where(self.std > MINIMAL_STD, self.std, torch.inf)
-        standardised = ((batch - self.mean) / std for batch in raw_embeddings.split(BATCH_SIZE))
+        standardised = (standardise(batch, self.mean, self.std) for batch in raw_embeddings.split(BATCH_SIZE))
         return assign(self.head, standardised, self.temperature)
 
     def save(self, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
