@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
-from callbacks.stopping import Stopped, stop_requested
+from callbacks.stop_request import Stopped
+from callbacks.stopping import stop_requested
 from lightning_modules.diffusion.sampler import draw_labels
 from lightning_modules.edm_module import EDMModule
 from metrics import frechet

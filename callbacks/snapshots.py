@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.lightning_internals import set_passes
 from callbacks.schedule import EveryKimg, Schedule, ends_step
-from callbacks.stopping import Stopped, ask_all
+from callbacks.stop_request import Stopped
+from callbacks.stopping import ask_all
 from lightning_modules.edm_module import EDMModule
 from storage.artifacts import read_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ from storage.errors import DamagedArtifactError, UserError, disk_is_full
 from storage.fingerprints import canonical_json
 
 SEAL = "sha256"  # the key of a sealed JSON file's checksum
-WORKPLACE_SUFFIX, LOCK_NAME = ".tmp", ".lock"  # of the folders in which files are written before they get their name
+WORKPLACE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the folders in which files are written before they get their name
+LOCK_NAME = ".lock"  # in each of them
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
     Its lock is held as long as this process lives, which is how `remove_abandoned` knows whose time is over.
     """
     while True:
-        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}{WORKPLACE_SUFFIX}")
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         folder.mkdir()
         descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
         with suppress(OSError):  # a file system without locks: what is left there, a person has to remove
@@ -80,11 +82,11 @@ def remove_abandoned(folder: str | Path) -> None:
     """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
     places = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)  # passes over the vanished
     for workplace in places:
-        if not (workplace.name.startswith(".") and workplace.name.endswith(WORKPLACE_SUFFIX)):
+        if not WORKPLACE.fullmatch(workplace.name):
             continue
         try:
-            descriptor = os.open(workplace / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
-        except OSError:  # gone meanwhile
+            descriptor = os.open(workplace / LOCK_NAME, os.O_WRONLY)
+        except OSError:  # nobody's lock: gone meanwhile, not locked yet, or not made here
             continue
         with suppress(OSError):  # its writer lives, or the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from storage.errors import UserError
@@ -32,6 +33,7 @@ class About:
         above, below: limits that are not.
         choices: the allowed values; empty: any.
         identifies: whether it tells one run from another. Where things lie and how many devices work does not.
+        path: whether it is a path, in which `~` stands for the home folder.
     """
 
     meaning: str
@@ -41,6 +43,7 @@ class About:
     below: float | None = None
     choices: tuple[str, ...] = ()
     identifies: bool = True
+    path: bool = False
 
     def expects(self) -> str:
         """`a number from 0 to 1`, `a number above 0`, `one of a, b`; empty where any value will do."""
@@ -80,9 +83,10 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] = (),
     identifies: bool = True,
+    path: bool = False,
 ) -> Any:
     """A field of a settings class; see `About` for the arguments. A list or dictionary is copied for each object."""
-    about = {"about": About(meaning, low, high, above, below, tuple(choices), identifies)}
+    about = {"about": About(meaning, low, high, above, below, tuple(choices), identifies, path)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=about)
     return field(default=default, metadata=about)
@@ -100,9 +104,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for own in fields(self):
-            about = own.metadata.get("about")
-            if about is not None and not about.allows(getattr(self, own.name)):
+            about, value = own.metadata.get("about"), getattr(self, own.name)
+            if about is not None and not about.allows(value):
                 self.refuse(own.name, f"{about.expects()} is expected")
+            if about is not None and about.path and isinstance(value, str):
+                object.__setattr__(self, own.name, str(Path(value).expanduser()))
 
     def refuse(self, name: str, expected: str) -> NoReturn:
         """Raise a `UserError` about the value of one field: `training.lr=-1: a number above 0 is expected.`"""

@@ -12,7 +12,7 @@ from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_picture
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command, typed_command
 from pipeline.settings.inputs import embeddings_of, identity_of, source_of, typed_head_file
-from pipeline.settings.overrides import word
+from pipeline.settings.words import word
 from storage.digests import file_digest
 from storage.errors import UserError
 

@@ -26,7 +26,7 @@ from pipeline.running.bound_grid import measure_grid
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
 from pipeline.settings.command import command
 from pipeline.settings.inputs import plain, source_of
-from pipeline.settings.overrides import key_of
+from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path

@@ -21,7 +21,7 @@ from pipeline.running.run_folder import choose_run_folder, opened_run_folder, ru
 from pipeline.settings.checks import LARGEST_SEED
 from pipeline.settings.command import command
 from pipeline.settings.inputs import denoiser_file, typed_head_file
-from pipeline.settings.overrides import is_typed
+from pipeline.settings.words import is_typed
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import file_stem

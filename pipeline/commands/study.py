@@ -19,7 +19,7 @@ from pipeline.running.run_folder import choose_run_folder, opened_run_folder, ru
 from pipeline.running.workers import Worker, workers_of
 from pipeline.settings.command import command, fail, typed_command
 from pipeline.settings.inputs import plain, source_of
-from pipeline.settings.overrides import key_of
+from pipeline.settings.words import key_of
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import Plan
 from pipeline.studies.page import answer_of, study_page, write_page

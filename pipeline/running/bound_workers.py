@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from pipeline.running.workers import Worker, end_all, problem_of
-from pipeline.settings.overrides import key_of, word
+from pipeline.settings.words import key_of, word
 from storage.errors import UserError
 
 LOOK_EVERY_SECONDS = 1.0  # at jobs that another machine works on

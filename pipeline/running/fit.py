@@ -13,7 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
-from callbacks.stopping import Stopped, queue_again, stop_between_batches
+from callbacks.stop_request import Stopped
+from callbacks.stopping import queue_again, stop_between_batches
 from pipeline.running.processes import RUN_FOLDER_VARIABLE
 from pipeline.settings.checks import leaves
 

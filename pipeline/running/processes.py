@@ -18,7 +18,7 @@ from lightning import Fabric, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
-from callbacks.stopping import Stopped
+from callbacks.stop_request import Stopped
 from pipeline.settings.command import OwnProcessNeeded
 from storage.errors import UserError
 

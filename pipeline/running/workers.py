@@ -15,7 +15,7 @@ import torch
 
 from pipeline.running.processes import RUN_FOLDER_VARIABLE
 from pipeline.settings.command import CONFIGS
-from pipeline.settings.overrides import config_folder
+from pipeline.settings.words import config_folder
 from storage.cores import cores_of_each
 from storage.errors import UserError
 

@@ -25,9 +25,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from safetensors import SafetensorError
 
-from callbacks.stopping import stop_at_once
+from callbacks.stop_request import stop_at_once
 from pipeline.settings.checks import check_settings, leaves
-from pipeline.settings.overrides import key_of
+from pipeline.settings.words import key_of
 from storage.errors import ArtifactError, UserError, disk_is_full
 from storage.files import remove_abandoned
 

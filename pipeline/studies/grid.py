@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.images.sources import ImageSource
 from pipeline.settings.inputs import check_clustering, identity_of, plain
-from pipeline.settings.overrides import key_of
+from pipeline.settings.words import key_of
 from pipeline.studies.jobs import Run, composed
 from storage.errors import UserError
 from storage.fingerprints import file_stem

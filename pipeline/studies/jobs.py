@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.running.run_folder import read_summary
 from pipeline.settings.command import program
-from pipeline.settings.overrides import config_folder, word
+from pipeline.settings.words import config_folder, word
 from storage.errors import UserError
 
 FINAL = "-final"  # what the name of the best run ends in that is trained again, for longer

@@ -16,7 +16,7 @@ from pipeline.commands.train import GROUPS
 from pipeline.evaluation.measures import METRICS, check_sizes, plan_of
 from pipeline.running.run_folder import run_settings
 from pipeline.settings.inputs import identity_of, not_needed, plain, pseudo_labels_file
-from pipeline.settings.overrides import key_of, quoted, word
+from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import FINAL, Job, Plan, Run, composed

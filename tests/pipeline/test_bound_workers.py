@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from callbacks.stopping import Stopped, stop_at_once
+from callbacks.stop_request import Stopped, stop_at_once
 from pipeline.running import bound_workers
 from pipeline.running.bound_grid import Job
 from pipeline.running.bound_workers import train_side_by_side

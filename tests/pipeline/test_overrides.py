@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipeline.settings.overrides import key_of, word
+from pipeline.settings.words import key_of, word
 
 
 @pytest.mark.parametrize(

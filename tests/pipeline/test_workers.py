@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.stopping import Stopped, stop_at_once
+from callbacks.stop_request import Stopped, stop_at_once
 from pipeline.running.workers import Worker, end_all, problem_of, workers_of
 from storage import cores
 from storage.errors import UserError
