@@ -13,6 +13,8 @@ from lightning_modules.diffusion.networks import build_network
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
 
+INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
+
 
 class Denoiser(nn.Module):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise, labels): the expected clean image of a noisy one.
@@ -98,10 +100,7 @@ class Denoiser(nn.Module):
                 tensors[name] = tensor
         description = {
             "network": asdict(self.settings),
-            "img_resolution": self.img_resolution,
-            "img_channels": self.img_channels,
-            "label_dim": self.label_dim,
-            "augment_dim": self.augment_dim,
+            **{name: getattr(self, name) for name in INTERFACE},
             "sigma_data": self.objective.sigma_data,
             "meta": {**self.meta, **meta},
         }
@@ -113,7 +112,7 @@ class Denoiser(nn.Module):
         artifact = read_artifact(Path(path), kind="denoiser")
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
-        interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}
+        interface = {name: description[name] for name in INTERFACE}
         settings = NetworkSettings(**description["network"])
         objective = EDMObjective(sigma_data=description["sigma_data"])
         denoiser = cls(build_network(settings, **interface), **interface, settings=settings, objective=objective)

@@ -84,10 +84,10 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["bound.rule=biggest"], "bound.rule=largest"),
+        (["bound.rule=biggest"], "largest"),
         (["bound.grid=[1,10]"], "bound.grid=[1, 10]"),
         (["bound.grid=[10,5000]"], "1797 images"),
-        (["bound.threshold=96"], "0.96"),
+        (["bound.threshold=96"], "up to 1"),
         (["assignments=gone.safetensors"], "gone.safetensors"),
         (["clustering=kmeans"], "TEMI"),
         ([], "cedm embed"),
