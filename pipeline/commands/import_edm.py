@@ -1,7 +1,6 @@
 """`cedm import-edm`: a published EDM snapshot → our denoiser file, without running code from it."""
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ def import_edm(cfg: DictConfig) -> None:
         denoiser.save_pretrained(written, dataset=cfg.dataset.name, imported_from=inputs["pickle"])
         results = {
             "denoiser": str(written),
-            "network": asdict(denoiser.settings),
+            "network": denoiser.settings.identity(),
             "img_resolution": denoiser.img_resolution,
             "img_channels": denoiser.img_channels,
             "label_dim": denoiser.label_dim,
