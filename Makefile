@@ -1,17 +1,9 @@
 # Cluster-conditioned diffusion. `make help` lists targets, variables and defaults.
 
-DATASET      ?= digits
-DATA         ?=
-BACKBONE     ?=
-CLUSTERING   ?=
-CLUSTERS     ?=
-CONDITIONING ?=
-DEVICES      ?=
-ACCELERATOR  ?=
-ARGS         ?=
-ONLY         ?=
-TRIALS       ?=
-STUDY        ?= granularity
+# What was set for these arrives in the commands as it was typed: exported, and so read by no shell.
+VARIABLES := DATASET DATA BACKBONE CLUSTERING CLUSTERS CONDITIONING DEVICES ACCELERATOR ARGS CKPT RUN STUDY
+unexport $(VARIABLES)
+$(foreach name,$(VARIABLES),$(eval export CEDM_$(name) := $$(value $(name))))
 
 VENV := .venv
 ifdef PYTHON
@@ -22,17 +14,6 @@ else
     READY := $(VENV)/.installed
 endif
 
-# Only variables that are set become overrides: the data set's own settings stand behind the others.
-OVERRIDES = dataset=$(DATASET) \
-    $(if $(DATA),'dataset.path="$(DATA)"') \
-    $(if $(BACKBONE),backbone=$(BACKBONE)) \
-    $(if $(CLUSTERING),clustering=$(CLUSTERING)) \
-    $(if $(CLUSTERS),clustering.num_clusters=$(CLUSTERS)) \
-    $(if $(CONDITIONING),conditioning=$(CONDITIONING)) \
-    $(if $(DEVICES),trainer.devices=$(DEVICES)) \
-    $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) \
-    $(ARGS)
-
 .DEFAULT_GOAL := help
 .PHONY: help setup train embed cluster diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench clean
 
@@ -42,7 +23,7 @@ help:  ## This list
 	@echo
 	@echo 'Variables, with their defaults:'
 	@echo '  DATASET=digits    digits, cifar10, cifar100, ffhq64, afhqv2, folder, zip, npy or hf; brings its published settings along'
-	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id (for cifar: where the files lie)'
+	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id; alone, it tells the kind of data set'
 	@echo '  BACKBONE=         pixels, dino_vitb16, dinov2_vitb14, … see docs/backbones.md'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'
@@ -66,46 +47,18 @@ $(VENV)/.installed: pyproject.toml
 
 setup: $(READY)  ## Create .venv with all packages, once
 
-# A run folder is one command's: run_dir= and overwrite= in ARGS are meant for the training.
-EARLIER = $(filter-out run_dir=% overwrite=%,$(OVERRIDES))
+train:  ## Embed, cluster and train a diffusion model: DATASET=digits by default
+embed:  ## Only: images → embeddings and neighbours
+cluster:  ## Only: embeddings → pseudo-labels
+diffusion:  ## Only: images and pseudo-labels → diffusion model
+generate:  ## Images from a trained model, the newest or CKPT=runs/…
+evaluate:  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
+auto:  ## From a folder of images to a model: how many clusters, then full training: DATA=/my/images
+study:  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
+report:  ## One HTML page of the newest study, or of RUN=FOLDER
 
-train: $(READY)  ## Embed, cluster and train a diffusion model: DATASET=digits by default
-	@$(PY) -m pipeline.commands.embed $(EARLIER)
-	@$(PY) -m pipeline.commands.cluster $(EARLIER)
-	@$(PY) -m pipeline.commands.train $(OVERRIDES)
-
-embed: $(READY)  ## Only: images → embeddings and neighbours
-	@$(PY) -m pipeline.commands.embed $(OVERRIDES)
-
-cluster: $(READY)  ## Only: embeddings → pseudo-labels
-	@$(PY) -m pipeline.commands.cluster $(OVERRIDES)
-
-diffusion: $(READY)  ## Only: images and pseudo-labels → diffusion model
-	@$(PY) -m pipeline.commands.train $(OVERRIDES)
-
-# The newest model of the data set, where none is named.
-generate evaluate: CKPT ?= $(shell ls -t runs/$(DATASET)/train-*/*/denoiser.safetensors 2>/dev/null | head -n 1)
-generate: $(READY)  ## Images from a trained model, the newest or CKPT=runs/…
-	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make generate CKPT=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.commands.generate 'ckpt="$(CKPT)"' $(if $(ACCELERATOR),trainer.accelerator=$(ACCELERATOR)) $(ARGS)
-
-evaluate: $(READY)  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
-	@test -n "$(CKPT)" || { echo 'error: no model of $(DATASET) in runs/. Type make train, or make evaluate CKPT=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.commands.evaluate 'generated="$(CKPT)"' $(OVERRIDES)
-
-auto: DATASET = $(if $(DATA),$(if $(filter %.zip,$(DATA)),zip,folder),digits)
-auto: $(READY)  ## From a folder of images to a model: how many clusters, then full training: DATA=/my/images
-	@$(PY) -m pipeline.commands.study study=auto $(OVERRIDES)
-
-study: $(READY)  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
-	@$(PY) -m pipeline.commands.study study=$(STUDY) $(OVERRIDES)
-
-# The newest study, of the data set where one is typed: that of a folder of images bears the folder's name.
-STUDIED = $(if $(filter file,$(origin DATASET)),*,$(DATASET))
-report: RUN ?= $(shell ls -td runs/$(STUDIED)/study-*/*/summary.json 2>/dev/null | grep -v study-jobs | head -n 1 | xargs -r dirname)
-report: $(READY)  ## One HTML page of the newest study, or of RUN=FOLDER
-	@test -n "$(RUN)" || { echo 'error: no study in runs/$(STUDIED)/. Type make study, or make report RUN=FOLDER'; exit 2; }
-	@$(PY) -m pipeline.commands.report 'run="$(RUN)"' $(ARGS)
+train embed cluster diffusion generate evaluate auto study report: $(READY)
+	@$(PY) -m pipeline.settings.make $@
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only
 	@$(PY) -m tensorboard.main --logdir runs --host localhost

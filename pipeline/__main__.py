@@ -1,47 +1,55 @@
-"""`cedm COMMAND key=value …`: hands over to `python -m pipeline.COMMAND key=value …`."""
+"""`cedm COMMAND key=value …`, which is `python -m pipeline COMMAND key=value …`."""
 
 import difflib
-import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.settings.machine import import_our_own, prepare_process
 
 DISTRIBUTION = "cluster-conditioned-diffusion"
-COMMANDS = {
-    "embed": "images → embeddings and nearest neighbours, in the cache",
-    "cluster": "embeddings → pseudo-labels (TEMI, k-means, given labels, random groups, CLIP)",
-    "score": "cluster ids → use of the clusters, agreement with labels, pictures",
-    "assign": "a trained clustering head and new images → pseudo-labels",
-    "bound": "embeddings → how many clusters are worth having",
-    "train": "images and pseudo-labels → an EDM diffusion model",
-    "generate": "a trained model → images",
-    "evaluate": "generated images and a data set → FID, FDD, KID, … and copies of training images",
-    "study": "a question → the runs that answer it, tables, plots, a report",
-    "report": "a run or a study → one HTML page",
-    "import-edm": "a published EDM snapshot (.pkl) → a denoiser file",
-}
-
-
-def usage() -> str:
-    """The list of commands, as `cedm --help` shows it."""
-    width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items())
-    return f"usage: cedm COMMAND key=value …\n\n{lines}\n\n`cedm COMMAND --help` shows a command's settings."
 
 
 def main() -> None:
-    """Replace this process by the command's own, so that DDP relaunches the right program."""
-    name, *overrides = sys.argv[1:] or ["--help"]
+    """Run the command that was typed, and end with its exit code."""
+    import_our_own(Path(__file__).resolve().parents[1])
+    prepare_process()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(typed: list[str]) -> int:
+    """Hand a command line over to the command that it names; the exit code."""
+    from pipeline.settings.commands import COMMANDS
+    from pipeline.settings.door import leave_at_once, run_command
+    from pipeline.settings.help import usage
+
+    name, *words = typed or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
-        return
+        return 0
     if name == "--version":
         print(f"cedm {version(DISTRIBUTION)}")
-        return
+        return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean `cedm {near[0]}`?\n\n" if near else ""
-        sys.exit(f"error: there is no command {name!r}. {hint}{usage()}")
-    os.execv(sys.executable, [sys.executable, "-m", f"pipeline.commands.{name.replace('-', '_')}", *overrides])
+        print(f"error: there is no command {name!r}. {hint}{usage()}", file=sys.stderr)
+        return 2
+    try:
+        code = run_command(name, words)
+    except BaseException as error:
+        if several_processes():
+            leave_at_once(error)
+        raise
+    if code and several_processes():
+        leave_at_once(SystemExit(code))
+    return code
+
+
+def several_processes() -> bool:
+    """Whether this process has joined others in a process group of PyTorch's."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 if __name__ == "__main__":

@@ -85,6 +85,15 @@ def read_artifact(path: str | Path, kind: str) -> Artifact:
     return Artifact(path=path, kind=kind, tensors=tensors, meta=header["meta"])
 
 
+def is_whole(path: str | Path, kind: str) -> bool:
+    """Whether a file is there and holds what was written."""
+    try:
+        read_artifact(path, kind)
+    except (MissingArtifactError, DamagedArtifactError):
+        return False
+    return True
+
+
 def make_once(path: str | Path, kind: str, make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> Artifact:
     """The artifact at `path`; where there is none, `make()` gives its tensors and metadata and it is written first.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -41,6 +40,11 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
         return _remembered_digests(paths, database)
 
 
+def file_state(path: Path) -> str:
+    """Size, times of change and inode: changes when the file may have changed, and is had without reading it."""
+    return " ".join(map(str, _state(path)))
+
+
 def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str]:
     """Digests from the database where the files are unchanged; the others are read, and remembered."""
     with closing(sqlite3.connect(database, timeout=60)) as memory:
@@ -51,21 +55,21 @@ def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str
         memory.commit()
         digests, fresh = [], []
         for path in map(Path, paths):
-            key, stat = str(path.absolute()), path.stat()
+            key, state = str(path.absolute()), _state(path)
             row = memory.execute("SELECT * FROM digests WHERE path = ?", (key,)).fetchone()
-            if row is not None and row[1:5] == _identity(stat):
+            if row is not None and row[1:5] == state:
                 digests.append(row[5])
                 continue
             digests.append(_hash_file(path))
-            settled = time.time_ns() - stat.st_ctime_ns > SETTLED_AFTER_NS
-            if settled and _identity(path.stat()) == _identity(stat):
-                fresh.append((key, *_identity(stat), digests[-1]))
+            if time.time_ns() - state[2] > SETTLED_AFTER_NS and _state(path) == state:
+                fresh.append((key, *state, digests[-1]))
         memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", fresh)
         memory.commit()
     return digests
 
 
-def _identity(stat: os.stat_result) -> tuple[int, int, int, int]:
+def _state(path: Path) -> tuple[int, int, int, int]:
+    stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

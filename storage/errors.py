@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -14,6 +16,27 @@ DISK_FULL_WORDS = re.compile(
 
 class UserError(Exception):
     """A mistake that the user can correct: what is wrong, what was expected, what to set instead."""
+
+
+class WrongPathError(UserError):
+    """What a setting leads to is not what is needed there; `named_by` adds which setting that is.
+
+    Attributes:
+        expected: what to set instead, such as `FOLDER`.
+    """
+
+    def __init__(self, problem: str, expected: str) -> None:
+        super().__init__(problem)
+        self.expected = expected
+
+
+@contextmanager
+def named_by(setting: str) -> Iterator[None]:
+    """Turns a `WrongPathError` into a `UserError` that says what to set: `evaluation.weights.dinov2_vitl14=FOLDER`."""
+    try:
+        yield
+    except WrongPathError as error:
+        raise UserError(f"{error} Set {setting}={error.expected}.") from error
 
 
 class ArtifactError(UserError):

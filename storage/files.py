@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, and JSON files with a checksum."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -8,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,7 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         folder.mkdir()
         descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
-        with suppress(OSError):  # a file system without locks: what is left there, a person has to remove
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, wait=True)
         if (folder / LOCK_NAME).exists():  # else it was taken for abandoned in the moment before the lock
             break
         os.close(descriptor)
@@ -88,10 +86,23 @@ def remove_abandoned(folder: str | Path) -> None:
             descriptor = os.open(workplace / LOCK_NAME, os.O_WRONLY)
         except OSError:  # nobody's lock: gone meanwhile, not locked yet, or not made here
             continue
-        with suppress(OSError):  # its writer lives, or the file system has no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _lock(descriptor, wait=False):  # its writer lives no more
             shutil.rmtree(workplace, ignore_errors=True)
         os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Lock an open file as long as it is open. False where another process has it, or where there are no locks.
+
+    Without locks (on Windows, on some file systems) what killed writers leave has to be removed by a person.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def set_aside(path: Path) -> Path:
@@ -130,6 +141,17 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
         intact = False
     if not intact:
         raise DamagedArtifactError("JSON", Path(path), "damaged or altered; its checksum does not match its content.")
+    return data
+
+
+def remembered_json(path: str | Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the sealed JSON file at `path` holds; where there is none, or a damaged one, `make()` gives its content."""
+    with suppress(DamagedArtifactError):
+        found = read_sealed_json(path)
+        if found is not None:
+            return found
+    data = make()
+    write_sealed_json(path, data)
     return data
 
 

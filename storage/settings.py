@@ -46,15 +46,20 @@ class About:
     path: bool = False
 
     def expects(self) -> str:
-        """`a number from 0 to 1`, `a number above 0`, `one of a, b`; empty where any value will do."""
+        """`a number from 0 up to 1`, `a number above 0`, `one of a, b`; empty where any value will do."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         parts = [
-            f"{word} {limit:g}"
-            for word, limit in (("from", self.low), ("above", self.above), ("up to", self.high), ("below", self.below))
+            f"{word} {limit:.10g}"
+            for word, limit in (
+                ("from", self.low),
+                ("above", self.above),
+                ("up to", self.high),
+                ("and below", self.below),
+            )
             if limit is not None
         ]
-        return f"a number {' and '.join(parts)}" if parts else ""
+        return f"a number {' '.join(parts)}" if parts else ""
 
     def allows(self, value: Any) -> bool:
         """Whether a value lies in the range; each number of a list by itself, and None and text are no numbers."""

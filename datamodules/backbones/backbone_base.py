@@ -4,13 +4,17 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.backbones.backbone_settings import BackboneSettings
+
 # uint8 images [B, C, H, W] to the inputs of a network, on the same device
 Preparation = Callable[[Tensor], Tensor]
+Size = tuple[int, int]  # resolution and channels of the training images; only `pixels` depends on them
 
 
 class Backbone(nn.Module, ABC):
@@ -37,6 +41,16 @@ class Backbone(nn.Module, ABC):
         self.resolution = resolution
         self.channels = channels
         self.register_buffer("_anchor", torch.empty(0), persistent=False)  # knows the device, weights or none
+
+    @classmethod
+    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+        """The `identity` of a backbone that is not built; digests of files are remembered in `cache_dir`."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "Backbone":
+        """The backbone of these settings, frozen, on the CPU. Raises `UserError`."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

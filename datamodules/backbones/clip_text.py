@@ -1,6 +1,6 @@
 """The text side of CLIP: class names to embeddings in the space that they share with images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.errors import UserError
 
 
@@ -35,7 +36,7 @@ def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[st
         if not names:
             raise UserError(
                 "clustering=clip: the data set tells no class names. "
-                "Type clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line."
+                "Set clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line."
             )
     elif isinstance(given, str):
         if not Path(given).is_file():
@@ -53,7 +54,7 @@ def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[st
 
 
 @torch.no_grad()
-def embed_class_names(backbone: Mapping[str, Any], names: Sequence[str], prompt: str) -> ClassTexts:
+def embed_class_names(backbone: BackboneSettings, names: Sequence[str], prompt: str) -> ClassTexts:
     """Text embeddings of the prompts by the CLIP model whose image side is this backbone.
 
     Args:
@@ -66,7 +67,7 @@ def embed_class_names(backbone: Mapping[str, Any], names: Sequence[str], prompt:
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    place, revision = str(backbone["path"] or backbone["model"]), backbone["revision"]
+    place, revision = str(backbone.path or backbone.model), backbone.revision or "main"
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         loaded: Any = CLIPModel.from_pretrained(
@@ -79,8 +80,8 @@ def embed_class_names(backbone: Mapping[str, Any], names: Sequence[str], prompt:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{place}: cannot be loaded as a CLIP model with its tokenizer ({error}). Choose backbone=clip_vitl14, or "
-            "give a folder with all files of such a model as backbone.path=FOLDER."
+            f"{place}: cannot be loaded as a CLIP model with its tokenizer ({error}). Set backbone=clip_vitl14, or "
+            "backbone.path=FOLDER with all files of such a model."
         ) from error
     model, loading = loaded
     if loading["missing_keys"]:

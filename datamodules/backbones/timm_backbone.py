@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
+from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
+from datamodules.backbones.backbone_files import checkpoint_file, model_files
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.plain_files import load_pt
+from storage.digests import file_digest
 from storage.errors import UserError
 
 
@@ -26,12 +30,69 @@ class TimmBackbone(Backbone):
         self._freeze()
         self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
 
+    @classmethod
+    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+        digests = {path.name: file_digest(path, cache_dir) for path in cls._files(settings)}
+        return {"kind": settings.kind, "output": settings.output, "files": digests}
+
+    @classmethod
+    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "TimmBackbone":
+        timm, folder = import_timm(), cls._files(settings)[0].parent
+        try:
+            # With the number of classes that it was trained for, timm insists on finding every weight in the file.
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{folder}: the timm library cannot load this ({error}).") from error
+        model.reset_classifier(0)
+        identity = cls.identify(settings, size, cache_dir)
+        return cls(settings.name, model, timm.data.resolve_model_data_config(model), identity)
+
+    @staticmethod
+    def _files(settings: BackboneSettings) -> list[Path]:
+        """`config.json` and the weights, all of one folder."""
+        return model_files(settings, "" if settings.path else hub_id(settings.model), ("config.json",))
+
     @property
     def preparation(self) -> Preparation:
         return _EvaluationTransform(self.processing)
 
     def _features(self, inputs: Tensor) -> Tensor:
         return self.model(inputs).flatten(1).float()  # [B, dim]
+
+
+class CheckpointBackbone(TimmBackbone):
+    """timm's architecture `model` with the weights that an author's checkpoint holds under `prefix`."""
+
+    @classmethod
+    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+        reading = {key: getattr(settings, key) for key in ("model", "arguments", "prefix", "processing")}
+        return {"kind": settings.kind, **reading, "weights": file_digest(checkpoint_file(settings), cache_dir)}
+
+    @classmethod
+    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "CheckpointBackbone":
+        """
+        Raises:
+            UserError: the file holds more than plain tensors and numbers, or other weights than the architecture has.
+                Those named in `unused` (pretraining heads) may be there.
+        """
+        timm, weights, prefix = import_timm(), checkpoint_file(settings), settings.prefix or ""
+        stored = load_pt(weights)
+        stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+        stored = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
+        chosen = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        unused = tuple(settings.unused or ())
+        chosen = {key: value for key, value in chosen.items() if not key.startswith(unused)}
+        model = timm.create_model(settings.model, pretrained=False, num_classes=0, **(settings.arguments or {}))
+        try:
+            model.load_state_dict(chosen)
+        except RuntimeError as error:
+            prefixes = sorted({key.rsplit("patch_embed", 1)[0] for key in stored if "patch_embed" in key})
+            raise UserError(
+                f"{weights}: not the weights of {settings.model} under backbone.prefix={prefix!r} "
+                f"(prefixes of a vision transformer in there: {', '.join(prefixes) or 'none'}). {error}"
+            ) from error
+        processing = timm.data.resolve_data_config(dict(settings.processing or {}))
+        return cls(settings.name, model, processing, cls.identify(settings, size, cache_dir))
 
 
 class _EvaluationTransform:
@@ -58,51 +119,6 @@ class _EvaluationTransform:
         return prepared  # float32 [B, 3, S, S]
 
 
-def from_folder(name: str, folder: Path, identity: dict[str, Any]) -> TimmBackbone:
-    """A model from a folder in timm's format: `config.json` and `model.safetensors`."""
-    timm = import_timm()
-    try:
-        # With the number of classes that it was trained for, timm insists on finding every weight in the file.
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{folder}: the timm library cannot load this ({error})") from error
-    model.reset_classifier(0)
-    return TimmBackbone(name, model, timm.data.resolve_model_data_config(model), identity)
-
-
-def from_checkpoint(settings: Mapping[str, Any], weights: Path, identity: dict[str, Any]) -> TimmBackbone:
-    """timm's architecture `model` with the weights that an author's checkpoint holds under `prefix`.
-
-    Raises:
-        UserError: the file holds more than plain tensors and numbers, or other weights than the architecture has. Those
-            named in `unused` (pretraining heads) may be there.
-    """
-    timm = import_timm()
-    stored = _stored_weights(weights)
-    prefix, unused = settings["prefix"], tuple(settings["unused"])
-    chosen = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-    chosen = {key: value for key, value in chosen.items() if not key.startswith(unused)}
-    model = timm.create_model(settings["model"], pretrained=False, num_classes=0, **settings["arguments"])
-    try:
-        model.load_state_dict(chosen)
-    except RuntimeError as error:
-        found = ", ".join(sorted({key.rsplit("patch_embed", 1)[0] for key in stored if "patch_embed" in key})) or "none"
-        raise UserError(
-            f"{weights}: not the weights of {settings['model']} under backbone.prefix={prefix!r} "
-            f"(prefixes of a vision transformer in there: {found}). {error}"
-        ) from error
-    return TimmBackbone(settings["name"], model, timm.data.resolve_data_config(dict(settings["processing"])), identity)
-
-
-def _stored_weights(weights: Path) -> dict[str, Tensor]:
-    try:
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of any content can raise anything here
-        raise UserError(f"{weights}: refused, it cannot be loaded as plain tensors ({error})") from error
-    stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    return {key: value for key, value in stored.items() if isinstance(value, Tensor)}
-
-
 def hub_id(model: str | None) -> str:
     """Where the weights of timm's model of this name are: a repository on the Hugging Face hub.
 
@@ -111,7 +127,7 @@ def hub_id(model: str | None) -> str:
     """
     timm = import_timm()
     if model is None:
-        raise UserError("backbone=timm: which model? Type backbone.model=NAME, such as vit_small_patch16_224.dino")
+        raise UserError("backbone=timm: which model? Set backbone.model=NAME, such as vit_small_patch16_224.dino.")
     if "/" in model:
         return model
     try:
@@ -122,7 +138,7 @@ def hub_id(model: str | None) -> str:
         near = ", ".join(difflib.get_close_matches(model, timm.list_pretrained(), n=3, cutoff=0))
         raise UserError(
             f"backbone.model={model}: timm {timm.__version__} has no pretrained model of this name. "
-            f"Did you mean {near}? `timm.list_pretrained()` lists all"
+            f"Did you mean {near}? `timm.list_pretrained()` lists all."
         )
     return repository
 
@@ -136,5 +152,5 @@ def import_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise UserError("this backbone needs timm, which is not installed. Type: pip install timm") from error
+        raise UserError("this backbone needs timm, which is not installed. Run: pip install timm") from error
     return timm

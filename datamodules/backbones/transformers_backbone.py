@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
+from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
+from datamodules.backbones.backbone_files import model_files
+from datamodules.backbones.backbone_settings import BackboneSettings
+from storage.digests import file_digest
 from storage.errors import UserError
 
 OUTPUTS = ("cls_token", "mean_patch_tokens", "pooler", "projected")
@@ -28,6 +31,18 @@ class TransformersBackbone(Backbone):
         self.processor = processor
         self._freeze()
         self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+
+    @classmethod
+    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+        if settings.output not in OUTPUTS:
+            settings.refuse("output", f"one of {', '.join(OUTPUTS)} is expected")
+        digests = {path.name: file_digest(path, cache_dir) for path in _files(settings)}
+        return {"kind": settings.kind, "output": settings.output, "files": digests}
+
+    @classmethod
+    def build(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> "TransformersBackbone":
+        identity = cls.identify(settings, size, cache_dir)
+        return cls(settings.name, _files(settings)[0].parent, str(settings.output), identity)
 
     @property
     def preparation(self) -> Preparation:
@@ -79,6 +94,11 @@ class _Processing:
     def __call__(self, images: Tensor) -> Tensor:
         prepared = self.processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
         return prepared["pixel_values"]  # float32 [B, 3, S, S]
+
+
+def _files(settings: BackboneSettings) -> list[Path]:
+    names = ("config.json", "preprocessor_config.json")
+    return model_files(settings, str(settings.model), names, optional=("processor_config.json",))
 
 
 def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
-from datamodules.images.label_files import Labels, from_array
-from storage.digests import file_digest
-from storage.errors import UserError
+from datamodules.images.label_files import from_array
+from datamodules.images.reader import Labels, Reader
+from datamodules.plain_files import load_npy
+from storage.digests import file_digest, file_state
+from storage.errors import UserError, WrongPathError
 
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "X", "data", "arr_0")
 LABELS_OF = {"images": "labels", "x_train": "y_train", "x_test": "y_test", "x": "y", "X": "y", "data": "labels"}
@@ -19,7 +22,7 @@ LABELS_OF |= {f"{split}_images": f"{split}_labels" for split in ("train", "val",
 NATURAL_RANGES = {"u1": (0.0, 255.0), "u2": (0.0, 65535.0), "b1": (0.0, 1.0)}
 
 
-class ArrayReader:
+class ArrayReader(Reader):
     """Images [N, H, W] or [N, H, W, C] in one array.
 
     Args:
@@ -29,19 +32,25 @@ class ArrayReader:
     """
 
     def __init__(
-        self, images: np.ndarray | Path, value_range: Sequence[float] | None = None, name: str = "the array"
+        self,
+        images: np.ndarray | Path,
+        value_range: Sequence[float] | None = None,
+        name: str = "the array",
+        labels: Labels | None = None,
+        kind: str = "array",
     ) -> None:
+        super().__init__(kind, labels)
         self.path = images if isinstance(images, Path) else None
-        self._images: np.ndarray | None = None if isinstance(images, Path) else images
-        self.ids = numbered_ids(len(self.images))
+        self._images = None if isinstance(images, Path) else images
         self.value_range = checked_range(name, self.images, value_range)
+        self.ids = numbered_ids(len(self.images))
 
     @property
     def images(self) -> np.ndarray:
         """The whole array; a file's is mapped into memory, not read."""
         if self._images is None:
             assert self.path is not None
-            self._images = map_file(self.path)
+            self._images = load_npy(self.path, mmap_mode="r")
         return self._images
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,7 +68,7 @@ class ArrayReader:
         if values.min() < low or values.max() > high:
             raise UnusableImageError(
                 f"holds values from {values.min():g} to {values.max():g}, outside of {low:g} to {high:g}; "
-                "state the range of the whole array with dataset.value_range=[LOW,HIGH]"
+                "set the range of the whole array with dataset.value_range=[LOW,HIGH]"
             )
         return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 
@@ -79,36 +88,32 @@ class ArrayReader:
     def state(self) -> str:
         if self.path is None:
             return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
-        stat = self.path.stat()
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {self.value_range}"
+        return f"{file_state(self.path)} {self.value_range}"
 
 
-def open_array(
-    path: Path, value_range: Sequence[float] | None, image_key: str | None, label_key: str | None
-) -> tuple[ArrayReader, Labels | None]:
+def open_array(settings: DatasetSettings) -> ArrayReader:
     """Images of an `.npy`, or images and labels of an `.npz` file.
 
     Raises:
         UserError: no such file or key, an array of another shape, or values whose range nothing says.
     """
+    path, image_key, label_key = Path(str(settings.path)), settings.image_key, settings.label_key
     if not path.is_file():
-        raise UserError(f"{path}: no such file. Give an .npy or .npz file with dataset.path=FILE.npy")
+        raise WrongPathError(f"{path}: no such file.", "FILE.npy or FILE.npz")
     if path.suffix != ".npz":
         if image_key or label_key:
-            raise UserError(f"{path}: dataset.image_key and dataset.label_key are for .npz files, which name arrays")
-        return ArrayReader(path, value_range, str(path)), None
+            raise UserError(f"{path}: dataset.image_key and dataset.label_key are for .npz files, which name arrays.")
+        return ArrayReader(path, settings.value_range, str(path))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            images_from = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
-            images = archive[images_from]
-            labels_from = LABELS_OF.get(images_from)
-            if label_key is not None:
-                labels_from = choose_key(path, archive.files, label_key, (), "label")
-            labels = archive[labels_from] if labels_from in archive.files else None
+            image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
+            images = archive[image_key]
+            found = choose_key(path, archive.files, label_key, (), "label") if label_key else LABELS_OF.get(image_key)
+            labels = archive[found] if found in archive.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as plain arrays ({error})") from error
-    reader = ArrayReader(images, value_range, f"{path}::{images_from}")
-    return reader, None if labels is None else from_array(path, labels, len(images))
+        raise UserError(f"{path}: cannot be read as plain arrays ({error}).") from error
+    own_labels = None if labels is None else from_array(path, labels, len(images))
+    return ArrayReader(images, settings.value_range, f"{path}::{image_key}", own_labels)
 
 
 def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, ...], what: str) -> str:
@@ -116,18 +121,8 @@ def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, .
     found = key or (keys[0] if len(keys) == 1 else next((name for name in usual if name in keys), None))
     if found not in keys:
         problem = f"holds no array {key!r}" if key else f"holds {len(keys)} arrays"
-        raise UserError(f"{path}: {problem}; there are {', '.join(keys)}. Name one with dataset.{what}_key=NAME")
+        raise UserError(f"{path}: {problem}; there are {', '.join(keys)}. Set dataset.{what}_key=NAME.")
     return str(found)
-
-
-def map_file(path: Path) -> np.ndarray:
-    """An `.npy` file, mapped into memory; without running code from it."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a plain array ({error}). Write it whole with numpy.save, as numbers"
-        ) from error
 
 
 def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | None) -> tuple[float, float]:
@@ -138,27 +133,27 @@ def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | 
     """
     if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or 0 in images.shape:
         shape = list(np.shape(images))
-        raise UserError(f"{name}: an array of shape {shape}; expected [N, H, W] or [N, H, W, C] with images in it")
+        raise UserError(f"{name}: an array of shape {shape}; expected [N, H, W] or [N, H, W, C] with images in it.")
     if images.ndim == 4 and images.shape[1] <= 4 < min(images.shape[2:]):
         raise UserError(
             f"{name}: an array of shape {list(images.shape)}, which looks like [N, C, H, W]; expected [N, H, W, C]. "
-            "Save array.transpose(0, 2, 3, 1)"
+            "Save array.transpose(0, 2, 3, 1)."
         )
     if images.dtype.kind not in "uifb":
-        raise UserError(f"{name}: holds {images.dtype}; expected uint8, or numbers with dataset.value_range=[LOW,HIGH]")
-    if value_range is None:
-        natural = NATURAL_RANGES.get(images.dtype.str[1:])
-        if natural is None:
-            first = np.asarray(images[:64], dtype=np.float64)
-            raise UserError(
-                f"{name}: {images.dtype} values, whose range nothing says; the first images hold {first.min():g} to "
-                f"{first.max():g}. State what black and white are, such as dataset.value_range=[0,1] or [-1,1]"
-            )
-        return natural
-    numbers = [value for value in value_range if isinstance(value, int | float)]
-    if len(numbers) != 2 or len(value_range) != 2 or not numbers[0] < numbers[1]:
-        raise UserError(f"dataset.value_range={list(value_range)}: expected [LOW,HIGH], such as [0,1]")
-    return float(numbers[0]), float(numbers[1])
+        raise UserError(
+            f"{name}: holds {images.dtype}; expected uint8, or numbers with dataset.value_range=[LOW,HIGH]."
+        )
+    if value_range is not None:
+        low, high = map(float, value_range)
+        return low, high
+    natural = NATURAL_RANGES.get(images.dtype.str[1:])
+    if natural is None:
+        first = np.asarray(images[:64], dtype=np.float64)
+        raise UserError(
+            f"{name}: {images.dtype} values, whose range nothing says; the first images hold {first.min():g} to "
+            f"{first.max():g}. Set what black and white are, such as dataset.value_range=[0,1] or [-1,1]."
+        )
+    return natural
 
 
 def numbered_ids(count: int, split: str = "train") -> list[str]:

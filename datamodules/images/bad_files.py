@@ -1,61 +1,41 @@
 """Files that cannot be used: found by trying them all once, remembered, and named."""
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import PIL
-from tqdm import tqdm
 
-from datamodules.images.decoding import UnusableImageError
-from storage.cores import available_cores
-from storage.errors import DamagedArtifactError, UserError
-from storage.files import read_sealed_json, write_sealed_json
+from datamodules.images.decoding import UnusableImageError, each_row
+from datamodules.images.reader import Reader
+from storage.errors import UserError
+from storage.files import remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
-if TYPE_CHECKING:
-    from datamodules.images.sources import Reader
-
 SHOWN = 5  # bad files that a message names
-CHUNK = 64  # images that one thread decodes at a stretch
 
 
-def damaged_images(reader: "Reader", name: str, cache_dir: str | Path | None) -> dict[str, str]:
+def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> dict[str, str]:
     """Every image that cannot be decoded, by id, with the reason.
 
     Decodes the whole data set, once: what was found is remembered in `cache_dir` until a file changes.
     """
-    memory = None
-    if cache_dir is not None:
-        stem = file_stem(name, "bad-files", fingerprint([reader.state(), PIL.__version__]))
-        memory = Path(cache_dir) / "data" / f"{stem}.json"
-        with suppress(DamagedArtifactError):  # then it is made again
-            remembered = read_sealed_json(memory)
-            if remembered is not None:
-                return remembered["bad"]
-    found = dict(_try_all(reader, name))
-    if memory is not None:
-        write_sealed_json(memory, {"bad": found})
-    return found
 
+    def reason(row: int) -> str | None:
+        try:
+            reader.read(row)
+        except UnusableImageError as error:
+            return str(error)
+        return None
 
-def _try_all(reader: "Reader", name: str) -> Iterator[tuple[str, str]]:
-    def try_chunk(start: int) -> list[tuple[str, str]]:
-        bad = []
-        for row in range(start, min(start + CHUNK, len(reader.ids))):
-            try:
-                reader.read(row)
-            except UnusableImageError as error:
-                bad.append((reader.ids[row], str(error)))
-        return bad
+    def find() -> dict[str, Any]:
+        reasons = each_row(reason, len(reader.ids), f"looking for bad files in {name}")
+        return {"bad": {image_id: text for image_id, text in zip(reader.ids, reasons, strict=True) if text is not None}}
 
-    bar = tqdm(total=len(reader.ids), desc=f"looking for bad files in {name}", unit=" images", delay=2)
-    with bar, ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
-        for bad in threads.map(try_chunk, range(0, len(reader.ids), CHUNK)):
-            yield from bad
-            bar.update(min(CHUNK, len(reader.ids) - bar.n))
+    if cache_dir is None:
+        return find()["bad"]
+    stem = file_stem(name, "bad-files", fingerprint([reader.state(), PIL.__version__]))
+    return remembered_json(Path(cache_dir) / "data" / f"{stem}.json", find)["bad"]
 
 
 def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> None:
@@ -63,8 +43,10 @@ def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: b
     lines = [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  … and {len(bad) - SHOWN:,} more")
-    advice = "Mend or remove them"
-    if skippable:
-        advice += ", or type dataset.on_bad_file=skip to leave them out"
     heading = f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"
-    raise UserError("\n".join([heading, *lines, f"{advice}."]))
+    raise UserError("\n".join([heading, *lines, cure(skippable)]))
+
+
+def cure(skippable: bool) -> str:
+    """What to do about bad files; a set of generated images would be another set without them."""
+    return f"Fix or remove them{', or set dataset.on_bad_file=skip to leave out all such files' if skippable else ''}."

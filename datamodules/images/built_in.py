@@ -8,25 +8,27 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from datamodules.images.label_files import Labels
-from storage.errors import UserError
+from datamodules.images.arrays import ArrayReader
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.reader import Labels
+from storage.errors import WrongPathError
 
 
-def load_digits() -> tuple[np.ndarray, Labels]:
+def open_digits(settings: DatasetSettings) -> ArrayReader:
     """The 1,797 handwritten digits, uint8 [N, 8, 8, 1]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]  # values 0..16 → [1797, 8, 8, 1]
-    labels = torch.as_tensor(digits.target, dtype=torch.int64)
-    return images, Labels(labels, [str(name) for name in digits.target_names])
+    labels = Labels(torch.as_tensor(digits.target, dtype=torch.int64), [str(name) for name in digits.target_names])
+    return ArrayReader(images, labels=labels, kind=settings.kind)
 
 
-def load_cifar(kind: str, root: Path) -> tuple[np.ndarray, Labels]:
-    """The training images of CIFAR-10 or CIFAR-100, uint8 [N, 32, 32, 3], found in `root` or downloaded to it."""
+def open_cifar(settings: DatasetSettings) -> ArrayReader:
+    """The training images of CIFAR-10 or CIFAR-100, uint8 [N, 32, 32, 3], found in a folder or downloaded to it."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    dataset_class = {"cifar10": CIFAR10, "cifar100": CIFAR100}[kind]
+    root, dataset_class = Path(settings.path or "data"), {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.kind]
     if root.name == dataset_class.base_folder:  # the folder itself was given, not the one that holds it
         root = root.parent
     try:
@@ -35,14 +37,15 @@ def load_cifar(kind: str, root: Path) -> tuple[np.ndarray, Labels]:
         was_there = root.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{kind}.lock"):
+            with FileLock(root / f".{settings.kind}.lock"):
                 dataset = dataset_class(root, train=True, download=True)
         except (RuntimeError, urllib.error.URLError, OSError) as error:
             if not was_there:
                 shutil.rmtree(root, ignore_errors=True)
-            raise UserError(
-                f"{kind}: not found whole in {root}, and it cannot be downloaded ({error}). "
-                f"Download {dataset_class.url}, unpack it, and give the folder that then holds "
-                f"{dataset_class.base_folder} with dataset.path=FOLDER"
+            raise WrongPathError(
+                f"{settings.kind}: not found whole in {root}, and it cannot be downloaded ({error}). Download "
+                f"{dataset_class.url} and unpack it; FOLDER is the one that then holds {dataset_class.base_folder}.",
+                "FOLDER",
             ) from error
-    return dataset.data, Labels(torch.tensor(dataset.targets, dtype=torch.int64), list(dataset.classes))
+    labels = Labels(torch.tensor(dataset.targets, dtype=torch.int64), list(dataset.classes))
+    return ArrayReader(dataset.data, labels=labels, kind=settings.kind)

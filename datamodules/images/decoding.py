@@ -9,11 +9,19 @@ import functools
 import io
 import re
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
+from storage.cores import available_cores
 from storage.errors import UserError
+
+T = TypeVar("T")
+CHUNK = 64  # images that one thread works on at a stretch
 
 # Formats that Pillow registers but cannot decode by itself (it hands them to other programs, or to none).
 UNDECODABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -42,8 +50,8 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
     try:
         image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats_of(name))
     except UnidentifiedImageError as error:
-        start = read_start(file)
-        raise UnusableImageError(describe_content(start)) from error
+        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+            raise UnusableImageError(describe_content(stream.read(512))) from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"{error}; shrink it or cut it into tiles") from error
     except Exception as error:  # bytes of any content can raise anything in one of Pillow's many readers
@@ -116,14 +124,6 @@ def formats_of(name: str) -> list[str]:
     return [*SIGNED_FORMATS, *([own] if own and own not in SIGNED_FORMATS else [])]
 
 
-def read_start(file: Path | bytes) -> bytes:
-    """The first bytes of a file."""
-    if isinstance(file, bytes):
-        return file[:512]
-    with file.open("rb") as stream:
-        return stream.read(512)
-
-
 def describe_content(start: bytes) -> str:
     """What a file is that is no image, told from its first bytes."""
     if not start:
@@ -143,3 +143,16 @@ def describe_content(start: bytes) -> str:
     if start[128:132] == b"DICM":
         return "a DICOM file, which Pillow cannot read; convert it to 16-bit PNG, or to an array for dataset=npy"
     return f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"
+
+
+def each_row(work: Callable[[int], T], count: int, description: str) -> Iterator[T]:
+    """`work` of each of the rows 0…count−1, in order, by all cores: Pillow lets go of the interpreter lock."""
+
+    def work_on_chunk(start: int) -> list[T]:
+        return [work(row) for row in range(start, min(start + CHUNK, count))]
+
+    bar = tqdm(total=count, desc=description, unit=" images", delay=2)
+    with bar, ThreadPoolExecutor(len(available_cores())) as threads:
+        for results in threads.map(work_on_chunk, range(0, count, CHUNK)):
+            yield from results
+            bar.update(len(results))

@@ -8,24 +8,27 @@ import numpy as np
 from PIL import Image
 
 from datamodules.images.arrays import numbered_ids
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError, load_image, open_image
-from datamodules.images.label_files import Labels, from_array
+from datamodules.images.label_files import from_array
+from datamodules.images.reader import Labels, Reader
 from storage.digests import file_digests
 from storage.errors import UserError
 
 LABEL_COLUMNS = ("label", "labels")
 
 
-class HuggingFaceReader:
+class HuggingFaceReader(Reader):
     """Images of one column of a data set, as the bytes that are stored there or in the files that it names.
 
     Args:
         dataset: a `datasets.Dataset` whose column `image_key` has the feature `Image`.
     """
 
-    def __init__(self, dataset: Any, image_key: str, split: str) -> None:
+    def __init__(self, dataset: Any, image_key: str, split: str, labels: Labels | None) -> None:
         import datasets
 
+        super().__init__("hf", labels)
         self._images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
         self._key = image_key
         self.ids = numbered_ids(len(dataset), split)
@@ -75,21 +78,10 @@ class HuggingFaceReader:
             raise UnusableImageError(f"{image['path']} cannot be read ({error.strerror})") from error
 
 
-def open_hugging_face(
-    path: str,
-    split: str,
-    config_name: str | None,
-    revision: str | None,
-    image_key: str | None,
-    label_key: str | None,
-) -> tuple[HuggingFaceReader, Labels | None]:
-    """Images and labels of one split.
-
-    Args:
-        path: an id on the hub (`ylecun/mnist`); a folder that `save_to_disk` wrote; or a folder of images, Parquet, …
-        config_name: which of several configurations (subsets).
-        revision: branch, tag or commit on the hub.
-        image_key, label_key: columns. None: the only image column; `label`, `labels`, or the only column of classes.
+def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
+    """Images and labels of one split of an id on the hub (`ylecun/mnist`), of a folder that `save_to_disk` wrote, or of
+    a folder of images, Parquet, …; without keys of the only image column, and of `label`, `labels` or the only column
+    of classes.
 
     Raises:
         UserError: `datasets` is not installed, or there is no such data set, split or column.
@@ -97,50 +89,54 @@ def open_hugging_face(
     try:
         import datasets
     except ImportError as error:
-        raise UserError("dataset=hf needs the package `datasets`. Type: pip install 'datasets>=4.0'") from error
-    dataset = load_split(datasets, path, split, config_name, revision)
+        raise UserError("dataset=hf needs the package `datasets`. Run: pip install 'datasets>=4.0'") from error
+    path, label_key = str(settings.path), settings.label_key
+    dataset = load_split(datasets, settings)
     features = dataset.features
-    image_key = choose_column(
-        path, image_key, [name for name, feature in features.items() if isinstance(feature, datasets.Image)], features
-    )
+
+    def columns(kind: type) -> list[str]:
+        return [name for name, feature in features.items() if isinstance(feature, kind)]
+
+    image_key = choose_column(path, settings.image_key, columns(datasets.Image), features)
     if len(dataset) == 0:
-        raise UserError(f"dataset.path={path}: the split {split!r} is empty")
-    reader = HuggingFaceReader(dataset, image_key, split)
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    usual = next((name for name in LABEL_COLUMNS if name in features), None)
-    found = label_key or usual or (classes[0] if len(classes) == 1 else None)
-    if found is None:
-        return reader, None
-    if found not in features:
-        raise UserError(f"dataset.label_key={found}: no such column in {path}; there are {', '.join(features)}")
-    labels = from_array(Path(path) / found, np.asarray(dataset.with_format("numpy")[found]), len(dataset))
-    names = list(features[found].names) if isinstance(features[found], datasets.ClassLabel) else labels.class_names
-    return reader, Labels(labels.values, names)
+        raise UserError(f"dataset.path={path}: the split {settings.split!r} is empty.")
+    if label_key is None:
+        classes = columns(datasets.ClassLabel)
+        label_key = next(
+            (name for name in LABEL_COLUMNS if name in features), classes[0] if len(classes) == 1 else None
+        )
+    elif label_key not in features:
+        raise UserError(f"dataset.label_key={label_key}: no such column in {path}; there are {', '.join(features)}.")
+    labels = None
+    if label_key is not None:
+        labels = from_array(Path(path) / label_key, np.asarray(dataset.with_format("numpy")[label_key]), len(dataset))
+        if isinstance(features[label_key], datasets.ClassLabel):
+            labels = Labels(labels.values, list(features[label_key].names))
+    return HuggingFaceReader(dataset, image_key, settings.split, labels)
 
 
-def load_split(datasets: Any, path: str, split: str, config_name: str | None, revision: str | None) -> Any:
+def load_split(datasets: Any, settings: DatasetSettings) -> Any:
     """One split as a `datasets.Dataset`."""
-    folder = Path(path)
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    path, split = str(settings.path), settings.split
+    saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         dataset = (
             datasets.load_from_disk(path)
             if saved
-            else datasets.load_dataset(path, name=config_name, split=split, revision=revision)
+            else datasets.load_dataset(path, name=settings.config_name, split=split, revision=settings.revision)
         )
     except Exception as error:  # dozens of kinds, of this library, of the hub's and of file formats
-        hint = "" if folder.exists() else " Where there is no network, give a folder that save_to_disk wrote."
+        hint = "" if Path(path).exists() else " Where there is no network, give a folder that save_to_disk wrote."
         raise UserError(
             f"dataset.path={path}, dataset.split={split}: the library `datasets` cannot load this "
             f"({type(error).__name__}: {str(error).strip() or 'no reason given'}).{hint}"
         ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        if split not in dataset:
-            raise UserError(
-                f"{path}: no split {split!r}; there are {', '.join(dataset)}. Type dataset.split={next(iter(dataset))}"
-            )
-        return dataset[split]
-    return dataset
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if split not in dataset:
+        names = list(dataset)
+        raise UserError(f"{path}: no split {split!r}; there are {', '.join(names)}. Set dataset.split={names[0]}.")
+    return dataset[split]
 
 
 def choose_column(path: str, key: str | None, image_columns: list[str], columns: Any) -> str:
@@ -150,5 +146,5 @@ def choose_column(path: str, key: str | None, image_columns: list[str], columns:
     problem = f"dataset.image_key={key} is none of its image columns" if key else "which column holds the images?"
     raise UserError(
         f"{path}: {problem}. Image columns: {', '.join(image_columns) or 'none'}; all columns: {', '.join(columns)}. "
-        f"Type dataset.image_key={image_columns[0] if image_columns else 'NAME'}"
+        f"Set dataset.image_key={image_columns[0] if image_columns else 'NAME'}."
     )

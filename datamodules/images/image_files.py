@@ -5,51 +5,42 @@ import io
 import os
 import re
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError, decodable_suffixes, load_image, open_image
-from storage.digests import file_digest, file_digests
-from storage.errors import UserError
+from datamodules.images.label_files import LABELS_FILE, parse_dataset_json
+from datamodules.images.reader import Labels, Reader
+from storage.digests import file_digest, file_digests, file_state
+from storage.errors import WrongPathError
 
-LABELS_FILE = "dataset.json"
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
 # Pictures that Pillow cannot read: who has them means them as images, so they are not left out in silence.
 UNREADABLE_SUFFIXES = {".heic", ".heif", ".dcm", ".svg", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
 
 
-class FolderReader:
-    """Images in a folder and the folders below it.
-
-    Attributes:
-        ids: sorted POSIX paths of the images below the root.
-        unusable: names of files that were meant as images and cannot even be tried, each with the reason.
-        left_out: how many files of which kind are no images: hidden ones, and others by their suffix.
-        folders: paths of all folders in there, links to folders apart.
-    """
+class FolderReader(Reader):
+    """Images in a folder and the folders below it; the ids are their sorted POSIX paths."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__("folder")
         if root.is_file():
-            kind = "zip" if zipfile.is_zipfile(root) else "npy" if root.suffix in (".npy", ".npz") else "folder"
-            advice = "Give the folder of the images" if kind == "folder" else f"Type dataset={kind}"
-            raise UserError(f"{root}: a file, where a folder is expected. {advice} with dataset.path={root}")
+            problem = "a file, where a folder is expected (dataset=zip and dataset=npy are for files)"
+            raise WrongPathError(f"{root}: {problem}.", "FOLDER")
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder. Give the folder of the images with dataset.path=FOLDER")
+            raise WrongPathError(f"{root}: no such folder.", "FOLDER")
         self.root = root
-        self.unusable: dict[str, str] = {}
-        self.left_out: Counter[str] = Counter()
         self.folders: set[str] = set()
         self.ids = sorted(self._walk())
-        if not self.ids and not self.unusable:
-            raise no_images(root, self.left_out)
+        refuse_no_images(root, self)
 
     def read(self, row: int) -> Image.Image:
         try:
@@ -65,10 +56,7 @@ class FolderReader:
         try:
             return file_digests((self.root / self.ids[row] for row in rows), cache_dir)
         except OSError as error:
-            raise UserError(
-                f"{error.filename}: cannot be read ({error.strerror}). Mend that, remove the file, or type "
-                "dataset.on_bad_file=skip to leave such files out."
-            ) from error
+            raise UnusableImageError(f"{error.filename} cannot be read ({error.strerror})") from error
 
     image_digests = contents
 
@@ -76,15 +64,14 @@ class FolderReader:
         sha = hashlib.sha256()
         for image_id in self.ids:
             try:
-                stat = (self.root / image_id).stat()
-                sha.update(f"{image_id}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}\n".encode())
+                sha.update(f"{image_id}\n{file_state(self.root / image_id)}\n".encode())
             except OSError:
                 sha.update(f"{image_id}\ngone\n".encode())
         return sha.hexdigest()
 
-    def labels_text(self) -> bytes | None:
+    def own_labels(self) -> Labels | None:
         path = self.root / LABELS_FILE
-        return path.read_bytes() if path.is_file() else None
+        return parse_dataset_json(path, path.read_bytes(), self.ids) if path.is_file() else None
 
     def _walk(self) -> Iterator[str]:
         """Ids of the images; each real folder is entered once, however many links lead to it."""
@@ -105,45 +92,42 @@ class FolderReader:
             entered.add((stat.st_dev, stat.st_ino))
             for entry in entries:
                 name = folder + entry.name
-                if is_folder(entry):
+                if leads_to(entry.is_dir):
                     if not is_visible(entry.name):
                         self.left_out["hidden folders"] += 1
                         continue
                     if not entry.is_symlink():
                         self.folders.add(name)
                     (linked if entry.is_symlink() else folders).append(f"{name}/")
-                elif sort_out(name, self.unusable, self.left_out):
-                    if is_file(entry):
+                elif sort_out(name, self):
+                    if leads_to(entry.is_file):
                         yield name
                     else:
-                        self.unusable[name] = "a link that leads nowhere, or no regular file; remove or mend it"
+                        self.unusable[name] = "a link that leads nowhere, or no regular file; remove or fix it"
 
 
-class ZipReader:
-    """Images in a ZIP file, with the attributes of `FolderReader`.
+class ZipReader(Reader):
+    """Images in a ZIP file; the ids are their sorted names in it.
 
     The archive is listed once; entries are read with `pread`, which has no position in the file that forked processes
     and threads could disturb for one another, and are checked against their CRC.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__("zip")
         if path.is_dir():
-            raise UserError(f"{path}: a folder, where a ZIP is expected. Type dataset=folder with dataset.path={path}")
+            raise WrongPathError(f"{path}: a folder, where a ZIP is expected (see dataset=folder).", "FILE.zip")
         if not path.is_file():
-            raise UserError(f"{path}: no such file. Give the ZIP of the images with dataset.path=FILE.zip")
+            raise WrongPathError(f"{path}: no such file.", "FILE.zip")
         self.path = path
-        self.unusable: dict[str, str] = {}
-        self.left_out: Counter[str] = Counter()
         self._file: io.FileIO | None = None
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
                 self._labels_text = archive.read(LABELS_FILE) if LABELS_FILE in archive.NameToInfo else None
         except Exception as error:  # a damaged directory can raise anything in there
-            raise UserError(
-                f"{path}: not a readable ZIP file ({error or type(error).__name__}). Copy or make it again, or give "
-                "another with dataset.path=FILE.zip"
-            ) from error
+            problem = f"not a readable ZIP file ({error or type(error).__name__}). Copy or make it again"
+            raise WrongPathError(f"{path}: {problem}.", "FILE.zip") from error
         self.folders = {info.filename.rstrip("/") for info in infos if info.is_dir() and is_visible(info.filename)}
         images = sorted(self._sort_out(infos), key=lambda info: info.filename)
         self.ids = [info.filename for info in images]
@@ -151,8 +135,7 @@ class ZipReader:
             [(info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type) for info in images],
             dtype=np.int64,
         ).reshape(-1, 5)
-        if not self.ids and not self.unusable:
-            raise no_images(path, self.left_out)
+        refuse_no_images(path, self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -176,17 +159,17 @@ class ZipReader:
         ]
 
     def state(self) -> str:
-        stat = self.path.stat()
-        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+        return file_state(self.path)
 
-    def labels_text(self) -> bytes | None:
-        return self._labels_text
+    def own_labels(self) -> Labels | None:
+        text = self._labels_text
+        return None if text is None else parse_dataset_json(self.path / LABELS_FILE, text, self.ids)
 
     def _sort_out(self, infos: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
         counts = Counter(info.filename for info in infos)
         for info in infos:
             name = info.filename
-            if info.is_dir() or not sort_out(name, self.unusable, self.left_out):
+            if info.is_dir() or not sort_out(name, self):
                 continue
             if counts[name] > 1:
                 self.unusable[name] = f"{counts[name]} entries have this name; zip the images again"
@@ -222,21 +205,21 @@ class ZipReader:
 # Which names are meant as images --------------------------------------------------------------------------------------
 
 
-def sort_out(name: str, unusable: dict[str, str], left_out: Counter[str]) -> bool:
+def sort_out(name: str, reader: Reader) -> bool:
     """Whether a file of this name is an image to take; else it is counted, with the reason where it has one."""
     if not is_visible(name):
-        left_out["hidden files like .x, ._x, __MACOSX"] += 1
+        reader.left_out["hidden files like .x, ._x, __MACOSX"] += 1
         return False
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in UNREADABLE_SUFFIXES:
-        unusable[printable(name)] = f"Pillow cannot read {suffix} files; convert it to PNG or JPEG"
+        reader.unusable[printable(name)] = f"Pillow cannot read {suffix} files; convert it to PNG or JPEG"
         return False
     if suffix not in decodable_suffixes():
         if name != LABELS_FILE:
-            left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
+            reader.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
         return False
     if printable(name) != name:
-        unusable[printable(name)] = "its name holds a line break, or bytes that are no UTF-8 text; rename it"
+        reader.unusable[printable(name)] = "its name holds a line break, or bytes that are no UTF-8 text; rename it"
         return False
     return True
 
@@ -246,18 +229,10 @@ def is_visible(name: str) -> bool:
     return not any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Also where the entry links to a folder; a link that goes in circles is none."""
+def leads_to(test: Callable[[], bool]) -> bool:
+    """Whether an entry is, or links to, what `test` asks; a link that goes in circles leads nowhere."""
     try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def is_file(entry: os.DirEntry[str]) -> bool:
-    """Also where the entry links to a file; a link that goes in circles is none."""
-    try:
-        return entry.is_file()
+        return test()
     except OSError:
         return False
 
@@ -268,14 +243,22 @@ def printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
 
 
-def same_text(name: str) -> str:
-    """A name in the one Unicode form that `ü` has, composed: macOS stores it as `u` and two dots."""
-    return unicodedata.normalize("NFC", name)
+def refuse_no_images(path: Path, reader: Reader) -> None:
+    """Raise a `WrongPathError` for a folder or ZIP without images; it says what is there instead."""
+    if not reader.ids and not reader.unusable:
+        found = ", ".join(f"{kind} ({count:,})" for kind, count in reader.left_out.most_common(5)) or "nothing at all"
+        problem = f"no images in there; found {found}. PNG, JPEG, WebP, … files are expected"
+        raise WrongPathError(f"{path}: {problem}.", "FOLDER or FILE.zip")
 
 
-def no_images(path: Path, left_out: Counter[str]) -> UserError:
-    """The error for a folder or ZIP without images; it says what is there instead."""
-    found = ", ".join(f"{kind} ({count:,})" for kind, count in left_out.most_common(5)) or "nothing at all"
-    return UserError(
-        f"{path}: no images in there; found {found}. Give a folder or ZIP that holds PNG, JPEG, WebP, … files"
-    )
+def open_folder(settings: DatasetSettings) -> FolderReader:
+    return FolderReader(Path(str(settings.path)))
+
+
+def open_zip(settings: DatasetSettings) -> ZipReader:
+    return ZipReader(Path(str(settings.path)))
+
+
+def open_files(settings: DatasetSettings) -> FolderReader | ZipReader:
+    """A ZIP where the path says so, else a folder."""
+    return open_zip(settings) if str(settings.path).lower().endswith(".zip") else open_folder(settings)

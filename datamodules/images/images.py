@@ -3,21 +3,16 @@
 The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from datamodules.images.decoding import check_header
+from datamodules.images.decoding import check_header, each_row
 from datamodules.images.sources import ImageSource
-from storage.cores import available_cores
 from storage.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
-DECODE_CHUNK = 64  # images that one thread decodes at a stretch
 EXIF_ORIENTATION = 0x0112
 TURNED_UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,17 +47,17 @@ def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Imag
     if isinstance(image, np.ndarray):
         found = image.shape[2]
         if found != channels and not {found, channels} <= MODES.keys():
-            advice = f"Type dataset.channels={found}"
-            if channels == 3:
-                advice += " and backbone=pixels (other backbones see RGB)"
-            raise UserError(f"an image of {found} channels, where {channels} are expected. {advice}")
+            advice = " and backbone=pixels (other backbones see RGB)" if channels == 3 else ""
+            raise UserError(
+                f"an image of {found} channels, where {channels} are expected. Set dataset.channels={found}{advice}."
+            )
         if channels not in MODES:
             return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels)]
         image = Image.fromarray(image[..., 0] if found == 1 else image)
     elif channels not in MODES:
         raise UserError(
             f"a picture has 1 (grey) or 3 (RGB) channels, and dataset.channels={channels}. "
-            "For more channels, save an array and type dataset=npy"
+            "For more channels, save an array and set dataset=npy."
         )
     else:
         check_header(image)
@@ -147,18 +142,9 @@ class ImageStore:
 
     def _decode_all(self) -> Tensor:
         images = torch.empty(len(self.source), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
-
-        def decode_chunk(start: int) -> int:
-            stop = min(start + DECODE_CHUNK, len(images))
-            for index in range(start, stop):
-                images[index] = self._decode(index)
-            return stop - start
-
-        starts = range(0, len(images), DECODE_CHUNK)
-        bar = tqdm(total=len(images), desc=f"decoding {self.source.name}", unit=" images", delay=2)
-        with bar, ThreadPoolExecutor(len(available_cores())) as threads:  # Pillow lets go of the interpreter lock
-            for count in threads.map(decode_chunk, starts):
-                bar.update(count)
+        decoded = each_row(self._decode, len(images), f"decoding {self.source.name}")
+        for index, image in enumerate(decoded):
+            images[index] = image
         return images
 
 

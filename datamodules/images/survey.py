@@ -1,8 +1,7 @@
 """What a data set holds, told from headers, listings and digests: no image is decoded but the few that are shown."""
 
 from collections import Counter
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from tqdm import tqdm
 from datamodules.images.bad_files import refuse_bad_files
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.sources import ImageSource
-from storage.errors import DamagedArtifactError
-from storage.files import read_sealed_json, write_sealed_json
+from storage.files import remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
 SHOWN = 5  # duplicates that the survey names
@@ -55,8 +53,8 @@ class Survey:
         return sizes[places, :2]
 
 
-def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path, bool]:
-    """The survey of a source, the JSON file in the cache that keeps it, and whether it was there before.
+def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
+    """The survey of a source, and the JSON file in the cache that keeps it.
 
     It is made again when a file may have changed, when others are listed, or under another version of Pillow.
 
@@ -66,13 +64,7 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path, bo
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
     key = fingerprint([source.state, labels, source.left_out, PIL.__version__])
     path = Path(cache_dir) / "data" / f"{file_stem(source.name, key)}.json"
-    with suppress(DamagedArtifactError, LookupError):  # then it is made again
-        remembered = read_sealed_json(path)
-        if remembered is not None:
-            return Survey(**{field.name: remembered[field.name] for field in fields(Survey)}), path, True
-    found = _look(source)
-    write_sealed_json(path, asdict(found))
-    return found, path, False
+    return Survey(**remembered_json(path, lambda: asdict(_look(source)))), path
 
 
 def _look(source: ImageSource) -> Survey:
@@ -98,28 +90,20 @@ def _look(source: ImageSource) -> Survey:
     first: dict[str, int] = {}
     earlier = [first.setdefault(digest, index) for index, digest in enumerate(source.image_digests())]
     copies = [(source.ids[index], source.ids[other]) for index, other in enumerate(earlier) if other != index]
+    class_counts = None
+    if source.labels is not None:  # classes without an image included
+        class_counts = torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
     return Survey(
         num_images=len(source),
         sizes=[(*size, count) for size, count in sizes.most_common()],
         modes=dict(modes.most_common()),
         num_duplicates=len(copies),
         duplicates=copies[:SHOWN],
-        class_counts=None if source.labels is None else class_counts(source),
+        class_counts=class_counts,
         class_names=source.class_names,
         skipped=source.skipped,
         left_out=source.left_out,
     )
-
-
-def class_counts(source: ImageSource) -> list[int]:
-    """Images per class, those without an image included."""
-    assert source.labels is not None
-    return torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
-
-
-def shown_rows(source: ImageSource, count: int) -> list[int]:
-    """Up to `count` indices, evenly spaced over the data set."""
-    return [index * len(source) // min(count, len(source)) for index in range(min(count, len(source)))]
 
 
 def enlarged(sizes: list[tuple[int, int, int]], resolution: int) -> int:

@@ -1,22 +1,22 @@
 """Cluster ids in files of other programs (`.pt`, `.npy`, `.csv`, `.safetensors`), read without running their code."""
 
-import csv
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.images.label_files import in_order
+from datamodules.plain_files import is_number, load_npy, load_pt, read_csv
 from storage.artifacts import HEADER_KEY
 from storage.errors import UserError
 
 MOST_CLUSTERS = 10_000_000  # tables as long as the highest id are made
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
-NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*", re.ASCII)  # float() would take 1_0 for 10
 
 
 def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tensor, str]:
@@ -26,19 +26,34 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
     holds in its order. An empty `key` takes the only tensor or column there is. Raises `UserError` where the content is
     not what it should be.
     """
-    values, key = _read_values(path, key)
-    if isinstance(values, dict):
-        texts = list(values.values()) if ids is None else in_order(path, list(values.items()), ids)
-        values = _numbers(path, texts)
-    return _whole_numbers(path, values), key
+    contents = _contents(path)
+    known = ids_in_csv(path, contents)
+    if known is not None:
+        del contents["id"]
+    key, values = _choose(path, contents, key)
+    if path.suffix == ".csv":
+        wrong = next((text for text in values if not is_number(text)), None)
+        if wrong is not None:
+            raise UserError(f"{path}: {wrong!r} is no cluster id; expected whole numbers from 0 up.")
+        if ids is not None and known is not None:
+            values = in_order(path, known, values, ids)
+        values = torch.tensor([float(text) for text in values], dtype=torch.float64)
+    return _whole_numbers(path, _as_tensor(path, values)), key
 
 
-def ids_in_csv(path: Path) -> list[str] | None:
-    """The image ids of a CSV file, in its order; None where it has no column `id`, and for every other file."""
+def ids_in_csv(path: Path, contents: dict[str, Any] | None = None) -> list[str] | None:
+    """The image ids of a CSV file, in its order; None where it has no column `id`, and for every other file.
+
+    Raises:
+        UserError: an id stands in two lines.
+    """
     if path.suffix != ".csv":
         return None
-    heading, rows = _csv_rows(path)
-    return list(_rows_by_id(path, heading, rows)) if "id" in heading else None
+    ids = (read_csv(path) if contents is None else contents).get("id")
+    if ids is not None and len(set(ids)) < len(ids):
+        twice = next(image_id for row, image_id in enumerate(ids) if image_id in ids[:row])
+        raise UserError(f"{path}: {twice!r} stands in two lines. Keep one line per image.")
+    return ids
 
 
 def assignment_keys(path: Path) -> list[str]:
@@ -56,146 +71,10 @@ def read_embeddings(path: Path, key: str) -> Tensor:
 
     An empty `key` takes the only tensor there is. Raises `UserError` where the content is not what it should be.
     """
-    values, _ = _read_values(path, key)
-    if isinstance(values, dict) or values.ndim != 2 or not values.isfinite().all():
-        raise UserError(f"{path}: expected embeddings, finite numbers [images, features]")
+    values = _as_tensor(path, _choose(path, _contents(path), key)[1])
+    if values.ndim != 2 or not values.isfinite().all():
+        raise UserError(f"{path}: expected embeddings, finite numbers [images, features].")
     return values.float()
-
-
-def _keys(path: Path) -> list[str]:
-    """The keys of a `.safetensors` or `.pt` file with several tensors, in a natural order (clusters20, clusters100)."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return sorted(file.keys(), key=_natural)
-        if path.suffix == ".pt":
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return sorted(map(str, content), key=_natural) if isinstance(content, dict) else []
-    except UserError:
-        raise
-    except Exception as error:  # readers raise anything over a damaged file
-        raise UserError(f"{path}: cannot be read as plain numbers ({_reason(error)})") from error
-    return []
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
-
-
-def _read_values(path: Path, key: str) -> tuple[Tensor | dict[str, str], str]:
-    """What the file holds under `key`: values in its order, or the text of each by image id; and the key."""
-    if path.suffix == ".csv":
-        return _read_csv(path, key)
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                key = _choose_key(path, list(file.keys()), key)
-                return file.get_tensor(key), key
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False)), key
-        if path.suffix == ".pt":
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(content, dict):
-                key = _choose_key(path, [str(name) for name in content], key)
-                content = {str(name): value for name, value in content.items()}[key]
-            return torch.as_tensor(content), key
-    except UserError:
-        raise
-    except Exception as error:  # readers raise anything over a damaged file
-        raise UserError(f"{path}: cannot be read as plain numbers ({_reason(error)})") from error
-    raise UserError(f"{path}: files of assignments end in .pt, .npy, .csv or .safetensors")
-
-
-def _reason(error: Exception) -> str:
-    """What a reader says; of PyTorch's refusal only what is in the file, not the advice to trust it."""
-    text = f"{type(error).__name__}: {error}"
-    if not isinstance(error, pickle.UnpicklingError):
-        return text
-    found = re.search(r"Unsupported global: GLOBAL (\S+)", text)
-    return f"it holds {found[1]}, which is no tensor" if found else "no tensors of PyTorch, or damaged ones"
-
-
-def _choose_key(path: Path, keys: list[str], key: str) -> str:
-    """The key that was asked for, or the only one there is (true labels apart)."""
-    if key in keys:
-        return key
-    candidates = [name for name in keys if not name.startswith(LABELS_PREFIX)]
-    if not key and len(candidates) == 1:
-        return candidates[0]
-    problem = f"holds no {key!r}" if key else f"holds {len(candidates)} sets of assignments"
-    example = (candidates or keys or ["KEY"])[0]
-    raise UserError(f"{path}: {problem}. Choose one with {path}::{example}; there are: {', '.join(sorted(keys))}")
-
-
-def _read_csv(path: Path, key: str) -> tuple[Tensor | dict[str, str], str]:
-    """A column of numbers, with or without a heading; or, where there is a column `id`, values by image id."""
-    heading, rows = _csv_rows(path)
-    if not heading and not key:
-        return _numbers(path, [row[0] for _, row in rows]), key
-    columns = [name for name in heading if name != "id"]
-    column = heading.index(_choose_key(path, columns, key or ("cluster" if "cluster" in columns else "")))
-    if "id" in heading:
-        by_id = _rows_by_id(path, heading, rows)
-        return {image_id: row[column] for image_id, row in by_id.items()}, heading[column]
-    return _numbers(path, [row[column] for _, row in rows]), heading[column]
-
-
-def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The heading of a CSV file, empty where it is one column of numbers without; and the rows with their lines."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from error
-    if not rows:
-        raise UserError(f"{path}: the file is empty")
-    _, first = rows[0]
-    heading = [] if len(first) == 1 and _is_number(first[0]) else first
-    wrong = next((line for line, row in rows if len(row) != len(first)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: line {wrong} has not {len(first)} columns, as the first line {','.join(first)} has")
-    return heading, rows[1:] if heading else rows
-
-
-def _rows_by_id(path: Path, heading: list[str], rows: list[tuple[int, list[str]]]) -> dict[str, list[str]]:
-    """The rows by image id. Raises `UserError` where an id stands in two of them."""
-    lines: dict[str, int] = {}
-    column = heading.index("id")
-    for line, row in rows:
-        before = lines.setdefault(row[column], line)
-        if before != line:
-            raise UserError(f"{path}: {row[column]!r} stands in lines {before} and {line}. Keep one line per image.")
-    return {row[column]: row for _, row in rows}
-
-
-def _is_number(text: str) -> bool:
-    return NUMBER.fullmatch(text) is not None
-
-
-def _numbers(path: Path, texts: list[str]) -> Tensor:
-    for text in texts:
-        if not _is_number(text):
-            raise UserError(f"{path}: {text!r} is no cluster id; expected whole numbers from 0 up")
-    return torch.tensor([float(text) for text in texts], dtype=torch.float64)
-
-
-def _whole_numbers(path: Path, values: Tensor) -> Tensor:
-    """`values` as int64 [M], if they are whole numbers from 0 up."""
-    if values.ndim != 1 or values.is_complex() or values.dtype == torch.bool:
-        raise UserError(
-            f"{path}: expected one cluster id per image; found {values.dtype} of shape {list(values.shape)}"
-        )
-    if len(values) == 0:
-        raise UserError(f"{path}: holds no cluster ids")
-    if values.is_floating_point() and not (values.isfinite().all() and torch.equal(values, values.round())):
-        raise UserError(f"{path}: holds numbers that are not whole; cluster ids are 0, 1, 2, …")
-    whole = values.to(torch.int64)
-    if whole.min() < 0:
-        raise UserError(f"{path}: holds {int(whole.min())}; cluster ids are 0, 1, 2, …")
-    if whole.max() >= MOST_CLUSTERS:
-        raise UserError(f"{path}: holds {int(whole.max())}; no data set has that many clusters. Number them from 0 up")
-    return whole
 
 
 def is_artifact(path: Path) -> bool:
@@ -205,3 +84,63 @@ def is_artifact(path: Path) -> bool:
             return HEADER_KEY in (file.metadata() or {})
     except SafetensorError:
         return False
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    """What a file holds by its keys: arrays, or the texts of a CSV file's columns; '' is one thing without a key."""
+    if path.suffix == ".csv":
+        return dict(read_csv(path))
+    if path.suffix == ".npy":
+        return {"": load_npy(path)}
+    if path.suffix == ".pt":
+        content = load_pt(path)
+        return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except Exception as error:  # readers raise anything over a damaged file
+            raise UserError(f"{path}: cannot be read as plain tensors ({error}).") from error
+    raise UserError(f"{path}: a file of assignments ends in .pt, .npy, .csv or .safetensors.")
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys of a `.safetensors` or `.pt` file with several tensors, in a natural order (clusters20, clusters100)."""
+    keys = [key for key in _contents(path) if key] if path.suffix in (".safetensors", ".pt") else []
+    return sorted(keys, key=lambda key: re.sub(r"\d+", lambda number: number[0].zfill(20), key))
+
+
+def _choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any]:
+    """The key that was asked for, or the only one there is (true labels apart), or `cluster`; and what it leads to."""
+    if list(contents) == [""]:
+        return key, contents[""]  # one thing without a name goes by any
+    candidates = [name for name in contents if not name.startswith(LABELS_PREFIX)]
+    found = key or (candidates[0] if len(candidates) == 1 else "cluster")
+    if found in contents:
+        return found, contents[found]
+    problem = f"holds no {key!r}" if key else f"holds {len(candidates)} sets of assignments"
+    example = (candidates or list(contents) or ["KEY"])[0]
+    raise UserError(f"{path}: {problem}. Choose one with {path}::{example}; there are: {', '.join(sorted(contents))}.")
+
+
+def _as_tensor(path: Path, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except Exception as error:  # text, objects, lists of different lengths
+        raise UserError(f"{path}: cannot be read as plain numbers ({type(error).__name__}: {error}).") from error
+
+
+def _whole_numbers(path: Path, values: Tensor) -> Tensor:
+    """`values` as int64 [M], if they are whole numbers from 0 up."""
+    if values.ndim != 1 or values.is_complex() or values.dtype == torch.bool:
+        raise UserError(
+            f"{path}: expected one cluster id per image; found {values.dtype} of shape {list(values.shape)}."
+        )
+    if len(values) == 0:
+        raise UserError(f"{path}: holds no cluster ids.")
+    if values.is_floating_point() and not (values.isfinite().all() and torch.equal(values, values.round())):
+        raise UserError(f"{path}: holds numbers that are not whole; cluster ids are 0, 1, 2, …")
+    whole = values.to(torch.int64)
+    wrong = next((int(limit) for limit in whole.aminmax() if not 0 <= limit < MOST_CLUSTERS), None)
+    if wrong is not None:
+        raise UserError(f"{path}: holds {wrong}; expected cluster ids from 0 up, below {MOST_CLUSTERS:,}.")
+    return whole

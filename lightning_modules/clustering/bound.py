@@ -4,14 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
-from typing import Literal
 
 UPPER_BETA = 0.6  # spreads the images over all clusters as far as the data allow
 COARSE_BETA = 1.0  # lets the number of clusters used saturate
 COARSE_FROM = 100  # where it has saturated
 MOST_WORTH_TRAINING = 3  # numbers of clusters to train diffusion models on
-
-Rule = Literal["largest", "unbroken"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def mean_ratios(measurements: Sequence[Measurement], beta: float = UPPER_BETA) -
     return {C: (mean(values), stdev(values) if len(values) > 1 else 0.0) for C, values in ratios.items()}
 
 
-def upper_bound(measurements: Sequence[Measurement], threshold: float, rule: Rule) -> int | None:
+def upper_bound(measurements: Sequence[Measurement], threshold: float, rule: str) -> int | None:
     """The largest C whose mean ratio at β = 0.6 reaches the threshold; under `unbroken`, all smaller C must too."""
     best = None
     for C, (ratio, _) in mean_ratios(measurements).items():
@@ -85,7 +82,7 @@ def coarse_end(measurements: Sequence[Measurement]) -> float | None:
     return median(m.num_used for m in saturated if m.num_clusters >= least)
 
 
-def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rule: Rule = "largest") -> Bound:
+def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rule: str = "largest") -> Bound:
     """The upper bound under a rule, the coarse end, what lies between them, and what each seed says."""
     bound, coarse = upper_bound(measurements, threshold, rule), coarse_end(measurements)
     seeds = sorted({m.seed for m in measurements if m.beta == UPPER_BETA})

@@ -11,7 +11,9 @@ class BoundSettings(Settings):
 
     group = "bound"
 
-    grid: list[int] = setting([10, 20, 40, 80, 160, 320, 640], "numbers of clusters C to try", low=2)
+    grid: list[int] | None = setting(
+        [10, 20, 40, 80, 160, 320, 640], "numbers of clusters C to try; null, in a study: those of its TEMI runs", low=2
+    )
     num_seeds: int = setting(1, "clusterings of each C, with the seeds seed, seed + 1, …", low=1)
     threshold: float = setting(0.96, "utilization ratio that the bound must reach", above=0, high=1)
     rule: str = setting(
@@ -25,8 +27,11 @@ class BoundSettings(Settings):
         "about half are at most (set bound.threshold=0.3)",
         choices=("assigned", "probable"),
     )
+    address: str | None = setting(
+        None, "of a Ray cluster that trains the grid: auto or HOST:PORT; null: this machine alone", identifies=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.grid:
+        if self.grid == []:
             self.refuse("grid", "numbers of clusters from 2 up are expected, such as [10,20,40]")

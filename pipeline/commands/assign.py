@@ -3,36 +3,38 @@
 import shlex
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
 from lightning_modules.clustering.assignment import ClusteringHead
-from pipeline.commands.cluster import summary_of
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.settings.command import command, typed_command
-from pipeline.settings.inputs import embeddings_of, identity_of, source_of, typed_head_file
+from pipeline.running.cluster_scores import cluster_summary
+from pipeline.running.condition import Condition
+from pipeline.running.run_files import head_file
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.door import typed_command
+from pipeline.settings.schemas import AssignSettings
 from pipeline.settings.words import word
 from storage.digests import file_digest
 from storage.errors import UserError
 
 
-@command
-def assign(cfg: DictConfig) -> None:
-    head_path = typed_head_file(Path(str(cfg.head)))
+def assign(settings: AssignSettings) -> None:
+    """Assign the images of a data set to the clusters of a head that was trained on others."""
+    head_path, condition = head_file(settings.head), Condition.of(settings)
     head = ClusteringHead.load(head_path)
-    source = source_of(cfg)
-    if head.backbone_identity != identity_of(cfg):
+    source = open_source(settings.dataset, settings.cache_dir)
+    if head.backbone_identity != condition.backbone_identity:
         raise UserError(
             f"head={head_path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "
-            f"backbone={cfg.backbone.name} ({identity_of(cfg)}). "
+            f"backbone={settings.backbone.name} ({condition.backbone_identity}). "
             "Choose the backbone= and dataset.resolution= of its training."
         )
-    embeddings = embeddings_of(cfg, source)
+    embeddings = condition.embeddings(source)
     inputs = {"dataset": source.fingerprint, "head": file_digest(head_path)}
-    settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
-    folder = choose_run_folder(cfg, "assign", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
+    run = run_settings(settings, inputs, ("dataset", "backbone"))
+    parent = runs_of(settings.dataset.name, "assign")
+    folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    with opened_run_folder(folder, run, settings.overwrite):
         cluster_ids, confidence = head.assign(embeddings.values)
         meta = {"made_from": inputs, **made_for(source)}
         labels = PseudoLabels(cluster_ids, head.num_clusters, confidence, list(source.ids), meta)
@@ -40,12 +42,10 @@ def assign(cfg: DictConfig) -> None:
         labels.save(path)
         labels.save_csv(folder / "pseudo_labels.csv")
         title = f"{source.name}, assigned by {head_path.name}, C = {head.num_clusters:,}"
-        pictures = write_pictures(folder, labels, thumbnails(cfg, source), map_of(cfg, embeddings), title)
-        write_summary(folder, "assign", summary_of(labels, source, path), inputs)
+        images = thumbnails(source, settings.dataset.resolution, settings.dataset.channels)
+        shown_map = map_of(embeddings, Path(settings.cache_dir), settings.map_images)
+        pictures = write_pictures(folder, labels, images, shown_map, title)
+        write_summary(folder, "assign", cluster_summary(labels, source, path), inputs)
     print(f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")
     print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', path))}")
-
-
-if __name__ == "__main__":
-    assign()

@@ -1,31 +1,21 @@
 """`cedm bound`: how many clusters are worth having, without labels and without training a diffusion model."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
+from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.assignment_files import assignment_keys, read_cluster_ids
-from lightning_modules.clustering.bound import (
-    COARSE_BETA,
-    COARSE_FROM,
-    UPPER_BETA,
-    Bound,
-    Measurement,
-    find_bound,
-    mean_ratios,
-)
-from lightning_modules.clustering.bound_settings import BoundSettings
-from pipeline.pictures.bound_plot import draw_bound
+from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Measurement
+from lightning_modules.clustering.clustering_settings import TEMISettings
+from pipeline.pictures.bound import BoundFindings
+from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
-from pipeline.running.bound_grid import measure_grid
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.settings.command import command
-from pipeline.settings.inputs import plain, source_of
+from pipeline.running.bound_grid import grid_of, measure_grid
+from pipeline.running.resources import resources_of
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.door import typed_words
+from pipeline.settings.schemas import BoundCommandSettings
 from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -40,54 +30,60 @@ CHOSEN_BY_THE_GRID = {
 }
 
 
-@command
-def bound(cfg: DictConfig) -> None:
-    check(cfg)
-    settings_of: tuple[str, ...] = ("dataset", "backbone", "clustering", "trainer", "bound", "seed")
-    if cfg.assignments is not None:
-        file_name, _, prefix = str(cfg.assignments).partition("::")
-        path = Path(file_name)
-        measurements = from_assignments(path, prefix, cfg.bound.used_when)
-        name, inputs = path.stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
-        cfg.dataset.name, settings_of = path.stem, ("bound",)
+def bound(settings: BoundCommandSettings) -> None:
+    """Measure utilization ratios, of a grid of clusterings or of a file of them, and find the bound that they give."""
+    asked = settings.bound
+    if settings.assignments is not None:
+        path, _, prefix = settings.assignments.partition("::")
+        measurements = from_assignments(Path(path), prefix, asked.used_when)
+        name, inputs = Path(path).stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
+        run = run_settings(settings, inputs, ("bound",))
     else:
-        source = source_of(cfg)
+        check(settings)
+        source = open_source(settings.dataset, settings.cache_dir)
         name, inputs = source.name, {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, settings_of)
-    folder = choose_run_folder(cfg, "bound", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
-        if cfg.assignments is None:
-            measurements = measure_grid(cfg, source, folder)
-        result = find_bound(measurements, cfg.bound.threshold, cfg.bound.rule)
-        draw_bound(folder / "bound.png", measurements, result, cfg.bound.threshold, name)
+        run = run_settings(settings, inputs, ("dataset", "backbone", "clustering", "bound", "seed"))
+        grid = list(grid_of(asked.grid or [], asked.num_seeds, settings.seed, source, typed_words()))
+        resources = resources_of(settings.trainer, address=asked.address)
+    folder = choose_run_folder(settings.run_dir, runs_of(name, "bound"), run, settings.overwrite)
+    with opened_run_folder(folder, run, settings.overwrite):
+        if settings.assignments is None:
+            measurements = measure_grid(grid, source, folder, resources, asked.used_when)
+        found = BoundFindings(measurements, asked.threshold, asked.rule, asked.used_when)
+        result = found.bound
+        draw_png(found.chart(name), folder / "bound.png")
         show_in_tensorboard(folder, {"bound": folder / "bound.png"})
         write_table(folder / "bound.csv", measurements)
         summary = {
             "upper_bound": result.upper_bound,
             "coarse_end": result.coarse_end,
-            "threshold": cfg.bound.threshold,
-            "rule": cfg.bound.rule,
-            "used_when": cfg.bound.used_when,
+            "threshold": asked.threshold,
+            "rule": asked.rule,
+            "used_when": asked.used_when,
             "worth_training": result.worth_training,
             "agreement": result.agreement,
             "upper_bound_by_seed": result.by_seed,
             "measurements": [{**asdict(m), "ratio": m.ratio} for m in measurements],
         }
         write_summary(folder, "bound", summary, inputs)
-    print(report(measurements, result, cfg, folder))
+    for table in found.tables:
+        print(table.as_text())
+    for what, value in {**found.facts, "plot": folder / "bound.png"}.items():
+        print(f"{what:<16} {value}")
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse settings of the bound that cannot be meant."""
-    BoundSettings(**plain(cfg.bound))
-    for typed in HydraConfig.get().overrides.task:
-        if key_of(typed) in CHOSEN_BY_THE_GRID:
-            raise UserError(f"{typed}: {CHOSEN_BY_THE_GRID[key_of(typed)]}. Leave {key_of(typed)} out.")
-    objective = cfg.clustering.get("objective", "temi")
-    if objective != "temi":
-        raise UserError(
-            f"clustering.objective={objective}: the bound is one on TEMI's clusters. Leave clustering.objective out."
-        )
+def check(settings: BoundCommandSettings) -> None:
+    """Refuse what the grid chooses, and another clustering than TEMI's."""
+    for word in typed_words():
+        if key_of(word) in CHOSEN_BY_THE_GRID:
+            raise UserError(f"{word}: {CHOSEN_BY_THE_GRID[key_of(word)]}. Leave {key_of(word)} out.")
+    clustering = settings.clustering
+    kinds = {"clustering": clustering.method}
+    if isinstance(clustering, TEMISettings):
+        kinds["clustering.objective"] = clustering.objective
+    for key, kind in kinds.items():
+        if kind != "temi":
+            raise UserError(f"{key}={kind}: the bound is one on TEMI's clusters. Leave {key}= out.")
 
 
 def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measurement]:
@@ -100,7 +96,7 @@ def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measuremen
         raise UserError(f"assignments={path}: no such file.")
     if used_when != "assigned":
         raise UserError(
-            f"bound.used_when={used_when}: {path} holds cluster ids, not probabilities. Type bound.used_when=assigned."
+            f"bound.used_when={used_when}: {path} holds cluster ids, not probabilities. Set bound.used_when=assigned."
         )
     keys = assignment_keys(path)
     matches = {key: match for key in keys if key.startswith(prefix) and (match := KEY.fullmatch(key))}
@@ -152,58 +148,3 @@ def write_table(path: Path, measurements: list[Measurement]) -> None:
     lines = [f"{m.num_clusters},{m.beta},{m.seed},{m.num_used},{m.ratio:.6g}" for m in measurements]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(["num_clusters,beta,seed,num_used,utilization_ratio", *lines]) + "\n")
-
-
-def report(measurements: list[Measurement], result: Bound, cfg: DictConfig, folder: Path) -> str:
-    """What a person reads in the terminal."""
-    found: Any = result.upper_bound
-    if found is None:
-        found = f"none: no C reaches {cfg.bound.threshold}"
-        if cfg.bound.used_when == "probable":
-            found += " (half of the clusters, about, lie above the mean probability 1/C: type bound.threshold=0.3)"
-    elif result.may_lie_higher(measurements):
-        found = f"{found} or more: no larger C was tried"
-    coarse: Any = "not measured (no β = 1)"
-    if result.coarse_end is not None:
-        coarse = f"{result.coarse_end:g}"
-        if (largest := max(m.num_clusters for m in measurements)) < COARSE_FROM:
-            coarse += f" (at C = {largest}: no C of {COARSE_FROM} or more was tried, where it settles)"
-    worth = ", ".join(map(str, result.worth_training)) or "none"
-    return "\n".join(
-        [
-            *ratio_table(measurements, cfg.bound.threshold),
-            f"upper bound      {found}  (threshold {cfg.bound.threshold}, rule {cfg.bound.rule})",
-            f"how sure         {how_sure(result)}",
-            f"coarse end       {coarse}",
-            f"worth training   C = {worth}",
-            f"plot             {folder / 'bound.png'}",
-        ]
-    )
-
-
-def ratio_table(measurements: list[Measurement], threshold: float) -> Iterator[str]:
-    """Lines with the utilization ratio for every C, β and seed: mean, spread over seeds, and each by itself."""
-    seeds = sorted({m.seed for m in measurements})
-    several = len(seeds) > 1
-    for beta in sorted({m.beta for m in measurements}):
-        single = {(m.num_clusters, m.seed): f"{m.ratio:.3f}" for m in measurements if m.beta == beta}
-        heads = [f"{f'seed {seed}':<8}" for seed in seeds if several]
-        yield f"     C   {f'utilization ratio at β = {beta:g}':<30}{''.join(heads)}".rstrip()
-        for C, (ratio, spread) in mean_ratios(measurements, beta).items():
-            mark = " ✓" if beta == UPPER_BETA and ratio >= threshold else ""
-            mean = f"{ratio:.3f}{f' ± {spread:.3f}' if several else ''}{mark}"
-            values = [f"{single.get((C, seed), '-'):<8}" for seed in seeds if several]
-            yield f"{C:6d}   {mean:<30}{''.join(values)}".rstrip()
-
-
-def how_sure(result: Bound) -> str:
-    """The agreement of the seeds in words."""
-    if len(result.by_seed) <= 1:
-        return "unknown: one seed only (cedm bound dataset=… bound.num_seeds=3 would tell)"
-    agreeing = list(result.by_seed.values()).count(result.upper_bound)
-    said = ", ".join("none" if alone is None else str(alone) for alone in result.by_seed.values())
-    return f"{agreeing} of {len(result.by_seed)} seeds give the same bound by themselves ({said})"
-
-
-if __name__ == "__main__":
-    bound()

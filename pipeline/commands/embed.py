@@ -1,51 +1,55 @@
 """`cedm embed`: images → embeddings and nearest neighbours, in the cache."""
 
-from omegaconf import DictConfig
+from pathlib import Path
 
 from datamodules.embeddings.embeddings import embeddings_path
 from datamodules.embeddings.neighbours import import_faiss, make_neighbours, neighbours_path
-from datamodules.images.sources import ImageSource
+from datamodules.images.sources import ImageSource, open_source
+from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.data_report import keep_report, report_data
-from pipeline.running.embedding import cached_or_new, devices_of, embed_share
+from pipeline.running.condition import Condition
+from pipeline.running.devices import devices_of
+from pipeline.running.embedding import Embedder
 from pipeline.running.run_folder import (
     choose_run_folder,
     opened_run_folder,
     run_settings,
-    write_optional_summary,
+    runs_of,
     write_summary,
+    write_summary_where_asked,
 )
-from pipeline.settings.command import command, typed_command
-from pipeline.settings.inputs import check_clustering, identity_of, not_needed, source_of
+from pipeline.settings.door import typed_command
+from pipeline.settings.schemas import SharedSettings
 from storage.errors import UserError
 
 
-@command
-def embed(cfg: DictConfig) -> None:
-    source = source_of(cfg)
-    if embed_share(cfg, source):
+def embed(settings: SharedSettings) -> None:
+    """Survey the images, embed them, and find the neighbours that TEMI needs; what is there already is kept."""
+    condition, cache_dir = Condition.of(settings), settings.cache_dir
+    embedder = Embedder(condition, settings.embedding, settings.trainer)
+    source = open_source(settings.dataset, cache_dir)
+    if embedder.write_share(source):
         return
-    reason = not_needed(cfg, "embed")
-    device = devices_of(cfg)[0]  # of the neighbour search
-    search = cfg.clustering.get("neighbour_search")
-    num_neighbours = cfg.clustering.num_neighbours if cfg.clustering.method == "temi" else None
-    if reason is None:
-        check_clustering(cfg, source, before_embedding=True)
-        if num_neighbours is not None:
-            check_neighbours(source, num_neighbours)
-            if search == "approximate":
-                import_faiss()  # before the embedding, not after it
-    report = report_data(cfg, source)
+    reason = condition.needs_no("embed")
+    device = devices_of(settings.trainer)[0]  # of the neighbour search
+    temi = settings.clustering if isinstance(settings.clustering, TEMISettings) else None
+    if reason is None and temi is not None:
+        check_neighbours(source, temi.num_neighbours)
+        if temi.neighbour_search == "approximate":
+            import_faiss()  # before the embedding, not after it
+    report = report_data(source, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
-    identity = identity_of(cfg)
-    path = embeddings_path(cfg.cache_dir, source, identity)
+    identity = condition.backbone_identity
+    path = embeddings_path(cache_dir, source, identity)
     done_before = path.exists()
-    embeddings = cached_or_new(cfg, source, identity)
-    if num_neighbours is not None:
-        neighbours = neighbours_path(cfg.cache_dir, embeddings, num_neighbours, search)
+    embeddings = embedder.cached_or_new(source)
+    if temi is not None:
+        k, search = temi.num_neighbours, temi.neighbour_search
+        neighbours = neighbours_path(cache_dir, embeddings, k, search)
         done_before = done_before and neighbours.exists()
-        found = make_neighbours(embeddings, num_neighbours, cfg.cache_dir, device=device, search=search)
+        found = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
         recall = "" if search == "exact" else f"  ({search}, recall {found.recall:.3f})"
         print(f"neighbours  {neighbours}{recall}")
     print(f"embeddings  {path}  [{len(source):,} × {embeddings.values.shape[1]}]")
@@ -58,12 +62,13 @@ def embed(cfg: DictConfig) -> None:
         "backbone": identity,
     }
     inputs = {"dataset": source.fingerprint}
-    settings = run_settings(cfg, inputs, groups=("dataset", "backbone"))
+    run = run_settings(settings, inputs, ("dataset", "backbone"))
     if done_before:
-        write_optional_summary(cfg, "embed", results, inputs, settings)
+        write_summary_where_asked(settings.run_dir, "embed", results, inputs, run)
     else:
-        folder = choose_run_folder(cfg, f"embed-{cfg.backbone.name}", settings)
-        with opened_run_folder(folder, settings, cfg.overwrite):
+        parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
+        folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+        with opened_run_folder(folder, run, settings.overwrite):
             keep_report(report, folder)
             print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
@@ -75,14 +80,12 @@ def check_neighbours(source: ImageSource, num_neighbours: int) -> None:
     Raises:
         UserError: there are not as many other images as neighbours asked for.
     """
-    if num_neighbours >= len(source):
-        without = "clustering=kmeans, which needs none (nor does `cedm assign`)"
-        instead = f"clustering.num_neighbours={fewer}, or {without}" if (fewer := (len(source) - 1) // 4) else without
-        raise UserError(
-            f"clustering.num_neighbours={num_neighbours}, but {source.name!r} has {len(source)} images, so each has "
-            f"{len(source) - 1} neighbours. Type {instead}."
-        )
-
-
-if __name__ == "__main__":
-    embed()
+    if num_neighbours < len(source):
+        return
+    fewer = (len(source) - 1) // 4
+    without = "clustering=kmeans, which needs none (nor does `cedm assign`)"
+    instead = f"clustering.num_neighbours={fewer}, or {without}" if fewer else without
+    raise UserError(
+        f"clustering.num_neighbours={num_neighbours}, but {source.name!r} has {len(source)} images, so each has "
+        f"{len(source) - 1} neighbours. Set {instead}."
+    )

@@ -3,122 +3,140 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Fabric
-from omegaconf import DictConfig
 
-from datamodules.backbones.backbones import Backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
-from datamodules.images.sources import ImageSource
+from datamodules.images.sources import ImageSource, open_source
 from metrics.frechet import Statistics
+from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
-from pipeline.evaluation.features import Features, extract
-from pipeline.evaluation.generated import GeneratedByModel, GeneratedSet, generated_sets
-from pipeline.evaluation.measures import Plan, check_reference_file, check_sizes, distances, plan_of, rows
-from pipeline.evaluation.memorised import memorisation_report
-from pipeline.evaluation.reference import build_extractor, extractor_identity, extractor_settings, reference_features
+from pipeline.evaluation.features import Features, GeneratedSet, extract
+from pipeline.evaluation.generated import GeneratedByModel, generated_sets
+from pipeline.evaluation.measures import Plan, check_sizes, measure, plan_of
+from pipeline.evaluation.metrics_table import GENERATED, REAL
+from pipeline.evaluation.reference import Extractors
+from pipeline.evaluation.sampling import Sampler
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import (
     choose_run_folder,
     opened_run_folder,
     read_summary,
     run_settings,
+    runs_of,
     write_summary,
 )
-from pipeline.settings.command import command
-from pipeline.settings.inputs import source_of
+from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.digests import file_digest
-from storage.errors import DamagedArtifactError, UserError
+from storage.errors import DamagedArtifactError
 from storage.files import read_sealed_json, write_sealed_json
 from storage.fingerprints import fingerprint
 
-GROUPS = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
-GROUPS_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")
+IDENTITY = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
+IDENTITY_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")
 
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The other side: a data set, or a file of statistics."""
-
-    description: dict[str, Any]
-    source: ImageSource | None = None
-    statistics: Statistics | None = None
-
-
-@command
-def evaluate(cfg: DictConfig) -> None:
-    plan = plan_of(cfg)
-    backbones = {name: extractor_settings(cfg, name, asked_by(cfg, name)) for name in plan.backbones}
-    check_reference_file(cfg, plan)
-    sets = generated_sets(cfg)
-    reference = reference_of(cfg)
+def evaluate(settings: EvaluateCommandSettings) -> float | None:
+    """Measure every set of generated images; the mean of the first score."""
+    own, dataset = settings.evaluation, settings.dataset
+    plan = plan_of(settings, own.backbone)
+    extractors = Extractors(settings.backbone, own.weights, dataset, settings.cache_dir)
+    for name in plan.backbones:
+        by_neighbours = name == settings.neighbour_backbone
+        extractors.settings(name, "neighbour_backbone" if by_neighbours else "evaluation.backbone")
+    sampler = Sampler(replace(settings.sampler, **settings.for_sampler))
+    sets = generated_sets(settings, sampler, dataset, settings.cache_dir, settings.trainer.compile)
+    source = open_source(dataset, settings.cache_dir) if settings.reference is None else None
+    statistics = None if settings.reference is None else Statistics.load_npz(settings.reference)
+    reference = describe_reference(settings, dataset, source)
     for generated in sets:
-        where = f"generated={generated.description['path']}"
-        check_sizes(cfg, plan, len(generated), reference.description["num_images"], where)
-    identities = {name: extractor_identity(cfg, settings) for name, settings in backbones.items()}
+        names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
+        check_sizes(plan, len(generated), reference["num_images"], *names)
+    identities = {name: extractors.identity(name) for name in plan.backbones}
     inputs = {
-        "reference": reference.description["fingerprint"],
+        "reference": reference["fingerprint"],
         "generated": fingerprint([generated.fingerprint for generated in sets]),
         **{f"extractor_{name}": fingerprint(identity) for name, identity in identities.items()},
     }
-    groups = GROUPS + (GROUPS_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
-    settings = run_settings(cfg, inputs, groups)
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, "evaluate", settings))
-    summary = None if cfg.overwrite else read_summary(folder, "evaluate")
-    if summary is not None and (cfg.save_reference is None or Path(cfg.save_reference).exists()):
+    by_model = isinstance(sets[0], GeneratedByModel)
+    run = run_settings(
+        replace(settings, sampler=sampler.settings), inputs, IDENTITY + (IDENTITY_OF_A_MODEL if by_model else ())
+    )
+    parent = runs_of(dataset.name, "evaluate")
+    machine, folder = join(
+        settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    )
+    summary = None if settings.overwrite else read_summary(folder, "evaluate")
+    if summary is not None and (settings.save_reference is None or Path(settings.save_reference).exists()):
         if machine.rank == 0:
             print(f"Nothing to do: this evaluation is finished.\n{table(summary, folder)}")
-        return
-    extractors = [build_extractor(cfg, settings) for settings in backbones.values()]
-    check_fit(cfg, plan, reference, extractors)
-    with side_by_side(cfg) as fabric, opened_run_folder(folder, settings, cfg.overwrite, fabric.global_rank):
-        results = Evaluation(cfg, plan, reference, extractors, folder, fabric).measure(sets)
+        return first_score(summary)
+    built = [extractors.build(name) for name in plan.backbones]
+    if statistics is not None:
+        check_fit(settings, plan, statistics, built)
+    with (
+        side_by_side(settings.trainer) as fabric,
+        opened_run_folder(folder, run, settings.overwrite, fabric.global_rank),
+    ):
+        if statistics is not None:
+            real = {name: Features(statistics) for name in plan.backbones}
+            store = None
+        else:
+            assert source is not None
+            size = dataset.resolution, dataset.channels
+            open_store = partial(ImageStore, source, *size, settings.training.memory_gb)
+            keep = plan.keep(REAL)
+            real = extractors.reference(source, open_store, built, keep, settings.batch_size, fabric.device)
+            store = ImageStore(source, *size, memory_gb=0)  # for the few images that are looked at
+        if settings.save_reference is not None and fabric.is_global_zero:
+            real[plan.frechet_backbones[0]].statistics.save_npz(settings.save_reference)
+            print(f"reference file    {settings.save_reference}  (mu and sigma, EDM's format)")
+        results = measure_sets(sets, plan, built, real, store, settings.batch_size, folder, fabric)
         if fabric.is_global_zero:
             show_in_tensorboard(folder, results)
-            summary = summarise(cfg, plan, results, reference.description, identities)
+            summary = summarise(plan, results, reference, identities, dataset.name)
             write_summary(folder, "evaluate", summary, inputs)
             print(table(summary, folder))
+    return None if summary is None else first_score(summary)
 
 
-def reference_of(cfg: DictConfig) -> Reference:
-    """The data set of `dataset=`, or the file of `reference=`, which needs no data set."""
-    if cfg.reference is None:
-        source = source_of(cfg)
-        size = f"{cfg.dataset.resolution}×{cfg.dataset.resolution}"
-        description = {
-            "dataset": source.name,
-            "fingerprint": source.fingerprint,
-            "num_images": len(source),
-            "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
-        }
-        return Reference(description, source=source)
-    path = Path(str(cfg.reference))
-    statistics = Statistics.load_npz(path)
-    description = {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
-    return Reference(description, statistics=statistics)
+def first_score(summary: Mapping[str, Any]) -> float:
+    """What a sweeper minimises: the mean over the sets of the first score of the table."""
+    return float(next(iter(summary["scores"].values()))["mean"])
 
 
-def asked_by(cfg: DictConfig, backbone: str) -> str:
-    """The setting that named a backbone, for the message where there is none."""
-    return "neighbour_backbone" if backbone == cfg.neighbour_backbone else "evaluation.backbone"
+def describe_reference(asked: EvaluateSettings, dataset: DatasetSettings, source: ImageSource | None) -> dict[str, Any]:
+    """The other side, as the protocol has it: the data set's images, or the file of `reference=`."""
+    if source is None:
+        path = Path(str(asked.reference))
+        return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
+    size = f"{dataset.resolution}×{dataset.resolution}"
+    return {
+        "dataset": source.name,
+        "fingerprint": source.fingerprint,
+        "num_images": len(source),
+        "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
+    }
 
 
-def check_fit(cfg: DictConfig, plan: Plan, reference: Reference, extractors: Sequence[Backbone]) -> None:
+def check_fit(asked: EvaluateSettings, plan: Plan, statistics: Statistics, extractors: Sequence[Backbone]) -> None:
     """Refuse a file of statistics of another number of features."""
-    if reference.statistics is None:
-        return
-    found = len(reference.statistics.mean)
+    found = len(statistics.mean)
     (extractor,) = (e for e in extractors if e.name in plan.frechet_backbones)
     if extractor.dim != found:
-        raise UserError(
-            f"reference={cfg.reference} holds statistics of {found} features; {extractor.name} has {extractor.dim}. "
-            "Choose the metric whose extractor made the file."
+        asked.refuse(
+            "reference",
+            f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}. "
+            "Choose the metric whose extractor made the file",
         )
 
 
@@ -131,66 +149,31 @@ def kept_result(file: Path) -> dict[str, Any] | None:
         return None
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Measures sets of images, one after the other; all processes together extract features, rank 0 compares them."""
+def measure_sets(
+    sets: Sequence[GeneratedSet],
+    plan: Plan,
+    extractors: Sequence[Backbone],
+    real: Mapping[str, Features],
+    store: ImageStore | None,
+    batch_size: int,
+    folder: Path,
+    fabric: Fabric,
+) -> list[dict[str, Any]]:
+    """The results of every set, on rank 0: all processes together extract features, rank 0 compares them.
 
-    cfg: DictConfig
-    plan: Plan
-    reference: Reference
-    extractors: Sequence[Backbone]
-    folder: Path
-    fabric: Fabric
-
-    def measure(self, sets: Sequence[GeneratedSet]) -> list[dict[str, Any]]:
-        """The results of every set, on rank 0; each is kept in the run folder, and a stopped run goes on after them."""
-        files = [self.folder / f"set-{number}.json" for number in range(1, len(sets) + 1)]
-        kept = [kept_result(file) for file in files] if self.fabric.is_global_zero else []
-        done = self.fabric.broadcast([result is not None for result in kept])
-        real = self.real_features()
-        if self.cfg.save_reference is not None and self.fabric.is_global_zero:
-            real[self.plan.frechet_backbones[0]].statistics.save_npz(self.cfg.save_reference)
-            print(f"reference file    {self.cfg.save_reference}  (mu and sigma, EDM's format)")
-        keep, batch_size = self.plan.keep(of_reference=False), self.cfg.batch_size
-        for number, generated in enumerate(sets, start=1):
-            if done[number - 1]:
-                continue
-            generated.to(self.fabric.device)
-            features = extract(generated, self.extractors, keep, batch_size, self.fabric, f"set {number}")
-            if self.fabric.is_global_zero:
-                scores = distances(self.cfg, self.plan, self.extractors, features, real, self.device)
-                memorised = self.memorised(generated, features, real, self.folder / f"nearest-{number}.png")
-                if memorised is not None:
-                    scores |= {name: memorised[name] for name in ("authenticity", "copies")}
-                result = {"scores": scores, "memorisation": memorised, "generated": generated.description}
-                write_sealed_json(files[number - 1], result)
-        return [kept_result(file) or {} for file in files] if self.fabric.is_global_zero else []
-
-    def real_features(self) -> dict[str, Features]:
-        """Of the data set by every extractor, or what the file says."""
-        if self.reference.source is None:
-            assert self.reference.statistics is not None
-            return {self.plan.frechet_backbones[0]: Features(self.reference.statistics)}
-        keep = self.plan.keep(of_reference=True)
-        return reference_features(self.cfg, self.reference.source, self.extractors, keep, self.fabric)
-
-    def memorised(
-        self, generated: GeneratedSet, features: Mapping[str, Features], real: Mapping[str, Features], picture: Path
-    ) -> dict[str, Any] | None:
-        """The report on copies of training images, where it is asked for."""
-        backbone = self.plan.backbone_of.get("memorisation")
-        if backbone is None:
-            return None
-        assert self.reference.source is not None
-        store = ImageStore(self.reference.source, self.cfg.dataset.resolution, self.cfg.dataset.channels, memory_gb=0)
-        ours, theirs = (rows(side, backbone).to(self.device) for side in (features, real))
-        return {"backbone": backbone, **memorisation_report(generated, ours, store, theirs, picture)}
-
-    @property
-    def device(self) -> torch.device:
-        """Where features are compared: in part in float64, which one kind of device lacks."""
-        return torch.device("cpu") if self.fabric.device.type == "mps" else self.fabric.device
-
-
-if __name__ == "__main__":
-    evaluate()
+    Each result is kept in the run folder, and a stopped run goes on after them.
+    """
+    files = [folder / f"set-{number}.json" for number in range(1, len(sets) + 1)]
+    first, device = fabric.is_global_zero, fabric.device
+    done = fabric.broadcast([kept_result(file) is not None for file in files] if first else [])
+    for number, (generated, file) in enumerate(zip(sets, files, strict=True), start=1):
+        if done[number - 1]:
+            continue
+        generated.to(device)
+        features = extract(generated, extractors, plan.keep(GENERATED), batch_size, device, f"set {number}")
+        if first:
+            comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
+            images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
+            result = measure(plan, extractors, features, real, comparing, images)
+            write_sealed_json(file, result | {"generated": generated.description})
+    return [kept_result(file) or {} for file in files] if first else []

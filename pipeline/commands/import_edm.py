@@ -4,19 +4,19 @@ import shlex
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from lightning_modules.diffusion.interop import denoiser_from_edm, read_edm_pickle
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, write_summary
-from pipeline.settings.command import command, program
+from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.door import program
+from pipeline.settings.schemas import ImportEDMSettings
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
 
-@command
-def import_edm(cfg: DictConfig) -> None:
-    path = Path(str(cfg.pickle))
+def import_edm(settings: ImportEDMSettings) -> None:
+    """Read the network and its settings from the snapshot, and write them as a denoiser."""
+    path = Path(settings.pickle)
     if not path.is_file():
         raise UserError(f"pickle={path}: no such file. Give a snapshot that EDM published, such as a .pkl file.")
     try:
@@ -31,12 +31,12 @@ def import_edm(cfg: DictConfig) -> None:
     denoiser.meta["label_dropout"] = published.network.get("label_dropout", 0)
 
     inputs = {"pickle": file_digest(path)}
-    settings = run_settings(cfg, inputs, groups=())
-    cfg.dataset.name = file_stem(path.stem)
-    folder = choose_run_folder(cfg, "import-edm", settings)
-    with opened_run_folder(folder, settings, cfg.overwrite):
+    run = run_settings(settings, inputs, ())
+    name = file_stem(path.stem)
+    folder = choose_run_folder(settings.run_dir, runs_of(name, "import-edm"), run, settings.overwrite)
+    with opened_run_folder(folder, run, settings.overwrite):
         written = folder / "denoiser.safetensors"
-        denoiser.save_pretrained(written, dataset=cfg.dataset.name, imported_from=inputs["pickle"])
+        denoiser.save_pretrained(written, dataset=name, imported_from=inputs["pickle"])
         results = {
             "denoiser": str(written),
             "network": denoiser.settings.identity(),
@@ -47,7 +47,3 @@ def import_edm(cfg: DictConfig) -> None:
         }
         write_summary(folder, "import-edm", results, inputs)
     print(f"model       {written}\nNext: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}")
-
-
-if __name__ == "__main__":
-    import_edm()

@@ -1,326 +1,112 @@
 """`cedm train`: images and pseudo-labels → an EDM diffusion model."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import Callback, Trainer
-from omegaconf import DictConfig
-
-from callbacks.curve import draw_curves
-from callbacks.frechet import FrechetDistance
-from callbacks.sample_grid import SampleGrid
-from callbacks.schedule import EveryKimg
-from callbacks.snapshots import DenoiserFile, Snapshots
-from callbacks.throughput import ImageProgressBar, Throughput
-from datamodules.image_datamodule import ImageBatch, ImageDataModule
-from datamodules.images.images import ImageStore
-from datamodules.images.sources import ImageSource
-from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from lightning_modules.diffusion.augment import AUGMENT_DIM
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
-from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.edm_module import EDMModule
-from lightning_modules.optimizer_settings import OptimizerSettings
-from lightning_modules.training_settings import TrainingSettings
-from pipeline.evaluation.reference import extractor_settings, frechet_extractor, reference_statistics
-from pipeline.evaluation.sampling import Sampler, spelled
-from pipeline.running.cost import measure_cost
-from pipeline.running.fit import fit
-from pipeline.running.processes import Machine, join
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, read_summary, run_settings, write_summary
-from pipeline.settings.command import command, program
-from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_fingerprint, pseudo_labels_of, source_of
+from datamodules.images.sources import open_source
+from pipeline.running.condition import Condition, pseudo_labels_fingerprint
+from pipeline.running.run_files import DENOISER, denoiser_file
+from pipeline.running.run_folder import (
+    TRAINING_IDENTITY,
+    choose_run_folder,
+    is_first_process,
+    opened_run_folder,
+    read_summary,
+    run_settings,
+    runs_of,
+    write_summary,
+)
+from pipeline.settings.door import program
+from pipeline.settings.schemas import SharedSettings
+from storage.artifacts import is_whole
 from storage.digests import file_digest
-from storage.errors import UserError
 
-LARGEST_IN_PIXELS = 64
-GROUPS = (
-    "dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "init_from",
-    "seed",
-)  # fmt: skip
+SHOWN = ("dataset", "backbone", "clustering", "network", "training", "optimizer")  # in TensorBoard's table
 
 
-@command
-def train(cfg: DictConfig) -> None:
-    source = source_of(cfg)
-    labels = pseudo_labels_of(cfg, source)
+def train(settings: SharedSettings) -> float | None:
+    """Train a diffusion model, or go on with the unfinished run of the same settings; the last distance, if any."""
+    condition = Condition.of(settings)
+    source = open_source(settings.dataset, settings.cache_dir)
+    labels = condition.pseudo_labels(source)
     inputs = {"dataset": source.fingerprint}
     if labels is not None:
-        inputs["pseudo_labels"] = str(pseudo_labels_fingerprint(labels))
-    if cfg.init_from is not None:
-        inputs["init_from"] = file_digest(denoiser_file(Path(str(cfg.init_from)), "init_from"), cfg.cache_dir)
-    settings = run_settings(cfg, inputs, GROUPS)
-    machine, folder = join(cfg, lambda: choose_run_folder(cfg, f"train-{groups_name(cfg, labels)}", settings))
-    summary = None if cfg.overwrite else read_summary(folder, "train")
-    if summary is not None and model_file(cfg, folder).is_whole():
-        if machine.rank == 0:
-            print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(folder)}")
-        return
-    training = cfg.training
-    accumulate = accumulation(training.batch_size, machine.world_size, training.max_batch_per_device)
+        inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)
+    if settings.init_from is not None:
+        inputs["init_from"] = file_digest(denoiser_file(settings.init_from, "init_from"), settings.cache_dir)
+    run = run_settings(settings, inputs, TRAINING_IDENTITY)
+    name = condition.name(labels)
+
+    def choose() -> Path:
+        parent = runs_of(settings.dataset.name, f"train-{name}")
+        return choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+
+    summary = None if settings.overwrite else read_summary(choose(), "train")
+    if summary is not None and is_whole(choose() / DENOISER, "denoiser"):
+        if is_first_process():
+            print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(choose())}")
+        return last_distance(summary)
+
+    # Lightning takes seconds to import.
+    from datamodules.image_datamodule import ImageDataModule
+    from pipeline.evaluation.reference import Extractors
+    from pipeline.evaluation.sampling import Sampler
+    from pipeline.running.fit import hyperparameters
+    from pipeline.running.models import ModelSettings, passes_of
+    from pipeline.running.processes import join
+    from pipeline.running.training import Training
+
+    machine, folder = join(settings.trainer, choose)
     data = ImageDataModule(
         source,
         labels,
-        resolution=cfg.dataset.resolution,
-        channels=cfg.dataset.channels,
-        batch_size=training.batch_size,
-        accumulate=accumulate,
-        seed=cfg.seed,
-        num_workers=training.num_workers,
-        memory_gb=training.memory_gb,
+        resolution=settings.dataset.resolution,
+        channels=settings.dataset.channels,
+        batch_size=settings.training.batch_size,
+        accumulate=passes_of(settings.training, machine.world_size),
+        seed=settings.seed,
+        num_workers=settings.training.num_workers,
+        memory_gb=settings.training.memory_gb,
     )
-    module = build_module(cfg, data, source)
-    if cfg.evaluation.backbone is not None:
-        extractor_settings(cfg, cfg.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
-    sampler = Sampler(**plain(cfg.sampler))
-    with opened_run_folder(folder, settings, cfg.overwrite, machine.rank):
+    extractors = Extractors(settings.backbone, settings.evaluation.weights, settings.dataset, settings.cache_dir)
+    if settings.evaluation.backbone is not None:
+        extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
+    shown = (getattr(settings, group) for group in SHOWN)
+    training = Training(
+        ModelSettings.of(settings).build(data, name),
+        data,
+        Sampler(settings.sampler),
+        extractors,
+        settings.evaluation,
+        settings.trainer,
+        machine,
+        folder,
+        name,
+        hyperparameters(*shown, seed=settings.seed),
+    )
+    with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"run folder  {folder}")
-        run(cfg, data, module, sampler, inputs, machine, folder)
+        results = training.run(settings.overwrite)
+        if machine.rank == 0:
+            write_summary(folder, "train", results, inputs)
+            print(next_steps(folder))
+    return last_distance(results)
 
 
-def run(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    module: EDMModule,
-    sampler: Sampler,
-    inputs: Mapping[str, str],
-    machine: Machine,
-    folder: Path,
-) -> None:
-    """Say what it will cost, train under the watchers' eyes, sum up."""
-    data.setup()
-    assert data.store is not None
-    batch_size, accumulate = data.batch_size, data.accumulate
-    total_images = batch_size * max(1, round(cfg.training.duration_kimg * 1000 / batch_size))
-    if machine.rank == 0:
-        announce(cfg, module, data, data.store, machine, total_images)
-    callbacks, distance = watchers(cfg, data, data.store, sampler, folder, machine, total_images)
-
-    def finish(trainer: Trainer) -> None:
-        """What the last step leaves to do, where it was stopped before that or a file was lost since."""
-        if distance is not None:
-            distance.measure_if_missing(trainer, module)
-        if trainer.is_global_zero and not model_file(cfg, folder).is_whole():
-            model_file(cfg, folder).write(module)
-
-    trainer = fit(
-        cfg,
-        folder,
-        module,
-        data,
-        callbacks,
-        max_steps=total_images // batch_size,
-        precision=cfg.trainer.precision,
-        outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
-        accumulate=accumulate,
-        log_every_steps=max(1, round(cfg.evaluation.log_every_kimg * 1000 / batch_size)),
-        afterwards=finish,
-    )
-    if trainer.is_global_zero:
-        results: dict[str, Any] = {
-            "nimg": total_images,
-            "loss": float(module.recent_loss),
-            "denoiser": str(folder / "denoiser.safetensors"),
-            "batch_size": batch_size,
-            "parameters": sum(p.numel() for p in module.denoiser.parameters()),
-        }
-        if distance is not None and distance.history:
-            results[distance.name] = distance.history[-1][1]
-            title = (
-                f"{data.source.name}, {groups_name(cfg, data.pseudo_labels)}: {distance.num_images:,} generated images"
-            )
-            curve = {"": distance.history}
-            draw_curves(folder / "distance.png", curve, "kimg seen", f"Fréchet distance ({distance.name})", title)
-            results["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
-        write_summary(folder, "train", results, inputs)
-        print(next_steps(folder))
-
-
-def groups_name(cfg: DictConfig, labels: PseudoLabels | None) -> str:
-    """`none`, `temi-40`, `assignments-100` …: what the model is conditioned on, for the run folder's name."""
-    if labels is None:
-        return "none"
-    return f"{'assignments' if cfg.assignments is not None else cfg.clustering.method}-{labels.num_clusters}"
-
-
-def accumulation(batch_size: int, world_size: int, max_batch_per_device: int | None) -> int:
-    """The fewest passes that an optimizer step needs.
-
-    Raises:
-        UserError: the batch cannot be shared evenly.
-    """
-    if batch_size % world_size:
-        raise UserError(
-            f"training.batch_size={batch_size} cannot be shared by {world_size} devices. Type another trainer.devices, "
-            f"or training.batch_size={max(1, round(batch_size / world_size)) * world_size}."
-        )
-    share = batch_size // world_size
-    largest = min(share, max_batch_per_device or share)
-    if largest < 1:
-        raise UserError(f"training.max_batch_per_device={max_batch_per_device}: at least one image is needed.")
-    passes = next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
-    if 4 * (share // passes) < largest:
-        nearest = -(-share // largest) * largest * world_size
-        raise UserError(
-            f"training.batch_size={batch_size}: {share} images on each device are no multiple of a number near "
-            f"training.max_batch_per_device={largest}. Type training.batch_size={nearest}."
-        )
-    return passes
-
-
-def build_module(cfg: DictConfig, data: ImageDataModule, source: ImageSource) -> EDMModule:
-    """The EDM module: a fresh denoiser, or one that starts from the weights in `init_from`."""
-    torch.manual_seed(cfg.seed)
-    try:
-        denoiser = build_denoiser(
-            NetworkSettings(**plain(cfg.network)),
-            img_resolution=cfg.dataset.resolution,
-            img_channels=cfg.dataset.channels,
-            label_dim=data.num_classes,
-            augment_dim=AUGMENT_DIM,
-        )
-    except ValueError as error:
-        raise UserError(f"network: {error}") from error
-    labels = data.pseudo_labels
-    denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
-    denoiser.meta = {
-        "dataset": source.name,
-        "conditioning": groups_name(cfg, labels),
-        "num_clusters": labels.num_clusters if labels is not None else 0,
-        "label_dropout": cfg.training.label_dropout,
-        "channels_last": cfg.trainer.channels_last,
-    }
-    if cfg.init_from is not None:
-        start_from(denoiser, denoiser_file(Path(str(cfg.init_from)), "init_from"))
-    training, optimizer = TrainingSettings(**plain(cfg.training)), OptimizerSettings(**plain(cfg.optimizer))
-    module = EDMModule(denoiser, training, optimizer, cfg.seed)
-    if cfg.trainer.channels_last:
-        module.denoiser.to(memory_format=torch.channels_last)
-        module.emas.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        module.denoiser.compile()  # in place: names of weights, and so the snapshots, stay as they are
-    return module
-
-
-def start_from(denoiser: Denoiser, path: Path) -> None:
-    """Copy weights and preconditioning from another denoiser.
-
-    Weights for the labels start anew where these stand for other clusters, those for augmentation where there was none.
-
-    Raises:
-        UserError: the file is no denoiser, or of another network.
-    """
-    other = Denoiser.from_pretrained(path)
-    own, given = denoiser.state_dict(), other.state_dict()
-    anew = ["map_augment"] if not other.augment_dim else []
-    if cluster_ids_of(denoiser) != cluster_ids_of(other):
-        anew.append("map_label")
-    own = {name: weight for name, weight in own.items() if not any(part in name for part in anew)}
-    fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
-    missing = [name for name in own if name not in fitting]
-    if missing:
-        raise UserError(
-            f"init_from={path}: its network is another one ({other.settings} for {other.img_channels} channels of "
-            f"{other.img_resolution}×{other.img_resolution} pixels); {missing[0]} does not fit. "
-            "Choose the same network= and dataset.resolution=."
-        )
-    denoiser.load_state_dict(fitting, strict=False)
-    denoiser.objective = other.objective
-
-
-def cluster_ids_of(denoiser: Denoiser) -> list[int] | None:
-    """The cluster that each label stands for; None without labels."""
-    return None if denoiser.cluster_ids is None else denoiser.cluster_ids.tolist()
-
-
-def announce(
-    cfg: DictConfig, module: EDMModule, data: ImageDataModule, store: ImageStore, machine: Machine, images: int
-) -> None:
-    """Say what will be trained, on what, and what it will cost, before it starts."""
-    parameters = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
-    groups = f"{data.num_classes} clusters" if data.num_classes else "no condition"
-    if not any(getattr(part, "num_heads", 0) for part in module.denoiser.modules()):
-        groups += ", no attention"
-    share = data.batch_size // machine.world_size // data.accumulate
-    print(
-        f"data        {store.description}\n"
-        f"network     {cfg.network.architecture}, {parameters:.2f} M parameters, {groups}\n"
-        f"batch       {data.batch_size} = {machine} × {share} images "
-        f"× {data.accumulate} accumulated, {cfg.trainer.precision}"
-    )
-    if cfg.dataset.resolution > LARGEST_IN_PIXELS:
-        print(
-            f"Warning: EDM in pixels is meant for images of up to {LARGEST_IN_PIXELS}×{LARGEST_IN_PIXELS}; at "
-            f"{cfg.dataset.resolution}×{cfg.dataset.resolution} its noise levels are too low and a step costs "
-            f"{(cfg.dataset.resolution / LARGEST_IN_PIXELS) ** 2:.0f} times as much. "
-            f"Type dataset.resolution={LARGEST_IN_PIXELS}."
-        )
-    batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
-    cost = measure_cost(module, batch, machine.device, machine.world_size, images, cfg.trainer.precision)
-    print(f"cost        {cost}")
-    if cost.warning:
-        print(cost.warning)
-
-
-def watchers(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    store: ImageStore,
-    sampler: Sampler,
-    folder: Path,
-    machine: Machine,
-    total_images: int,
-) -> tuple[list[Callback], FrechetDistance | None]:
-    """The callbacks of a training, and among them the one that measures distances."""
-    evaluation = cfg.evaluation
-    callbacks: list[Callback] = [
-        ImageProgressBar(data.batch_size // data.accumulate, total_images, "EDM"),
-        Throughput(evaluation.log_every_kimg),
-        SampleGrid(sampler, folder / "grids", evaluation.grid_every_kimg, batch_size=evaluation.batch_size),
-    ]
-    found = frechet_extractor(cfg, say=print if machine.rank == 0 else lambda _: None)
-    distance = None
-    if found is not None:
-        name, extractor = found
-        reference = reference_statistics(cfg, store, extractor, machine.device)
-        distance = FrechetDistance(
-            name,
-            extractor,
-            reference,
-            sampler,
-            evaluation.every_kimg,
-            evaluation.num_images,
-            evaluation.batch_size,
-            {
-                "steps": sampler.num_steps(cfg.dataset.resolution),
-                "sampler": spelled(cfg.sampler),
-                "labels": "drawn from the clusters' frequencies" if data.num_classes else "none",
-            },
-        )
-        callbacks.append(distance)
-    callbacks += [
-        model_file(cfg, folder),
-        Snapshots(folder / "snapshots", EveryKimg(evaluation.snapshot_every_kimg), evaluation.keep_snapshots),
-    ]
-    return callbacks, distance
-
-
-def model_file(cfg: DictConfig, folder: Path) -> DenoiserFile:
-    """What writes the model into the run folder."""
-    every_kimg, meta = cfg.evaluation.snapshot_every_kimg, {"sampler": plain(cfg.sampler)}
-    return DenoiserFile(folder / "denoiser.safetensors", every_kimg, meta)
+def last_distance(summary: dict[str, Any]) -> float | None:
+    """What a sweeper minimises; None where no distance was measured."""
+    along = summary.get("distances")
+    return None if along is None else float(along["kimg_and_distance"][-1][1])
 
 
 def next_steps(folder: Path) -> str:
-    """Where the run lies, and what to type now."""
+    """Where the run lies, and what to run next."""
     grids = sorted((folder / "grids").glob("*.png"))
     return (
         f"run folder  {folder}\n"
-        f"model       {folder / 'denoiser.safetensors'}\n"
+        f"model       {folder / DENOISER}\n"
         + (f"images      {grids[-1]}\n" if grids else "")
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}\n"
@@ -328,7 +114,3 @@ def next_steps(folder: Path) -> str:
         f"      make evaluate CKPT={shlex.quote(str(folder))}\n"
         "      make tensorboard"
     )
-
-
-if __name__ == "__main__":
-    train()

@@ -1,15 +1,15 @@
-"""One pass over a set of images: what each feature extractor says of it, worked out by all devices together."""
+"""One pass over a set of images: what each feature extractor says of it, worked out by all processes together."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from lightning import Fabric
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.backbones.backbones import Backbone
+from datamodules.backbones.backbone_base import Backbone
 from metrics.collected_features import CollectedFeatures
 from metrics.frechet import FeatureStatistics, Statistics
 
@@ -21,6 +21,24 @@ class ImageSet(Protocol):
 
     def gather(self, indices: Tensor) -> Tensor:
         """Images `indices` [B] as uint8 [B, C, R, R]."""
+
+
+class GeneratedSet(ImageSet, Protocol):
+    """One set of generated images at the data set's resolution.
+
+    Attributes:
+        description: where they come from, as JSON can hold it: part of the protocol of every number.
+        fingerprint: changes with any image.
+    """
+
+    description: dict[str, Any]
+    fingerprint: str
+
+    def name(self, index: int) -> str:
+        """What to call an image: its file, or its seed."""
+
+    def to(self, device: torch.device) -> None:
+        """Where the images are made, if they are made."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,12 @@ class Features:
 
 
 def extract(
-    images: ImageSet, extractors: Sequence[Backbone], keep: Collection[str], batch_size: int, fabric: Fabric, name: str
+    images: ImageSet,
+    extractors: Sequence[Backbone],
+    keep: Collection[str],
+    batch_size: int,
+    device: torch.device,
+    name: str,
 ) -> dict[str, Features]:
     """Features of every image by every extractor, by the extractor's name; each image is gathered once.
 
@@ -49,18 +72,17 @@ def extract(
         extractors: each gets the same images.
         keep: names of the extractors whose features are kept; of the others there are the statistics alone.
         batch_size: images at once on each device.
-        fabric: the processes.
+        device: of this process.
         name: of the set, for the progress bar.
     """
-    device = fabric.device
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums_device = torch.device("cpu") if device.type == "mps" else device  # the one device without float64
     statistics = {e.name: FeatureStatistics(e.dim).to(sums_device) for e in extractors}
     kept = {e.name: CollectedFeatures(e.dim).to(device) for e in extractors if e.name in keep}
     for extractor in extractors:
         extractor.to(device)
-    own = torch.arange(len(images)).tensor_split(fabric.world_size)[fabric.global_rank]
-    bar = tqdm(total=len(own), desc=name, unit="img", disable=not fabric.is_global_zero, dynamic_ncols=True)
-    with bar:
+    own = torch.arange(len(images)).tensor_split(world_size)[rank]
+    with tqdm(total=len(own), desc=name, unit="img", disable=rank != 0, dynamic_ncols=True) as bar:
         for part in own.split(batch_size) if len(own) else ():
             pixels = images.gather(part).to(device)  # [B, C, R, R]
             for extractor in extractors:
@@ -70,4 +92,6 @@ def extract(
                     kept[extractor.name].update(features)
             bar.update(len(part))
     rows = {backbone: metric.compute().cpu() for backbone, metric in kept.items()}
-    return {e.name: Features(statistics[e.name].compute(), rows.get(e.name)) for e in extractors}
+    sums = {backbone: metric.compute() for backbone, metric in statistics.items()}
+    on_cpu = {backbone: Statistics(of_one.mean.cpu(), of_one.cov.cpu(), of_one.n) for backbone, of_one in sums.items()}
+    return {backbone: Features(of_one, rows.get(backbone)) for backbone, of_one in on_cpu.items()}

@@ -1,22 +1,21 @@
 """The images that an evaluation is about: files as they lie there, or made by a model while they are measured."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor
 
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.commands.generate import check_guidance, labels_of
-from pipeline.evaluation.sampling import place, spelled, typed_sampler
+from pipeline.evaluation.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.features import GeneratedSet
+from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of, place
 from pipeline.running.run_folder import read_settings, read_summary
 from storage.cores import available_cores
 from storage.digests import file_digest
@@ -26,29 +25,6 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MODEL_FILE = "denoiser.safetensors"
 
 
-class GeneratedSet(Protocol):
-    """One set of generated images at the data set's resolution.
-
-    Attributes:
-        description: where they come from, as JSON can hold it: part of the protocol of every number.
-        fingerprint: changes with any image.
-    """
-
-    description: dict[str, Any]
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def gather(self, indices: Tensor) -> Tensor:
-        """Images `indices` [B] as uint8 [B, C, R, R]."""
-
-    def name(self, index: int) -> str:
-        """What to call an image: its file, or its seed."""
-
-    def to(self, device: torch.device) -> None:
-        """Where the images are made, if they are made."""
-
-
 class GeneratedFiles:
     """Images in a folder or a ZIP. None is resized: a size that the data set has not is refused.
 
@@ -56,12 +32,11 @@ class GeneratedFiles:
         UserError: there are no images, or (also from `gather`) one is damaged or of another size or kind.
     """
 
-    def __init__(self, path: Path, cfg: DictConfig) -> None:
+    def __init__(self, path: Path, dataset: DatasetSettings, cache_dir: str) -> None:
         kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
-        with in_words_of_this_setting():
-            self.source = open_source(kind, path.stem, path, cache_dir=cfg.cache_dir)
-        self.path, self.resolution, self.channels = path, cfg.dataset.resolution, cfg.dataset.channels
-        self.dataset = cfg.dataset.name
+        settings = DatasetSettings(kind=kind, name="generated", path=str(path))
+        self.source = open_source(settings, cache_dir, setting="generated")
+        self.path, self.dataset = path, dataset
         self._read(0)  # tell of another size now
         self.fingerprint = self.source.fingerprint
         self.description = {
@@ -87,20 +62,20 @@ class GeneratedFiles:
         pass
 
     def _read(self, index: int) -> Tensor:
-        with in_words_of_this_setting():
-            image = self.source.image(index)
+        image = self.source.image(index)
         if isinstance(image, Image.Image):
             width, height, channels = image.width, image.height, 1 if image.mode in GREY_MODES else 3
         else:  # [H, W, C]
             height, width, channels = image.shape
-        if (width, height, channels) != (self.resolution, self.resolution, self.channels):
+        resolution, expected = self.dataset.resolution, self.dataset.channels
+        if (width, height, channels) != (resolution, resolution, expected):
             raise UserError(
-                f"generated={self.path}: {self.source.ids[index]!r} has {width}×{height} pixels and "
-                f"{channels} channels; dataset={self.dataset} is measured at {self.resolution}×{self.resolution} and "
-                f"{self.channels}. Choose the data set that the images are to resemble, or its dataset.resolution= and "
-                "dataset.channels=. Generated images are never resized here: that alone would change the distance."
+                f"generated={self.path}: {self.source.ids[index]!r} has {width}×{height} pixels and {channels} "
+                f"channels; dataset={self.dataset.name} is measured at {resolution}×{resolution} and {expected}. Set "
+                "dataset= to what the images are to resemble, or its dataset.resolution= and dataset.channels=. "
+                "Generated images are never resized here: that alone would change the distance."
             )
-        return to_uint8(image, self.resolution, self.channels)
+        return to_uint8(image, resolution, expected)
 
 
 class GeneratedByModel:
@@ -110,30 +85,38 @@ class GeneratedByModel:
         UserError: the model makes images of another size, or cannot be asked for these labels.
     """
 
-    def __init__(self, path: Path, cfg: DictConfig, first_seed: int) -> None:
-        self.denoiser, self.sampler = Denoiser.from_pretrained(path), typed_sampler(cfg)
-        self.compiled = cfg.trainer.compile
-        own = (self.denoiser.img_resolution, self.denoiser.img_channels)
-        if own != (cfg.dataset.resolution, cfg.dataset.channels):
+    def __init__(
+        self,
+        path: Path,
+        first_seed: int,
+        settings: EvaluateSettings,
+        sampler: Sampler,
+        dataset: DatasetSettings,
+        cache_dir: str,
+        compiled: bool,
+    ) -> None:
+        self.denoiser, self.sampler, self.compiled = Denoiser.from_pretrained(path), sampler, compiled
+        resolution, channels = self.denoiser.img_resolution, self.denoiser.img_channels
+        if (resolution, channels) != (dataset.resolution, dataset.channels):
             raise UserError(
-                f"generated={path}: the model makes images of {own[0]}×{own[0]} pixels and {own[1]} channels; "
-                f"dataset={cfg.dataset.name} is measured at {cfg.dataset.resolution}×{cfg.dataset.resolution} and "
-                f"{cfg.dataset.channels}. Choose the data set that it was trained on: "
+                f"generated={path}: makes images of {resolution}×{resolution} pixels and {channels} channels; "
+                f"dataset={dataset.name} is measured at {dataset.resolution}×{dataset.resolution} and "
+                f"{dataset.channels}. Choose the data set that it was trained on: "
                 f"dataset={self.denoiser.meta.get('dataset', 'NAME')}."
             )
-        check_guidance(self.sampler, self.denoiser, path)
-        self.seeds = first_seed + torch.arange(cfg.num)
-        self.labels = labels_of(cfg, self.denoiser, self.seeds)
-        self.fingerprint = file_digest(path, cfg.cache_dir)
+        check_guidance(sampler, self.denoiser, path)
+        self.seeds = first_seed + torch.arange(settings.num)
+        self.labels = labels_of(settings, self.denoiser, path, self.seeds)
+        self.fingerprint = file_digest(path, cache_dir)
         self.description = {
             "from": "model",
             "path": str(path),
             "sha256": self.fingerprint,
-            "num_images": cfg.num,
-            "seeds": f"{first_seed} to {first_seed + cfg.num - 1}",
-            "labels": describe_labels(cfg.clusters, self.denoiser),
-            "steps": self.sampler.num_steps(self.denoiser.img_resolution),
-            "sampler": spelled(cfg.sampler),
+            "num_images": settings.num,
+            "seeds": f"{first_seed} to {first_seed + settings.num - 1}",
+            "labels": describe_labels(settings.clusters, self.denoiser),
+            "steps": sampler.settings.num_steps(resolution),
+            "sampler": sampler.protocol,
             "weights": "EMA",
             "trained_on": self.denoiser.meta.get("dataset"),
             "nimg": self.denoiser.meta.get("nimg"),
@@ -154,42 +137,32 @@ class GeneratedByModel:
         place(self.denoiser, device, self.compiled)
 
 
-def generated_sets(cfg: DictConfig) -> list[GeneratedSet]:
+def generated_sets(
+    settings: EvaluateSettings, sampler: Sampler, dataset: DatasetSettings, cache_dir: str, compiled: bool
+) -> Sequence[GeneratedSet]:
     """The sets of `generated=`: one for each entry of a list; of a model, `sets` with `num` images each.
 
     Raises:
         UserError: what is named is neither images nor a model, or does not fit the data set.
     """
-    paths = [Path(str(path)) for path in cfg.generated] if isinstance(cfg.generated, ListConfig) else None
-    if paths is None:
-        path = resolve(Path(str(cfg.generated)))
-        if path.suffix == ".safetensors":
-            if not isinstance(cfg.num, int) or cfg.num < 2:
-                raise UserError(f"num={cfg.num}: type a number of images, such as num=50000.")
-            return [GeneratedByModel(path, cfg, cfg.first_seed + cfg.num * number) for number in range(cfg.sets)]
-        paths = [path]
-    if not paths:
-        raise UserError("generated=[]: name at least one folder or ZIP of images.")
-    if cfg.sets not in (1, len(paths)):
-        raise UserError(
-            f"sets={cfg.sets}: generated={cfg.generated} are images that exist. Name a folder or ZIP for each set, as "
-            "generated=[FIRST,SECOND,THIRD], or a model that makes them."
+    if not settings.paths:
+        settings.refuse("generated", "name at least one folder or ZIP of images")
+    paths = [resolve(path) for path in settings.paths]
+    models = [path for path in paths if path.suffix == ".safetensors"]
+    if models and isinstance(settings.generated, list):
+        settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
+    if models:
+        first_seeds = [settings.first_seed + settings.num * number for number in range(settings.sets)]
+        return [
+            GeneratedByModel(paths[0], first, settings, sampler, dataset, cache_dir, compiled) for first in first_seeds
+        ]
+    if settings.sets not in (1, len(paths)):
+        settings.refuse(
+            "sets",
+            f"generated={settings.generated} are images that exist. Name a folder or ZIP for each set, as "
+            "generated=[FIRST,SECOND,THIRD], or a model that makes them",
         )
-    resolved = [resolve(path) for path in paths]
-    for path in resolved:
-        if path.suffix == ".safetensors":
-            raise UserError(f"generated={cfg.generated}: a list is of images. Give the model {path} alone, with sets=.")
-    return [GeneratedFiles(path, cfg) for path in resolved]
-
-
-@contextmanager
-def in_words_of_this_setting() -> Iterator[None]:
-    """Messages about a data set speak of `dataset.path=`, and of leaving files out, which would change a distance."""
-    try:
-        yield
-    except UserError as error:
-        words = str(error).replace("dataset.path", "generated")
-        raise UserError(re.sub(r", or type dataset\.on_bad_file=skip[^.]*", "", words)) from error
+    return [GeneratedFiles(path, dataset, cache_dir) for path in paths]
 
 
 def resolve(path: Path) -> Path:
@@ -205,8 +178,8 @@ def resolve(path: Path) -> Path:
             if read_summary(path, "generate") is not None and images.exists():
                 return images
         raise UserError(
-            f"generated={path}: this run has neither a {MODEL_FILE} nor finished images. End it first "
-            "(the same command goes on), or name another."
+            f"generated={path}: this run has neither a {MODEL_FILE} nor finished images. Run its "
+            "command again to finish it, or name another."
         )
     if runs := [child for child in path.glob("*/") if read_settings(child) is not None]:
         raise UserError(
@@ -234,14 +207,3 @@ def made_by(path: Path) -> dict[str, Any]:
             "head_sha256": summary.get("inputs", {}).get("head"),
         }
     }
-
-
-def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
-    """The setting `clusters` in words, as it works out for this model."""
-    if not denoiser.label_dim:
-        return "none"
-    if clusters == "frequencies" and "imported_from" in denoiser.meta:
-        return "drawn uniformly, as a published file does not tell the classes' frequencies"
-    if clusters == "frequencies":
-        return "drawn from the clusters' frequencies"
-    return "drawn uniformly" if clusters == "uniform" else f"clusters {clusters} in turn"

@@ -23,7 +23,6 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from storage.errors import UserError
 from storage.files import atomic_path, write_json
 
-FORMATS = ("png", "zip", "npy")
 GRID_ROWS, GRID_COLUMNS = 16, 12
 
 
@@ -134,14 +133,12 @@ def row_name(first: int, last: int) -> str:
     return f"cluster {first}" if first == last else f"clusters {first}–{last}"
 
 
-def check_format(chosen: str, denoiser: Denoiser, ckpt: Path) -> None:
-    """Raise a `UserError` for a format that there is not, or that cannot hold the model's images."""
-    if chosen not in FORMATS:
-        raise UserError(f"format={chosen}: type format=png, format=zip or format=npy.")
+def check_channels(chosen: str, denoiser: Denoiser, ckpt: Path) -> None:
+    """Raise a `UserError` for a format that cannot hold the model's images."""
     if chosen != "npy" and denoiser.img_channels not in (1, 3):
         raise UserError(
             f"format={chosen}: {ckpt} makes images of {denoiser.img_channels} channels, which PNG files do not "
-            "hold. Type format=npy."
+            "hold. Set format=npy."
         )
 
 

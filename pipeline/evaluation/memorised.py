@@ -9,7 +9,7 @@ from torch import Tensor
 from callbacks.image_grid import image_grid
 from datamodules.images.images import ImageStore
 from metrics.memorisation import Memorisation, TrainingNeighbours, memorisation, training_neighbours
-from pipeline.evaluation.generated import GeneratedSet
+from pipeline.evaluation.features import GeneratedSet
 from storage.files import atomic_path
 
 NUM_SHOWN = 12
@@ -17,18 +17,14 @@ NEARLY_EQUAL = 0.01  # of the training images' median spacing: nearer pairs are 
 
 
 def memorisation_report(
-    generated: GeneratedSet,
-    features: Tensor,
-    store: ImageStore,
-    reference: Tensor,
-    picture: Path,
+    generated: GeneratedSet, store: ImageStore, picture: Path, features: Tensor, reference: Tensor
 ) -> dict[str, Any]:
     """Hold every generated image against the training images, and draw the most suspicious ones.
 
     Args:
-        generated: the images of `features` [N, D].
-        store: the training images of `reference` [M, D].
+        generated, store: the generated and the training images.
         picture: the PNG file to write.
+        features, reference: [N, D] and [M, D], of the generated and of the training images.
     """
     neighbours = training_neighbours(reference)
     found = memorisation(features, reference, neighbours)

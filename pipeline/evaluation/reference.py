@@ -1,30 +1,28 @@
-"""The other side of a distance: what a feature extractor says of the data set's own images, computed once."""
+"""Feature extractors, and what they say of the data set's own images: computed once, kept in the cache."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+import torch.distributed as dist
+from filelock import FileLock
+from omegaconf import OmegaConf
 
-from datamodules.backbones.backbones import (
-    Backbone,
-    TransformersBackbone,
-    backbone_identity,
-    build_backbone,
-    frechet_name,
-)
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity, build_backbone
+from datamodules.backbones.transformers_backbone import TransformersBackbone
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
-from metrics.frechet import KIND, FeatureStatistics, Statistics
+from metrics.frechet import Statistics
 from pipeline.evaluation.features import Features, extract
-from pipeline.settings.command import CONFIGS
-from pipeline.settings.inputs import plain
-from storage.artifacts import make_once, read_artifact, write_artifact
+from pipeline.settings.compose import CONFIGS
+from storage.artifacts import read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.fingerprints import fingerprint
 
@@ -32,158 +30,160 @@ ROWS_KIND = "features"
 WHOLE_IMAGE = {"crop": "none"}  # in the identity of an extractor: its embeddings may be those of cropped images
 
 
-def extractor_settings(cfg: DictConfig, name: str, setting: str = "evaluation.backbone") -> dict[str, Any]:
-    """The settings of the backbone `name`, with its weights from `evaluation.weights` where they are given there.
-
-    Raises:
-        UserError: there is no such backbone; the message names the `setting` that asked for it.
-    """
-    path = CONFIGS / "backbone" / f"{name}.yaml"
-    if not path.exists():
-        names = ", ".join(sorted(option.stem for option in path.parent.glob("*.yaml")))
-        raise UserError(f"{setting}={name}: there is no such backbone. There are: {names}.")
-    settings = plain(cfg.backbone if name == cfg.backbone.name else OmegaConf.load(path))
-    weights = cfg.evaluation.weights.get(name)
-    return settings if weights is None else settings | {"path": str(weights)}
-
-
-def frechet_extractor(cfg: DictConfig, say: Callable[[str], None]) -> tuple[str, Backbone] | None:
-    """The metric's name and its feature extractor: `evaluation.backbone`, or the run's own where that cannot be had.
-
-    None where `evaluation.backbone=null`. `say` tells the user of such a change.
-    """
-    if cfg.evaluation.backbone is None:
-        return None
-    settings = extractor_settings(cfg, cfg.evaluation.backbone)
-    try:
-        backbone = build_extractor(cfg, settings)
-    except UserError as error:
-        if settings["name"] == cfg.backbone.name:
-            raise
-        say(f"Note: {error}\nDistances are taken on the run's own backbone, {cfg.backbone.name}, instead.")
-        backbone = build_extractor(cfg, plain(cfg.backbone))
-    return frechet_name(backbone.name), backbone
-
-
-def build_extractor(cfg: DictConfig, settings: dict[str, Any]) -> Backbone:
-    """The backbone of these settings as a distance is taken on it, on the CPU: it sees whole images.
+@dataclass(frozen=True)
+class Extractors:
+    """Finds feature extractors by their names, and what they say of a data set. They see whole images.
 
     The processors of some models (DINOv2's is one) cut off an eighth of the image all around after resizing, which is
     meant for photographs with their object in the middle. A distance has to see the borders too, and FDD is defined on
     images that are resized whole (arXiv 2306.04675).
 
-    Raises:
-        UserError: its weights cannot be had; the message says where to get them and what to type.
+    Attributes:
+        own: settings of the run's own backbone.
+        weights: local files of the others' weights (`evaluation.weights`).
+        dataset: size of the images that they see.
+        cache_dir: where features, statistics and checksums are kept.
     """
-    with weights_setting(cfg, settings):
-        backbone = build_backbone(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
-    if isinstance(backbone, TransformersBackbone):
-        processor = backbone.processor
-        if getattr(processor, "do_center_crop", False):
-            processor.do_center_crop, processor.size = False, processor.crop_size
-        backbone.identity = {**backbone.identity, **WHOLE_IMAGE}
-    return backbone
+
+    own: BackboneSettings
+    weights: Mapping[str, Any]
+    dataset: DatasetSettings
+    cache_dir: str
+
+    def settings(self, name: str, asked_by: str = "evaluation.backbone") -> BackboneSettings:
+        """The settings of the backbone `name`, with its weights from `evaluation.weights` where they are given there.
+
+        Raises:
+            UserError: there is no such backbone; the message names the setting that it is `asked_by`.
+        """
+        path = CONFIGS / "backbone" / f"{name}.yaml"
+        if not path.exists():
+            names = ", ".join(sorted(option.stem for option in path.parent.glob("*.yaml")))
+            raise UserError(f"{asked_by}={name}: there is no such backbone. There are: {names}.")
+        settings = self.own
+        if name != self.own.name:
+            settings = BackboneSettings(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+        weights = self.weights.get(name)
+        return settings if weights is None else replace(settings, path=str(weights))
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """What its features depend on, checksums of the weights among it, without building it.
+
+        Raises:
+            UserError: its weights cannot be had; the message says where to get them and what to set.
+        """
+        identity = backbone_identity(self.settings(name), *self._images, setting=self._path_setting(name))
+        return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
+
+    def build(self, name: str) -> Backbone:
+        """The extractor, on the CPU; raises as above."""
+        backbone = build_backbone(self.settings(name), *self._images, setting=self._path_setting(name))
+        if isinstance(backbone, TransformersBackbone):
+            processor = backbone.processor
+            if getattr(processor, "do_center_crop", False):
+                processor.do_center_crop, processor.size = False, processor.crop_size
+            backbone.identity = {**backbone.identity, **WHOLE_IMAGE}
+        return backbone
+
+    def build_or_own(self, name: str, say: Callable[[str], None]) -> Backbone:
+        """The extractor, or the run's own backbone where its weights cannot be had, which `say` tells the user."""
+        try:
+            return self.build(name)
+        except UserError as error:
+            own = self.own.name
+            if name == own:
+                raise
+            say(f"Note: {error}\nDistances are taken on the run's own backbone, {own}, instead.")
+            return self.build(own)
+
+    @property
+    def _images(self) -> tuple[int, int, str]:
+        return self.dataset.resolution, self.dataset.channels, self.cache_dir
+
+    def _path_setting(self, name: str) -> str:
+        """The setting that names the file of a backbone's weights."""
+        if name == self.own.name:
+            return "backbone.path"
+        return f"{'' if name in self.weights else '+'}evaluation.weights.{name}"
+
+    def reference(
+        self,
+        source: ImageSource,
+        open_store: Callable[[], ImageStore],
+        extractors: Sequence[Backbone],
+        keep: Collection[str],
+        batch_size: int,
+        device: torch.device,
+    ) -> dict[str, Features]:
+        """Features of the whole data set by every extractor, from the cache or computed into it.
+
+        The processes of a group compute them together, each on its `device`, and must all come here. Processes that do
+        not know of each other compute them once: the others wait.
+
+        Args:
+            open_store: gives the images of `source`; called where something has to be computed.
+            keep: names of the extractors whose features of each image are needed, which rank 0 alone gets.
+        """
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        folder = Path(self.cache_dir) / "statistics"
+        folder.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Features | None] = {}
+        with FileLock(folder / f"{source.name}.lock") if rank == 0 else nullcontext():
+            if rank == 0:
+                found = {e.name: self.read(source, e, with_rows=e.name in keep) for e in extractors}
+            missing = from_rank_0([name for name, features in found.items() if features is None])
+            if missing:
+                wanted = [e for e in extractors if e.name in missing]
+                name = f"{source.name} ({', '.join(missing)})"
+                fresh = extract(open_store(), wanted, keep, batch_size, device, name)
+                for extractor in wanted if rank == 0 else ():
+                    self.write(source, extractor, fresh[extractor.name])
+                found |= fresh
+        known = {name: features for name, features in found.items() if features is not None}
+        statistics = from_rank_0({name: features.statistics for name, features in known.items()})
+        return known if rank == 0 else {name: Features(of_one) for name, of_one in statistics.items()}
+
+    def read(self, source: ImageSource, extractor: Backbone, with_rows: bool) -> Features | None:
+        """What the cache holds of a data set; None where something is missing or damaged."""
+        try:
+            statistics = Statistics.load(self.cached("statistics", source, extractor))
+            if not with_rows:
+                return Features(statistics)
+            rows = read_artifact(self.cached("features", source, extractor), ROWS_KIND).tensors["rows"]
+            return Features(statistics, rows)
+        except MissingArtifactError:
+            return None
+        except DamagedArtifactError as error:
+            print(f"{error} It is computed again.", file=sys.stderr)
+            return None
+
+    def write(self, source: ImageSource, extractor: Backbone, features: Features) -> None:
+        """Keep what was computed."""
+        made_from, statistics = self.description(source, extractor), features.statistics
+        path = self.cached("statistics", source, extractor)
+        Statistics(statistics.mean, statistics.cov, statistics.n, {"made_from": made_from}).save(path)
+        if features.rows is not None:
+            path = self.cached("features", source, extractor)
+            write_artifact(path, ROWS_KIND, {"rows": features.rows}, {"made_from": made_from})
+
+    def cached(self, folder: str, source: ImageSource, extractor: Backbone) -> Path:
+        """Where the statistics (or the features themselves) of a data set are kept."""
+        key = fingerprint(self.description(source, extractor))
+        return Path(self.cache_dir) / folder / f"{source.name}-{extractor.name}-{key}.safetensors"
+
+    def description(self, source: ImageSource, extractor: Backbone) -> dict[str, Any]:
+        """All that decides the features of a data set."""
+        return {
+            "source": source.fingerprint,
+            "resolution": self.dataset.resolution,
+            "channels": self.dataset.channels,
+            "extractor": extractor.identity,
+        }
 
 
-def extractor_identity(cfg: DictConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """What its features depend on, checksums of the weights among it, without building it; raises as above."""
-    with weights_setting(cfg, settings):
-        identity = backbone_identity(settings, cfg.dataset.resolution, cfg.dataset.channels, cfg.cache_dir)
-    return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
-
-
-@contextmanager
-def weights_setting(cfg: DictConfig, settings: dict[str, Any]) -> Iterator[None]:
-    """Where the message of a `UserError` tells to set `backbone.path`, tell what is to be set for an extractor."""
-    try:
-        yield
-    except UserError as error:
-        name = settings["name"]
-        if name == cfg.backbone.name:
-            raise
-        setting = f"{'' if name in cfg.evaluation.weights else '+'}evaluation.weights.{name}"
-        raise UserError(str(error).replace("backbone.path", setting)) from error
-
-
-def description_of(cfg: DictConfig, source: ImageSource, identity: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the features of a data set."""
-    return {
-        "source": source.fingerprint,
-        "resolution": cfg.dataset.resolution,
-        "channels": cfg.dataset.channels,
-        "extractor": identity,
-    }
-
-
-def cached(cfg: DictConfig, folder: str, source: ImageSource, extractor: Backbone) -> Path:
-    """Where the statistics (or the features themselves) of a data set are kept."""
-    key = fingerprint(description_of(cfg, source, extractor.identity))
-    return Path(cfg.cache_dir) / folder / f"{source.name}-{extractor.name}-{key}.safetensors"
-
-
-def reference_statistics(cfg: DictConfig, store: ImageStore, extractor: Backbone, device: torch.device) -> Statistics:
-    """Mean and covariance of the extractor's features over the whole data set, from the cache or computed into it."""
-    source = store.source
-    path = cached(cfg, "statistics", source, extractor)
-
-    def compute() -> tuple[dict[str, torch.Tensor], dict]:
-        statistics = FeatureStatistics(extractor.dim, sync_on_compute=False).to(device)  # the others wait for this one
-        extractor.to(device)
-        parts = torch.arange(len(source)).split(cfg.evaluation.batch_size)
-        with tqdm(total=len(source), desc=f"reference ({extractor.name})", unit="img", dynamic_ncols=True) as bar:
-            for part in parts:
-                statistics.update(extractor.extract(store.gather(part).to(device)))
-                bar.update(len(part))
-        result = statistics.compute()
-        made_from = description_of(cfg, source, extractor.identity)
-        return {"mean": result.mean, "cov": result.cov}, {"made_from": made_from, "n": result.n}
-
-    make_once(path, KIND, compute)
-    return Statistics.load(path)
-
-
-def reference_features(
-    cfg: DictConfig, source: ImageSource, extractors: Sequence[Backbone], keep: Collection[str], fabric: Fabric
-) -> dict[str, Features]:
-    """Features of the whole data set by every extractor, from the cache or worked out by all devices and kept there.
-
-    Args:
-        keep: names of the extractors whose features themselves are needed; of the others there are the statistics.
-    """
-    found = {e.name: read_features(cfg, source, e, e.name in keep) for e in extractors} if fabric.is_global_zero else {}
-    missing = fabric.broadcast([name for name, features in found.items() if features is None])
-    if missing:
-        store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, cfg.training.memory_gb)
-        wanted = [e for e in extractors if e.name in missing]
-        fresh = extract(store, wanted, keep, cfg.batch_size, fabric, f"{source.name} ({', '.join(missing)})")
-        for extractor in wanted if fabric.is_global_zero else ():
-            write_features(cfg, source, extractor, fresh[extractor.name])
-        found |= fresh
-    return {name: features for name, features in found.items() if features is not None}
-
-
-def read_features(cfg: DictConfig, source: ImageSource, extractor: Backbone, with_rows: bool) -> Features | None:
-    """What the cache holds of a data set; None where something is missing or damaged."""
-    try:
-        statistics = Statistics.load(cached(cfg, "statistics", source, extractor))
-        if not with_rows:
-            return Features(statistics)
-        rows = read_artifact(cached(cfg, "features", source, extractor), ROWS_KIND).tensors["rows"]
-        return Features(statistics, rows)
-    except MissingArtifactError:
-        return None
-    except DamagedArtifactError as error:
-        print(f"{error} It is worked out again.", file=sys.stderr)
-        return None
-
-
-def write_features(cfg: DictConfig, source: ImageSource, extractor: Backbone, features: Features) -> None:
-    """Keep what was worked out; the statistics are those that training reads too."""
-    made_from = description_of(cfg, source, extractor.identity)
-    statistics = Statistics(
-        features.statistics.mean, features.statistics.cov, features.statistics.n, {"made_from": made_from}
-    )
-    statistics.save(cached(cfg, "statistics", source, extractor))
-    if features.rows is not None:
-        path = cached(cfg, "features", source, extractor)
-        write_artifact(path, ROWS_KIND, {"rows": features.rows}, {"made_from": made_from})
+def from_rank_0(value: Any) -> Any:
+    """What rank 0 of the process group has; the value itself where there is no group."""
+    held = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(held)
+    return held[0]

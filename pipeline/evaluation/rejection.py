@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.backbones.backbones import Backbone, backbone_identity, build_backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity, build_backbone
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput
-from pipeline.settings.inputs import plain, typed_head_file
 from storage.errors import UserError
 from storage.files import atomic_path
 
@@ -84,39 +84,30 @@ class Judgement:
                 writer.writerow([seed, asked, assigned, f"{confidence:.6g}", kept])
 
 
-def judge_of(cfg: DictConfig, denoiser: Denoiser) -> Judge | None:
-    """The judge that `head=` asks for; None without.
+def judge_of(head_file: Path, denoiser: Denoiser, backbone: BackboneSettings, cache_dir: str) -> Judge:
+    """The judge that `head=` names.
 
     Raises:
-        UserError: `keep=` without a head, a head of other clusters than the model's, or another backbone's.
+        UserError: it is a head of other clusters than the model's, or another backbone's.
     """
-    if cfg.head is None:
-        if cfg.keep != 1:
-            raise UserError(f"keep={cfg.keep}: whose confidence? Type head=FOLDER/head.safetensors of the clustering.")
-        return None
-    head = ClusteringHead.load(typed_head_file(Path(str(cfg.head))))
+    head = ClusteringHead.load(head_file)
     if denoiser.label_dim and denoiser.meta.get("num_clusters") != head.num_clusters:
         raise UserError(
-            f"head={cfg.head} knows {head.num_clusters} clusters, the model {denoiser.meta.get('num_clusters')}. "
+            f"head={head_file} knows {head.num_clusters} clusters, the model {denoiser.meta.get('num_clusters')}. "
             "Choose the head of the clustering that the model was trained on."
         )
-    size = (denoiser.img_resolution, denoiser.img_channels, cfg.cache_dir)
-    identity = backbone_identity(plain(cfg.backbone), *size)
+    size = (denoiser.img_resolution, denoiser.img_channels, cache_dir)
+    identity = backbone_identity(backbone, *size)
     if head.backbone_identity != identity:
         raise UserError(
-            f"head={cfg.head} reads embeddings of another backbone ({head.backbone_identity}) than "
-            f"backbone={cfg.backbone.name} ({identity}). Choose the backbone= of its training."
+            f"head={head_file} reads embeddings of another backbone ({head.backbone_identity}) than "
+            f"backbone={backbone.name} ({identity}). Choose the backbone= of its training."
         )
-    return Judge(head, build_backbone(plain(cfg.backbone), *size))
-
-
-def num_candidates(num: int, keep: float) -> int:
-    """How many images to generate so that `num` are kept."""
-    return max(num, round(num / keep))
+    return Judge(head, build_backbone(backbone, *size))
 
 
 def keep_confident(
-    cfg: DictConfig, folder: Path, judge: Judge, candidates: ImageOutput
+    folder: Path, judge: Judge, candidates: ImageOutput, keep: float, batch_size: int
 ) -> tuple[Tensor, ImageOutput, dict[str, Any]]:
     """Judge the candidates, of which `confidence.csv` tells, and write the kept ones into the run folder.
 
@@ -125,7 +116,7 @@ def keep_confident(
     """
     candidates.finish()
     images = candidates.first(len(candidates.seeds))  # [N, C, H, W]
-    judgement = most_confident(judge, images, candidates, cfg.keep, cfg.backbone.batch_size)
+    judgement = most_confident(judge, images, candidates, keep, batch_size)
     judgement.save_csv(folder / "confidence.csv")
     rows = judgement.kept.nonzero().flatten()
     clusters = None if candidates.cluster_ids is None else [candidates.cluster_ids[row] for row in rows.tolist()]

@@ -1,55 +1,63 @@
-"""From settings to a function that generates images; used while training and by `cedm generate`."""
+"""From a denoiser to images: the sampler as a function, and the labels that it is asked for."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor
 
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
-from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
+from lightning_modules.diffusion.sampler import churn_noise, draw_labels, edm_sampler, latents
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
-from pipeline.running.run_folder import finite
-from pipeline.settings.inputs import plain
+from pipeline.evaluation.generate_settings import SamplingSettings
 from storage.errors import UserError
 
 
 @dataclass(frozen=True)
-class Sampler(SamplerSettings):
+class Sampler:
     """EDM's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
 
     An image depends on its seed and label alone: latents and churn noise are functions of the seed.
     """
 
+    settings: SamplerSettings
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings that are set, as JSON can hold them."""
+        return {name: value for name, value in self.settings.identity().items() if value is not None}
+
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> Tensor:
+        own = self.settings
         device = next(denoiser.parameters()).device
         seeds = seeds.to(device)
         shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
         one_hot = None
         if labels is not None:
             one_hot = F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
-        low, high = self.guidance_interval or (0.0, math.inf)
-        guided = denoiser if self.guidance == 1 else ClassifierFreeGuidance(denoiser, self.guidance, (low, high))
-        low_precision = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
-        with torch.autocast(device.type, dtype=low_precision, enabled=self.precision != "32-true"):
+        low, high = own.guidance_interval or (0.0, math.inf)
+        guided = denoiser if own.guidance == 1 else ClassifierFreeGuidance(denoiser, own.guidance, (low, high))
+        low_precision = torch.bfloat16 if own.precision == "bf16-mixed" else torch.float16
+        with torch.autocast(device.type, dtype=low_precision, enabled=own.precision != "32-true"):
             images = edm_sampler(
                 guided,
                 latents(seeds, shape),
                 one_hot,
-                solver=self.solver,
-                num_steps=self.num_steps(denoiser.img_resolution),
-                sigma_min=self.sigma_min,
-                sigma_max=self.sigma_max,
-                rho=self.rho,
-                S_churn=self.churn,
-                S_min=self.S_min,
-                S_max=self.S_max,
-                S_noise=self.S_noise,
+                solver=own.solver,
+                num_steps=own.num_steps(denoiser.img_resolution),
+                sigma_min=own.sigma_min,
+                sigma_max=own.sigma_max,
+                rho=own.rho,
+                S_churn=own.churn,
+                S_min=own.S_min,
+                S_max=own.S_max,
+                S_noise=own.S_noise,
                 churn_noise=churn_noise(seeds, shape),
             )
         if not images.isfinite().all():
@@ -59,16 +67,19 @@ class Sampler(SamplerSettings):
                 f"{', …' if len(broken) > 8 else ''}: values are not finite. "
                 + (
                     "Its weights are broken, or the sampler's settings are."
-                    if self.precision == "32-true"
-                    else f"Type sampler.precision=32-true in place of {self.precision}."
+                    if own.precision == "32-true"
+                    else f"Set sampler.precision=32-true in place of {own.precision}."
                 )
             )
         return denoiser.encoder.decode(images)
 
 
-def spelled(sampler: DictConfig) -> dict[str, Any]:
-    """The sampler's settings as a protocol has them: those that are set, infinity as text."""
-    return {key: finite(value) for key, value in plain(sampler).items() if value is not None}
+def generated(
+    sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None, batch_size: int, rows: list[int]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of the `rows` of seeds and labels, with their uint8 images [B, C, H, W]."""
+    for part in torch.tensor(rows, dtype=torch.int64).split(batch_size):
+        yield part.tolist(), sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
 
 
 def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:
@@ -80,9 +91,60 @@ def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:
         denoiser.compile()
 
 
-def typed_sampler(cfg: DictConfig) -> Sampler:
-    """The sampler of `sampler=`, with `steps=`, `churn=` and `guidance=` of the command written into it where typed."""
-    for short in ("steps", "churn", "guidance"):
-        if cfg[short] is not None:
-            cfg.sampler[short] = cfg[short]
-    return Sampler(**plain(cfg.sampler))
+def check_guidance(sampler: Sampler, denoiser: Denoiser, path: Path) -> None:
+    """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs."""
+    guidance = sampler.settings.guidance
+    if guidance == 1:
+        return
+    if not denoiser.label_dim:
+        raise UserError(f"guidance={guidance}: {path} was trained without clusters. Set guidance=1.")
+    if denoiser.meta.get("label_dropout") == 0:
+        raise UserError(
+            f"guidance={guidance}: {path} never saw an image without its label. "
+            "Set guidance=1, or a model that was trained with training.label_dropout=0.1."
+        )
+
+
+def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds: Tensor) -> Tensor | None:
+    """Label index of each seed [B]: from the training frequencies, uniform, or the clusters asked for in turn.
+
+    Raises:
+        UserError: the model (of the file `path`) does not know these clusters.
+    """
+    clusters, wanted = settings.clusters, settings.cluster_ids
+    if not denoiser.label_dim:
+        if clusters != "frequencies":
+            raise UserError(f"clusters={clusters}: this model was trained without clusters. Leave clusters= out.")
+        return None
+    if denoiser.cluster_frequencies is None or denoiser.cluster_ids is None:
+        raise UserError(
+            f"{path}: this model has labels, but does not tell which clusters they are. "
+            "Set cluster_frequencies and cluster_ids before save_pretrained."
+        )
+    if wanted is None:
+        frequencies = denoiser.cluster_frequencies if clusters == "frequencies" else torch.ones(denoiser.label_dim)
+        return draw_labels(seeds, frequencies)
+    index = {int(cluster): label for label, cluster in enumerate(denoiser.cluster_ids)}
+    if not set(wanted) <= index.keys():
+        raise UserError(
+            f"clusters={clusters}: this model knows {len(index)} clusters, from {min(index)} to {max(index)}. Set "
+            f"clusters=frequencies, clusters=uniform, or ids such as clusters=[{','.join(map(str, list(index)[:2]))}]."
+        )
+    chosen = torch.tensor([index[cluster] for cluster in wanted])
+    return chosen[seeds % len(chosen)]  # by its seed, whichever others were asked for
+
+
+def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
+    """The setting `clusters` in words, as it works out for this model."""
+    if not denoiser.label_dim:
+        return "none"
+    if clusters == "frequencies" and "imported_from" in denoiser.meta:
+        return "drawn uniformly, as a published file does not tell the classes' frequencies"
+    if clusters == "frequencies":
+        return "drawn from the clusters' frequencies"
+    return "drawn uniformly" if clusters == "uniform" else f"clusters {clusters} in turn"
+
+
+def cluster_ids_of(denoiser: Denoiser, labels: Tensor | None) -> list[int] | None:
+    """The cluster id of each label, as in the pseudo-labels; None without clusters."""
+    return None if labels is None or denoiser.cluster_ids is None else denoiser.cluster_ids[labels].tolist()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -18,23 +19,24 @@ from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from metrics.clustering import cluster_purity
-from pipeline.pictures.cluster_plots import draw_clusters, draw_map
+from pipeline.pictures.chart import PALETTE, png_figure
 from storage.files import atomic_path
 
 LARGEST_THUMBNAIL = 64  # pixels
+SHAPES = "os^DvPX"  # tell more clusters apart than there are colours
 
 
-def thumbnails(cfg: DictConfig, source: ImageSource) -> ImageStore:
+def thumbnails(source: ImageSource, resolution: int, channels: int) -> ImageStore:
     """The images as a gallery shows them: few, so they are decoded when asked for, and no larger than needed."""
-    return ImageStore(source, min(cfg.dataset.resolution, LARGEST_THUMBNAIL), cfg.dataset.channels, memory_gb=0)
+    return ImageStore(source, min(resolution, LARGEST_THUMBNAIL), channels, memory_gb=0)
 
 
-def map_of(cfg: DictConfig, embeddings: Embeddings | None) -> EmbeddingMap | None:
+def map_of(embeddings: Embeddings | None, cache_dir: Path, map_images: int) -> EmbeddingMap | None:
     """The map of a data set's embeddings; None where there are none, or no map is wanted (`map_images=0`)."""
-    if embeddings is None or cfg.map_images == 0:
+    if embeddings is None or map_images == 0:
         return None
     name = embeddings.meta["source"]["name"]
-    return make_embedding_map(embeddings.values, embeddings.fingerprint, name, cfg.cache_dir, cfg.map_images)
+    return make_embedding_map(embeddings.values, embeddings.fingerprint, name, cache_dir, map_images)
 
 
 def write_pictures(
@@ -108,6 +110,74 @@ def write_table(path: Path, labels: PseudoLabels, purity: Tensor | None, classes
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(row for row in zip(*columns.values(), strict=True) if row[1])  # used clusters
+
+
+def draw_clusters(path: Path, counts: Tensor, purity: Tensor | None, title: str) -> None:
+    """Write a PNG file: the sizes of the used clusters, the largest first, and below them their purities.
+
+    Args:
+        counts: images in each cluster, [C].
+        purity: share of each cluster's most frequent class, [C], NaN for unused clusters; None without labels.
+    """
+    order = torch.argsort(counts, descending=True, stable=True)
+    order = order[counts[order] > 0]
+    mean = float(counts.sum()) / len(counts)
+    panels = [("images", counts[order].float(), mean, f"N / C = {mean:,.4g}")]
+    if purity is not None:
+        overall = 100 * float((purity[order] * counts[order]).sum() / counts.sum())
+        panels.append(("purity (largest class, %)", 100 * purity[order], overall, f"of all images {overall:.1f} %"))
+    with png_figure(path, 8, 1.2 + 2.4 * len(panels)) as figure:
+        all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, heights, level, label), colour in zip(all_axes, panels, PALETTE[1:], strict=False):
+            draw_bars(axes, heights.numpy(), colour)
+            axes.axhline(level, color="black", linewidth=1, linestyle="--", label=label)
+            axes.set(ylabel=name, ylim=(0, None if name == "images" else 102))
+            axes.spines[["top", "right"]].set_visible(False)
+            corner = "upper right" if name == "images" else "lower left"  # where the bars leave room
+            axes.legend(loc=corner, framealpha=0.9, edgecolor="none")
+        all_axes[0].set_title(f"{title}\n{len(order):,} of {len(counts):,} clusters used")
+        all_axes[-1].set(xlabel="used clusters, the largest first", xlim=(0.4, len(order) + 0.6))
+
+
+def draw_bars(axes: Axes, heights: np.ndarray, colour: str) -> None:
+    """A bar per cluster; a dot where bars would be thinner than a pixel."""
+    ranks = np.arange(1, len(heights) + 1)
+    if len(ranks) <= 400:
+        axes.bar(ranks, heights, width=0.8 if len(ranks) <= 100 else 1, color=colour)
+    else:
+        axes.plot(ranks, heights, ".", markersize=3, alpha=0.5, color=colour)
+
+
+def draw_map(path: Path, shown: EmbeddingMap, cluster_ids: Tensor, named: Sequence[int], title: str) -> None:
+    """Write a PNG file: the map's images, coloured by cluster; numbers stand in the middle of the `named` clusters.
+
+    A number that would hide another is left out.
+
+    Args:
+        cluster_ids: of the whole data set, [N].
+    """
+    ids, places = cluster_ids[shown.rows].numpy(), shown.places.numpy()  # [M], [M, 2]
+    clusters = np.unique(ids)
+    with png_figure(path, 8, 8) as figure:
+        axes = figure.add_subplot()
+        for number, cluster in enumerate(clusters):
+            colour, shape = PALETTE[number % len(PALETTE)], SHAPES[number // len(PALETTE) % len(SHAPES)]
+            x, y = places[ids == cluster].T
+            axes.scatter(x, y, s=14, c=colour, marker=shape, linewidths=0, alpha=0.8)
+        room = 0.04 * float(np.ptp(places, axis=0).max())  # that a number takes
+        numbers: list[np.ndarray] = []
+        for cluster in [C for C in named if C in clusters]:
+            members = places[ids == cluster]
+            middle = members[np.linalg.norm(members - np.median(members, axis=0), axis=1).argmin()]
+            if all(np.linalg.norm(middle - other) > room for other in numbers):
+                numbers.append(middle)
+                halo = [withStroke(linewidth=3, foreground="white")]
+                axes.annotate(str(cluster), middle, ha="center", va="center", weight="bold", path_effects=halo)
+        sample = f"t-SNE of {len(ids):,} of {len(cluster_ids):,} embeddings, {len(clusters):,} clusters"
+        axes.set_title(f"{title}\n{sample}\nnumbers: clusters of the gallery")
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", "datalim")
+        axes.spines[:].set_color("#bbbbbb")
 
 
 def show_in_tensorboard(folder: Path, pictures: Mapping[str, Path]) -> None:

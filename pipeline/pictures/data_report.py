@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from callbacks.image_grid import image_grid
 from datamodules.images.images import decode
-from datamodules.images.sources import ImageSource
-from datamodules.images.survey import Survey, enlarged, shown_rows, survey
+from datamodules.images.sources import ImageSource, evenly_spaced
+from datamodules.images.survey import Survey, enlarged, survey
 from storage.files import atomic_path
 
 COLUMNS = 10
@@ -19,17 +18,17 @@ SHOWN_SKIPPED = 10
 DARK = 64  # a data set whose brightest shown pixel is below this was probably scaled wrongly
 
 
-def report_data(cfg: DictConfig, source: ImageSource) -> list[Path]:
+def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: Path) -> list[Path]:
     """Print what the data set holds; returns the files that keep it: the survey, and the contact sheet.
 
     Raises:
         UserError: images that cannot be used, counted and named, unless `dataset.on_bad_file=skip`.
     """
-    found, path, was_there = survey(source, cfg.cache_dir)
-    picture = path.with_name(f"{path.stem}-{cfg.dataset.resolution}x{cfg.dataset.channels}.png")
-    lines = describe(found, source.name, cfg.dataset.resolution)
-    if not (was_there and picture.exists()):
-        lines += draw_contact_sheet(source, cfg.dataset.resolution, cfg.dataset.channels, picture)
+    found, path = survey(source, cache_dir)
+    picture = path.with_name(f"{path.stem}-{resolution}x{channels}.png")
+    lines = describe(found, source.name, resolution)
+    if not picture.exists():
+        lines += draw_contact_sheet(source, resolution, channels, picture)
     print("\n".join([*lines, f"contact sheet  {picture}"]))
     return [path, picture]
 
@@ -82,7 +81,7 @@ def describe_classes(counts: list[int], names: list[str] | None) -> str:
 
 def draw_contact_sheet(source: ImageSource, resolution: int, channels: int, path: Path) -> list[str]:
     """A picture of some images as training will see them; returns a warning where they are nearly black."""
-    rows = shown_rows(source, ROWS * COLUMNS)
+    rows = evenly_spaced(len(source), ROWS * COLUMNS).tolist()
     images = torch.stack([decode(source, row, resolution, channels) for row in rows])  # [n, C, R, R]
     blanks = images.new_full((-len(rows) % COLUMNS, *images.shape[1:]), 255)
     grid = torch.cat([images, blanks]).unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, R, R]

@@ -1,65 +1,36 @@
 """Real images of a cluster beside generated ones of the same cluster."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from PIL import Image
 from torch import Tensor
 
 from callbacks.image_grid import image_grid
-from callbacks.sample_grid import sample_rows
+from callbacks.sample_grid import Generate, sample_rows
 from datamodules.images.images import ImageStore
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.evaluation.sampling import Sampler
-from pipeline.running.embedding import device_of
-from pipeline.running.run_folder import read_summary
-from pipeline.settings.inputs import denoiser_file, plain, pseudo_labels_of, source_of
-from pipeline.studies.jobs import composed
-from storage.errors import UserError
 
 ROWS, COLUMNS = 12, 6
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures of one model, each with its caption."""
+def gallery_of(
+    denoiser: Denoiser, generate: Generate, images: ImageStore, labels: PseudoLabels | None
+) -> dict[str, Image.Image]:
+    """Caption → picture: real images of the largest clusters, and generated images of the same clusters.
 
-    title: str
-    pictures: list[tuple[str, Image.Image]]
-
-
-def gallery_of(train_folder: Path) -> Gallery:
-    """Real images of the largest clusters, and generated images of the same clusters.
-
-    For a model without condition only generated ones. Raises `UserError` where the run's images or its pseudo-labels
-    are no longer to be had.
+    For a model without condition (`labels` None) only generated ones.
     """
-    summary = read_summary(train_folder, "train")
-    if summary is None:
-        raise UserError(f"{train_folder}: no finished training run.")
-    words = [text for text in summary["arguments"] if not text.startswith(("-", "run_dir=", "overwrite="))]
-    cfg = composed("train", words, origin=f"{train_folder / 'summary.json'}")
-    denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
-    generated, names = sample_rows(denoiser, Sampler(**plain(cfg.sampler)), ROWS, COLUMNS, batch_size=128)
+    generated, names = sample_rows(denoiser, generate, ROWS, COLUMNS, batch_size=128)
     generated = generated.cpu()
-    if not denoiser.label_dim:
-        return Gallery("Generated images", [("Generated, without condition.", image_grid(generated))])
-    source = source_of(cfg)
-    labels = pseudo_labels_of(cfg, source)
-    assert labels is not None
-    store = ImageStore(source, cfg.dataset.resolution, cfg.dataset.channels, memory_gb=0)
+    if labels is None:
+        return {"Generated, without condition.": image_grid(generated)}
     clusters = [int(name.removeprefix("cluster ")) for name in names]
-    real = torch.stack([members_to_show(labels, cluster, store) for cluster in clusters])
+    real = torch.stack([members_to_show(labels, cluster, images) for cluster in clusters])
     which = "the most confident" if labels.has_confidence else "randomly chosen"
-    return Gallery(
-        "Clusters, real and generated",
-        [
-            (f"Real: {which} images of each of the largest clusters.", image_grid(real, names)),
-            ("Generated: images of the same clusters, from the same seeds in every row.", image_grid(generated, names)),
-        ],
-    )
+    return {
+        f"Real: {which} images of each of the largest clusters.": image_grid(real, names),
+        "Generated: images of the same clusters, from the same seeds in every row.": image_grid(generated, names),
+    }
 
 
 def members_to_show(labels: PseudoLabels, cluster: int, store: ImageStore) -> Tensor:

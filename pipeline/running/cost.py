@@ -36,14 +36,14 @@ class Cost:
 
     @property
     def warning(self) -> str | None:
-        """Advice where the machine cannot be meant for this run; None where it can."""
+        """Advice where the machine is too slow for this run; None where it is not."""
         if self.device != "cpu" or self.hours < LONG_ON_A_CPU_HOURS:
             return None
         affordable = max(1, int(self.images_per_s * 3600 / 1000))
         return (
-            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine cannot "
-            f"be meant. One hour is worth training.duration_kimg={affordable}, or choose network=ddpmpp_small; "
-            f"or train on GPUs with trainer.accelerator=gpu."
+            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine is too "
+            f"slow for this run. One hour is worth training.duration_kimg={affordable}; or set network=ddpmpp_small, "
+            "or train on GPUs with trainer.accelerator=gpu."
         )
 
 

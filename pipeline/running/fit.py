@@ -5,18 +5,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import DictConfig
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped
 from callbacks.stopping import queue_again, stop_between_batches
-from pipeline.running.processes import RUN_FOLDER_VARIABLE
-from pipeline.settings.checks import leaves
+from pipeline.running.processes import RUN_FOLDER_VARIABLE, adopt_torchrun
+from pipeline.running.trainer_settings import TrainerSettings
+from storage.settings import Settings
 
 # Lightning's use of deprecated PyTorch names stays out of the terminal; its own warnings come through.
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -27,24 +28,24 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # t
 warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
 
 
-def show_hyperparameters(trainer: Trainer, cfg: DictConfig, outcomes: tuple[str, ...]) -> None:
+def hyperparameters(*groups: Settings, **others: Any) -> dict[str, Any]:
+    """What TensorBoard's table of hyper-parameters shows: the settings that tell one run from another."""
+    leaves = {group.key(name): value for group in groups for name, value in group.identity().items()} | others
+    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in leaves.items()}
+
+
+def show_hyperparameters(trainer: Trainer, shown: dict[str, Any], outcomes: tuple[str, ...]) -> None:
     """Fill TensorBoard's table of hyper-parameters, beside the newest values of the `outcomes`' curves.
 
     Not by `logger.log_hyperparams`, which would write points of its own into those curves.
     """
-    if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
-        return
-    groups = ("dataset", "backbone", "clustering", "network", "training", "optimizer", "seed")
-    settings = {key: value for key, value in leaves(cfg) if key.split(".")[0] in groups}
-    shown = {
-        key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
-    }
-    for summary in hparams(shown, dict.fromkeys(outcomes, 0)):
-        trainer.logger.experiment.file_writer.add_summary(summary)
+    if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+        for summary in hparams(shown, dict.fromkeys(outcomes, 0)):
+            trainer.logger.experiment.file_writer.add_summary(summary)
 
 
 def fit(
-    cfg: DictConfig,
+    settings: TrainerSettings,
     folder: Path,
     module: LightningModule,
     datamodule: LightningDataModule,
@@ -52,20 +53,24 @@ def fit(
     *,
     max_steps: int,
     precision: str,
+    shown: dict[str, Any],
     outcomes: tuple[str, ...],
     accumulate: int = 1,
     log_every_steps: int = 1,
+    overwrite: bool = False,
     afterwards: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
 
+    `shown` are the settings in TensorBoard's table of hyper-parameters, `outcomes` the curves beside them.
     SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
     snapshot to go on from. `afterwards` is called on all ranks when the last step is done, now or in an earlier try.
     """
+    settings = adopt_torchrun(settings)
     trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
         precision=precision,  # type: ignore[arg-type]  # checked by Lightning
         max_steps=max_steps,
         max_epochs=-1,  # one endless epoch: the data stream is a function of the step
@@ -79,10 +84,10 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    show_hyperparameters(trainer, cfg, outcomes)
+    show_hyperparameters(trainer, shown, outcomes)
     snapshot = newest_snapshot(folder / "snapshots", trainer.global_rank)
     if snapshot is not None and trainer.is_global_zero:
-        print(f"Going on from {snapshot}")
+        print(f"Resuming from {snapshot}")
     try:
         with stop_between_batches(trainer):
             trainer.fit(module, datamodule=datamodule, ckpt_path=snapshot, weights_only=True)
@@ -91,8 +96,9 @@ def fit(
     except SystemExit as stop:  # ours after SIGTERM, or Lightning's answer to Ctrl-C
         if trainer.is_global_zero:
             newest = newest_snapshot(folder / "snapshots")
-            same = "The same command without overwrite=true" if cfg.overwrite else "The same command"
-            tqdm.write(f"Stopped. {same} goes on from {newest or 'the start'}.", file=sys.stderr)  # not into the bar
+            without = " without overwrite=true" if overwrite else ""
+            again = f"Run the same command{without} again to continue from {newest or 'the start'}."
+            tqdm.write(f"Stopped. {again}", file=sys.stderr)  # not into the bar
             queue_again()
         elif RUN_FOLDER_VARIABLE in os.environ:
             sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Fabric, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
-from omegaconf import DictConfig
 
 from callbacks.stop_request import Stopped
-from pipeline.settings.command import OwnProcessNeeded
+from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.settings.door import OwnProcessNeeded
 from storage.errors import UserError
 
 PARENT_POLL_SECONDS = 0.3
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
+STARTER_VARIABLE = "CEDM_STARTER"  # the process that a job must not outlive, where it is one of its own
 
 for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
     logging.getLogger(library).setLevel(logging.WARNING)
@@ -41,25 +42,40 @@ class Machine:
         return f"{self.world_size} × {self.device.type}"
 
 
-def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, Path]:
+def join(
+    settings: TrainerSettings, choose_folder: Callable[[], Path], one_process: bool = False
+) -> tuple[Machine, Path]:
     """Find out which processes take part, and agree with them on the run folder: rank 0 chooses.
 
     Under torchrun or SLURM all ranks run already, so the process group is joined here and rank 0's choice broadcast.
     Where Lightning launches the other ranks itself, they inherit the choice as an environment variable.
 
+    Args:
+        settings: which devices.
+        choose_folder: called by rank 0.
+        one_process: the work needs no others, and so no `srun` in a SLURM allocation of several tasks.
+
     Raises:
-        UserError: the accelerator or the number of devices is not to be had on this machine.
+        UserError: the accelerator or the number of devices is not to be had on this machine, or SLURM has not started
+            the tasks of its allocation.
         OwnProcessNeeded: this is one run of a sweep, on several devices.
     """
-    adopt_torchrun(cfg)
-    scout = scout_devices(cfg)
+    end_with_starter()
+    if tasks := tasks_without_srun():
+        if one_process:
+            return Machine(1, 0, torch.device("cpu")), choose_folder()
+        raise UserError(
+            f"This SLURM allocation has {tasks} tasks (SLURM_NTASKS), and only this process of them runs: it would "
+            "wait for the others. Put srun in front of the command, or ask SLURM for one task (--ntasks=1)."
+        )
+    scout = scout_devices(settings)
     machine = Machine(scout.world_size, scout.global_rank, scout.strategy.root_device)
     inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     environment = getattr(scout.strategy, "cluster_environment", None)
-    if machine.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if machine.world_size > 1 and in_sweep():
         if environment is not None and environment.creates_processes_externally:
             raise UserError(
-                "-m (--multirun) under torchrun or SLURM, whose processes are there for one run. Type the runs one by "
+                "-m (--multirun) under torchrun or SLURM, whose processes are there for one run. Run them one by "
                 "one, or sweep without torchrun and with trainer.devices=N: each run then starts N processes."
             )
         raise OwnProcessNeeded
@@ -75,13 +91,35 @@ def join(cfg: DictConfig, choose_folder: Callable[[], Path]) -> tuple[Machine, P
     return machine, folder
 
 
-def scout_devices(cfg: DictConfig) -> Trainer:
+def in_sweep() -> bool:
+    """Whether this is one run of a sweep (`-m`)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def needs_own_process() -> None:
+    """Raise `OwnProcessNeeded` in a sweep, which processes that run this command again would start as a whole."""
+    if in_sweep():
+        raise OwnProcessNeeded
+
+
+def tasks_without_srun() -> int:
+    """The number of tasks that a SLURM allocation has and that nobody has started; 0 where all is well.
+
+    Lightning would wait for the other tasks, but in an interactive job (`salloc`, or one that is named so).
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return 0 if tasks == 1 or interactive or started == tasks else tasks
+
+
+def scout_devices(settings: TrainerSettings) -> Trainer:
     """A Trainer that trains nothing and knows which devices `trainer.accelerator` and `trainer.devices` mean here.
 
     Raises:
         UserError: they are not to be had on this machine.
     """
-    settings = cfg.trainer
+    settings = adopt_torchrun(settings)
     try:
         return Trainer(
             accelerator=settings.accelerator,
@@ -96,14 +134,14 @@ def scout_devices(cfg: DictConfig) -> Trainer:
         raise UserError(
             f"trainer.accelerator={settings.accelerator} trainer.devices={settings.devices}: {error}\n"
             f"This machine has {torch.cuda.device_count()} GPUs. "
-            "Type trainer.accelerator=cpu or another trainer.devices."
+            "Set trainer.accelerator=cpu or another trainer.devices."
         ) from error
 
 
 @contextmanager
-def side_by_side(cfg: DictConfig) -> Iterator[Fabric]:
+def side_by_side(settings: TrainerSettings) -> Iterator[Fabric]:
     """Start the processes of `trainer.devices` for work that needs no Trainer; SIGTERM to one of them ends them all."""
-    settings = cfg.trainer
+    settings = adopt_torchrun(settings)
     fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     fabric.launch()
     try:
@@ -130,19 +168,25 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def adopt_torchrun(cfg: DictConfig) -> None:
-    """Under torchrun, `trainer.devices=auto` and `trainer.num_nodes` mean the processes that it has started.
+def end_with_starter() -> None:
+    """Where this process is a job of its own: end with the process that has started it."""
+    starter = os.environ.pop(STARTER_VARIABLE, None)  # the processes that this one starts have another
+    if starter is not None:
+        end_with_parent(int(starter))
+
+
+def adopt_torchrun(settings: TrainerSettings) -> TrainerSettings:
+    """The settings, where under torchrun `devices=auto` and `num_nodes` mean the processes that it has started.
 
     Raises:
         UserError: `trainer.devices` says otherwise.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
+        return settings
     started = int(os.environ["LOCAL_WORLD_SIZE"])
-    if cfg.trainer.devices not in ("auto", started):
+    if settings.devices not in ("auto", started):
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}, but torchrun started {started} processes on this machine. "
-            f"Type trainer.devices={started}, or leave it out."
+            f"trainer.devices={settings.devices}, but torchrun started {started} processes on this machine. "
+            f"Set trainer.devices={started}, or leave it out."
         )
-    cfg.trainer.devices = started
-    cfg.trainer.num_nodes = int(os.environ["WORLD_SIZE"]) // started
+    return replace(settings, devices=started, num_nodes=int(os.environ["WORLD_SIZE"]) // started)

@@ -1,84 +1,57 @@
 """The folder of one run: which one it is, whether it may be continued, and the `summary.json` in it."""
 
 import json
-import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
 
 from storage.errors import DamagedArtifactError, UserError
 from storage.files import read_sealed_json, remove_abandoned, write_json, write_sealed_json
 from storage.fingerprints import canonical_json
+from storage.settings import Settings, plain
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
-# Where things lie and how many devices work does not change what is computed; labels and the images that are left out
-# are in the data set's fingerprint.
-NOT_PART_OF_A_RUN = (
-    "run_dir",
-    "cache_dir",
-    "overwrite",
-    "dataset.path",
-    "dataset.labels",
-    "dataset.on_bad_file",
-    "backbone.path",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "training.num_workers",
-    "training.memory_gb",
-    "training.max_batch_per_device",
-    "evaluation.keep_snapshots",
-    "evaluation.batch_size",
-    "evaluation.weights",
-    "evaluation.num_final",
-    "init_from",
-)
+# What makes a diffusion training the run that it is, beside its inputs.
+TRAINING_IDENTITY = (
+    "dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "seed"
+)  # fmt: skip
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 
-def run_settings(cfg: DictConfig, inputs: Mapping[str, str], groups: tuple[str, ...]) -> dict[str, Any]:
-    """What makes a run the run that it is: the settings of the config `groups` that it reads, and its inputs."""
-    container = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(container, dict)
-    settings = {key: value for key, value in container.items() if key in groups}
-    for dotted in NOT_PART_OF_A_RUN:
-        *parents, leaf = dotted.split(".")
-        node: Any = settings
-        for parent in parents:
-            node = node.get(parent, {}) if isinstance(node, dict) else {}
-        if isinstance(node, dict):
-            node.pop(leaf, None)
-    return {"settings": json.loads(canonical_json(finite(settings))), "inputs": dict(inputs)}
+def run_settings(settings: Settings, inputs: Mapping[str, str], groups: Sequence[str]) -> dict[str, Any]:
+    """What makes a run the run that it is: the settings that its command reads, and its inputs.
+
+    `groups` are the config groups and single settings in question. Where things lie and how many devices work does not
+    change what is computed (`storage.settings.About.identifies`), nor do names of files whose content is in `inputs`.
+    """
+    read = {name: plain(getattr(settings, name)) for name in groups}
+    return {"settings": json.loads(canonical_json(read)), "inputs": dict(inputs)}
 
 
-def finite(node: Any) -> Any:
-    """The same settings with infinity spelled as text, which JSON lacks."""
-    if isinstance(node, dict):
-        return {key: finite(value) for key, value in node.items()}
-    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+def runs_of(dataset: str, what: str) -> Path:
+    """The folder that holds all runs of one kind on a data set: `runs/digits/train-temi-40`."""
+    return Path("runs") / dataset / what
 
 
-def choose_run_folder(cfg: DictConfig, what: str, settings: Mapping[str, Any]) -> Path:
-    """`run_dir`, or the newest run of the same settings below `runs/<dataset>/<what>/`, or a new folder there.
+def choose_run_folder(run_dir: str | None, parent: Path, settings: Mapping[str, Any], overwrite: bool = False) -> Path:
+    """`run_dir`, or the newest run of the same settings below `parent`, or a new folder there.
 
     Raises:
         UserError: `run_dir` holds a run of other settings; the message shows the differences.
     """
-    if cfg.run_dir is not None:
-        folder = Path(cfg.run_dir)
-        if not cfg.overwrite:
-            refuse_other_settings(folder, settings)
-        return folder
-    parent = Path("runs") / str(cfg.dataset.name) / what
-    if not cfg.overwrite:
+    if run_dir is not None:
+        if not overwrite:
+            refuse_other_settings(Path(run_dir), settings)
+        return Path(run_dir)
+    if not overwrite:
         for folder in sorted(parent.glob("*"), reverse=True):
             with suppress(DamagedArtifactError):
                 if read_settings(folder) == settings:
@@ -119,7 +92,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"{folder}: another process works on this very run. Wait for it, or type run_dir=FOLDER for one beside it."
+            f"{folder}: another process works on this run. Wait for it, or set run_dir=FOLDER for one beside it."
         ) from error
     try:
         yield
@@ -169,8 +142,8 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         before = read_settings(folder)
     except DamagedArtifactError as error:
         raise UserError(
-            f"{error} What the run in this folder was made from is not known any more, so it cannot go on. Choose "
-            "another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+            f"{error} What the run in this folder was made from is not known any more, so it cannot go on. Set "
+            "another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
         ) from error
     if before is None or before == settings:
         return
@@ -183,7 +156,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     raise UserError(
         f"run_dir={folder} holds a run with other settings:\n"
         + "\n".join(lines)
-        + "\nChoose another run_dir, or type overwrite=true to start afresh (the old run is kept aside)."
+        + "\nSet another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
     )
 
 
@@ -204,7 +177,7 @@ def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs
         path,
         {
             "command": command,
-            "arguments": sys.argv[1:],
+            "arguments": sys.argv[2:] if sys.argv[1:2] == [command] else sys.argv[1:],
             **results,
             "inputs": dict(inputs),
             "versions": {name: version(name) for name in LIBRARIES},
@@ -213,25 +186,31 @@ def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs
     return path
 
 
-def write_optional_summary(
-    cfg: DictConfig,
+def write_summary_where_asked(
+    run_dir: str | None,
     command: str,
     results: Mapping[str, Any],
     inputs: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
-    """For a stage whose result lies in the cache: a `summary.json` where the user named a `run_dir`.
+    """For a stage whose result lies in the cache already: a `summary.json` where the user named a `run_dir`.
 
     That may hold this very run, stopped before its end, when another run made the same in the meantime.
 
     Raises:
         UserError: it holds another run.
     """
-    if cfg.run_dir is not None:
-        there = read_settings(Path(cfg.run_dir))
-        if there not in (None, settings) and read_summary(Path(cfg.run_dir), command) is None:
-            raise UserError(f"run_dir={cfg.run_dir} holds another run. Choose another run_dir for {command}.")
-        print(f"summary     {write_summary(Path(cfg.run_dir), command, results, inputs)}")
+    if run_dir is not None:
+        folder = Path(run_dir)
+        if read_settings(folder) not in (None, settings) and read_summary(folder, command) is None:
+            raise UserError(f"run_dir={run_dir} holds another run. Set another run_dir for {command}.")
+        print(f"summary     {write_summary(folder, command, results, inputs)}")
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, told from what Lightning, torchrun and SLURM give a process, before it joins others."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
 
 
 def read_summary(folder: Path, command: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Hydra's words, to read and to write."""
 
 import re
+from collections.abc import Sequence
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -15,9 +16,15 @@ def quoted(value: object) -> str:
     text = str(value)
     if "/" in text and re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
         return text
-    # Hydra takes a backslash for itself, unless a quote or the end follows.
+    # OmegaConf takes ${ for a reference, and Hydra a backslash for itself where a quote or the end follows.
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
     escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
     return f'"{escaped}"'
+
+
+def readable(words: Sequence[str]) -> list[str]:
+    """The words with values that begin with `~` in quotes, which Hydra's grammar asks for."""
+    return [re.sub(r"^(\+{0,2}[\w./@]+)=(~.*)", lambda found: word(found[1], found[2]), typed) for typed in words]
 
 
 def key_of(override: str) -> str:

@@ -1,6 +1,7 @@
 """What the numbers say: pure functions of measurements, each tested on data with a known answer."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -13,7 +14,7 @@ RESAMPLES = 5000
 PERMUTATIONS = 9999  # all of them where there are no more: up to 7 pairs
 LEVEL = 0.95
 
-Verdict = Literal["lower", "higher", "undecided", "untested"]
+Verdict = Literal["better", "worse", "not significantly different", "not tested"]  # of a distance
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Crossing:
     kimg: float
     at_most: bool
 
+    def __str__(self) -> str:
+        return f"{'at most ' if self.at_most else ''}{self.kimg:.3g}"
+
 
 def images_to_reach(curve: Sequence[tuple[float, float]], target: float) -> Crossing | None:
     """Where the running minimum of a curve of (kimg, distance) first is at or below `target`; None where it never is.
@@ -68,9 +72,13 @@ class Saving:
     low: float
     high: float
 
-    def reaches(self, times: float) -> bool | None:
-        """Whether it is at least so many times; None where the curves don't tell."""
-        return True if self.low >= times else False if self.high < times else None
+    def __str__(self) -> str:
+        """`2.2`, `at least 4.0`, `at most 0.7` or `unknown`."""
+        if self.low == self.high:
+            return f"{self.low:.1f}"
+        if math.isinf(self.high):
+            return f"at least {self.low:.1f}" if self.low else "unknown"
+        return f"at most {self.high:.1f}"
 
 
 def images_saved(base: Sequence[tuple[float, float]], rival: Sequence[tuple[float, float]]) -> Saving:
@@ -171,15 +179,10 @@ def p_value(a: Sequence[float], b: Sequence[float], paired: bool) -> float | Non
     """
     if min(len(a), len(b)) < 2:
         return None
-    if not paired:
-        if np.ptp(a) == 0 and np.ptp(b) == 0:
-            return 1.0 if a[0] == b[0] else 0.0
-        return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    error = stdev(differences) / math.sqrt(len(differences))
-    if error == 0:
-        return 1.0 if differences[0] == 0 else 0.0
-    return 2 * float(stats.t.sf(abs(mean(differences)) / error, len(differences) - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all equal: p is 0 or NaN
+        test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    return 1.0 if math.isnan(test.pvalue) else float(test.pvalue)
 
 
 def block_p_values(table: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> list[float]:
@@ -205,18 +208,17 @@ def block_p_values(table: Sequence[Sequence[float]], pairs: Sequence[tuple[int, 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values of several comparisons, corrected for their number: 5 % is then the chance of any false verdict."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]), 1.0)
+    return corrected.tolist()
 
 
 def verdict(a: Sequence[float], b: Sequence[float], p: float | None) -> Verdict:
-    """Whether the values `a` are lower or higher than `b`, at 5 %."""
+    """Whether the distances `a` are better (lower) or worse than `b`, at 5 %."""
     if p is None:
-        return "untested"
+        return "not tested"
     if p >= 1 - LEVEL:
-        return "undecided"
-    return "lower" if mean(a) < mean(b) else "higher"
+        return "not significantly different"
+    return "better" if mean(a) < mean(b) else "worse"

@@ -1,15 +1,18 @@
 """What the jobs of a study found, gathered from their `summary.json` files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import mean
 from typing import Any
 
+from pipeline.pictures.chart import name_of
+from pipeline.studies.analysis import Spread, spread
 from pipeline.studies.distances import distances_in
 from pipeline.studies.jobs import Plan, Run
 
 SCORES = ("num_used", "utilization_ratio", "kl_from_uniform", "accuracy", "nmi", "ami", "ari")
-CONTROLS = ("none", "labels", "random")  # the controls: what is not a clustering of the images
+CONTROLS = ("none", "labels", "random")  # what is not a clustering of the images
+WITHOUT_C = ("none", "labels")  # conditions for which nobody chooses a number of clusters
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,48 @@ class Result:
         """What `dataclasses.asdict` and JSON made of it."""
         found = data["confidence"]
         confidence = found and Confidence(**{**found, "deciles": [tuple(pair) for pair in found["deciles"]]})
-        curve = [tuple(pair) for pair in data["curve"]]
-        return cls(**{"values": values_in_name(data), **data, "curve": curve, "confidence": confidence})
+        return cls(**{**data, "curve": [tuple(pair) for pair in data["curve"]], "confidence": confidence})
 
 
-def values_in_name(data: Mapping[str, Any]) -> list[str]:
-    """Of a study that was written before `values` were: what its name holds beside group, C and seed."""
-    name = data["name"].removesuffix(f"-seed{data['seed']}").removeprefix(data["group"])
-    rest = f"{name}-".replace(f"-{data['num_clusters']}-", "-", 1).strip("-")
-    return [rest] if rest else []
+@dataclass(frozen=True)
+class Model:
+    """Measured runs that differ in the seed of the training alone."""
+
+    runs: tuple[Result, ...]
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def variant(self) -> str:
+        return self.runs[0].variant
+
+    @property
+    def is_clustering(self) -> bool:
+        return self.runs[0].is_clustering
+
+    @property
+    def num_clusters(self) -> int | None:
+        """C; None where nobody chose it."""
+        return None if self.method in WITHOUT_C else self.runs[0].num_clusters
+
+    @property
+    def values(self) -> list[float]:
+        """What it is judged by: the mean of each training, or of a single one the distance on each set of seeds.
+
+        The sets of one training tell nothing of the next one, so they never stand for trainings.
+        """
+        return self.runs[0].distances if len(self.runs) == 1 else [mean(run.distances) for run in self.runs]
+
+    @property
+    def spread(self) -> Spread:
+        return spread(self.values)
+
+    def __str__(self) -> str:
+        """`TEMI with C = 40`, or `no condition`."""
+        name = name_of(self.runs[0].variant)
+        return name if self.num_clusters is None else f"{name} with C = {self.num_clusters}"
 
 
 @dataclass(frozen=True)
@@ -120,19 +156,21 @@ class Results:
         """Every model, the final one last."""
         return [*self.runs, *([self.final] if self.final is not None else [])]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def models(self) -> list[Model]:
+        """The models of all runs that have a distance, in the runs' order."""
+        found: dict[tuple[str, str, int | None], list[Result]] = {}
+        for run in self.runs:
+            if run.distances:
+                found.setdefault((run.variant, run.method, run.num_clusters), []).append(run)
+        return [Model(tuple(members)) for members in found.values()]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Results":
-        """What `as_json` gave; other keys are ignored."""
-        names = ("name", "question", "dataset", "metric", "bound", "protocol", "missing")
-        return cls(
-            runs=[Result.from_json(run) for run in data["runs"]],
-            final=data["final"] and Result.from_json(data["final"]),
-            left_out=data.get("left_out", []),
-            **{name: data[name] for name in names},
-        )
+        """What `dataclasses.asdict` and JSON made of it; other keys are ignored."""
+        runs, final = [Result.from_json(run) for run in data["runs"]], data["final"] and Result.from_json(data["final"])
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        return cls(**{**known, "runs": runs, "final": final})
 
 
 def gather(plan: Plan, name: str, question: str, dataset: str) -> Results:
@@ -176,10 +214,10 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
     return Result(
         name=run.name,
         group=run.group,
-        method=run.method,
+        method=run.condition.method,
         num_clusters=clustered.get("num_clusters"),
-        backbone=str(run.cfg.backbone.name),
-        seed=int(run.cfg.seed),
+        backbone=run.settings.backbone.name,
+        seed=run.settings.seed,
         kimg=trained["nimg"] / 1000,
         distances=distances_in(evaluated)[1] if evaluated is not None else distances,
         curve=curve,

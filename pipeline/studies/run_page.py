@@ -1,5 +1,7 @@
-"""The page of a single run: what its command found, in words, with the protocol of every number."""
+"""The page of a single run: its numbers, its pictures, its curves, and the protocol of every number."""
 
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +10,24 @@ from typing import Any
 
 from PIL import Image
 
+from datamodules.images.images import ImageStore
+from datamodules.images.sources import open_source
+from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import number
-from pipeline.evaluation.measures import HIGHER_IS_BETTER, NEITHER_IS_BETTER
-from pipeline.pictures.chart import Chart, Series, colour_of
-from pipeline.pictures.curves import CLUSTERING, loss_chart
-from pipeline.running.run_folder import read_settings
+from pipeline.evaluation.metrics_table import score_of
+from pipeline.evaluation.sampling import Sampler
+from pipeline.pictures.bound import BoundFindings
+from pipeline.pictures.curves import history_chart, loss_chart
+from pipeline.pictures.gallery import gallery_of
+from pipeline.pictures.table import Table
+from pipeline.running.condition import Condition
+from pipeline.running.devices import device_of
+from pipeline.running.run_files import denoiser_file
+from pipeline.running.run_folder import SUMMARY_FILE, read_settings
 from pipeline.studies.analysis import spread
-from pipeline.studies.bound_evidence import bound_answer, bound_chart, bound_facts, bound_tables
-from pipeline.studies.page import Page, Picture, Table, pictures_of, spelled, typed
+from pipeline.studies.jobs import composed
+from pipeline.studies.page import Page
+from storage.errors import UserError
 
 QUESTIONS = {
     "train": "What does this model generate, and how close is it to the data?",
@@ -25,22 +37,18 @@ QUESTIONS = {
     "generate": "What does this model generate?",
     "evaluate": "How close are the generated images to the data?",
 }
-# What the numbers of a summary are called, and their unit.
-NUMBERS = {
-    "num_clusters": ("clusters asked for, C", ""),
-    "num_used": ("clusters used", ""),
-    "utilization_ratio": ("utilization ratio (clusters used / C)", ""),
-    "kl_from_uniform": ("KL divergence from clusters of one size", " nats"),
-    "accuracy": ("accuracy", " %"),
-    "nmi": ("NMI", " %"),
-    "ami": ("AMI", " %"),
-    "ari": ("ARI", " %"),
-    "nimg": ("training images seen", ""),
-    "num_images": ("images", ""),
-    "loss": ("training loss at the end", ""),
-    "batch_size": ("batch size", ""),
-    "parameters": ("parameters of the network", ""),
-    "steps": ("sampling steps", ""),
+NAMES = {  # of numbers whose key says too little
+    "num_clusters": "clusters asked for, C",
+    "num_used": "clusters used",
+    "utilization_ratio": "utilization ratio (clusters used / C)",
+    "kl_from_uniform": "KL divergence from clusters of one size (nats)",
+    **{name: f"{name.upper()} (%)" for name in ("nmi", "ami", "ari")},
+    "accuracy": "accuracy (%)",
+    "nimg": "training images seen",
+    "num_images": "images",
+    "loss": "training loss at the end",
+    "batch_size": "batch size",
+    "parameters": "parameters of the network",
 }
 PICTURES = {  # in the order of a page
     "gallery": "Images of the largest clusters.",
@@ -51,7 +59,25 @@ PICTURES = {  # in the order of a page
     "grid": "Generated images.",
     "nearest": "Generated images beside their nearest training images",
 }
-WIDE_PIXELS = 700  # from here on, text in a picture would be too small in half the page's width
+
+
+def read_any_summary(folder: Path) -> dict[str, Any]:
+    """The summary of whatever run lies in `folder`.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    file = folder / SUMMARY_FILE
+    try:
+        summary = json.loads(file.read_text())
+        return {"command": summary["command"], "arguments": summary["arguments"], **summary}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"run={folder}: there is no {file}. Give the folder of a finished run or study, "
+            "such as runs/digits/study-granularity/TIME."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({error!r}). Make it again with the run's command.") from error
 
 
 def run_page(folder: Path, summary: Mapping[str, Any]) -> Page:
@@ -63,7 +89,6 @@ def run_page(folder: Path, summary: Mapping[str, Any]) -> Page:
         answer=[],
         facts={"run folder": str(folder)},
         tables=table_of_numbers(summary),
-        gallery_title="Pictures",
         pictures=pictures_in(folder),
         command=typed(summary),
     )
@@ -71,46 +96,46 @@ def run_page(folder: Path, summary: Mapping[str, Any]) -> Page:
     return of_its_own(page, folder, summary) if of_its_own is not None else page
 
 
+def typed(summary: Mapping[str, Any]) -> str:
+    """The command that made a run, for any machine."""
+    return shlex.join(["cedm", summary["command"], *summary["arguments"]])
+
+
 def train_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """The distance along the training, the gallery and the loss."""
-    title, pictures, notes = pictures_of(folder)
+    pictures, notes = pictures_of(folder)
     loss = loss_chart({folder.name: (folder, "temi")})
-    page = replace(page, gallery_title=title, pictures=pictures, notes=notes, curves=[loss] if loss else [])
-    along = summary.get("distances")
-    if not along:
+    page = replace(page, pictures=pictures, notes=notes, curves=[loss] if loss else [])
+    if not (along := dict(summary.get("distances") or {})):
         return page
-    kimg, distance = along["kimg_and_distance"][-1]
-    name, real = along["name"], along["num_reference"]
-    protocol = {key: value for key, value in along.items() if key not in ("name", "kimg_and_distance")}
+    name, points = along.pop("name"), along.pop("kimg_and_distance")
+    kimg, distance = points[-1]
+    counts = f"{along['num_generated']:,} generated images against {along['num_reference']:,} real ones"
+    chart = history_chart("distance", points, "Distance against images seen", "kimg seen", f"{name} (lower is better)")
+    chart = replace(chart, y_log=True, how="Every point is measured on the same sampling seeds.")
     return replace(
         page,
-        answer=[
-            f"After {kimg:g} kimg its {name} is {distance:.3g} ({along['num_generated']:,} generated images against "
-            f"{real:,} real ones)."
-        ],
-        charts=[distance_chart(along, folder.name)] if len(along["kimg_and_distance"]) > 1 else [],
-        protocols={name: spelled(protocol)},
+        answer=[f"After {kimg:g} kimg its {name} is {distance:.3g} ({counts})."],
+        charts=[chart] if len(points) > 1 else [],
+        protocols={name: along},
     )
 
 
 def cluster_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """How many clusters are used, and the loss of TEMI's heads where they were trained here."""
-    loss = loss_chart({folder.name: (folder, "temi")}, CLUSTERING)
-    said = f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used." if "num_used" in summary else ""
-    if "nmi" in summary:
-        said += f" Compared with the labels, their NMI is {summary['nmi']:.1f} %."
-    return replace(page, answer=[said] if said else [], curves=[loss] if loss else [])
+    loss = loss_chart({folder.name: (folder, "temi")}, "TEMI loss", "optimizer steps")
+    said = [f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used."] if "nmi" in summary else []
+    said += [f"Compared with the labels, their NMI is {summary['nmi']:.1f} %."] if "nmi" in summary else []
+    return replace(page, answer=said, curves=[loss] if loss else [])
 
 
 def bound_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """The ratios of all clusterings; `bound.png` shows the same as the chart."""
+    found = BoundFindings.from_summary(summary)
+    facts = found.facts
+    answer = [f"Upper bound: {facts['upper bound']}. Worth training: {facts['worth training']}."]
     return replace(
-        page,
-        answer=bound_answer(summary),
-        facts={**bound_facts(summary), **page.facts},
-        charts=[bound_chart(summary)],
-        tables=[Table(*table) for table in bound_tables(summary)],
-        pictures=[],
+        page, answer=answer, facts={**facts, **page.facts}, charts=[found.chart()], tables=found.tables, pictures={}
     )
 
 
@@ -132,10 +157,10 @@ def evaluate_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
 
 def generate_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """How the images were sampled."""
-    sampler = {key: summary[key] for key in ("steps", "nimg", "sampler") if key in summary}
     settings = (read_settings(folder) or {}).get("settings", {})
-    asked = {key: settings[key] for key in ("num", "first_seed", "seeds", "clusters", "keep") if key in settings}
-    return replace(page, protocols={"generated images": spelled({**sampler, **asked})})
+    sampled = {key: summary[key] for key in ("steps", "nimg", "sampler") if key in summary}
+    sampled |= {key: settings[key] for key in ("num", "first_seed", "seeds", "clusters", "keep") if key in settings}
+    return replace(page, protocols={"generated images": sampled})
 
 
 PAGES: dict[str, Callable[[Page, Path, Mapping[str, Any]], Page]] = {
@@ -149,12 +174,11 @@ PAGES: dict[str, Callable[[Page, Path, Mapping[str, Any]], Page]] = {
 
 def table_of_numbers(summary: Mapping[str, Any]) -> list[Table]:
     """All plain numbers of a summary, by the names that people use."""
-    rows = []
-    for key, value in summary.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            name, unit = NUMBERS.get(key, (key if key.startswith(("fd", "fid")) else key.replace("_", " "), ""))
-            digits = f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if unit == " %" else f"{value:.4g}"
-            rows.append([name, digits + unit])
+    numbers = {key: one for key, one in summary.items() if isinstance(one, int | float) and not isinstance(one, bool)}
+    rows = [
+        [NAMES.get(key, key), f"{value:,}" if isinstance(value, int) else f"{value:.4g}"]
+        for key, value in numbers.items()
+    ]
     return [Table("The numbers of its summary.", ["what", "value"], rows)] if rows else []
 
 
@@ -163,69 +187,63 @@ def table_of_scores(scores: Mapping[str, Any]) -> Table:
     count = len(next(iter(scores.values()))["sets"])
     rows = []
     for name, score in scores.items():
-        better = "" if name in NEITHER_IS_BETTER else " ↑" if name in HIGHER_IS_BETTER else " ↓"
         deviations = score.get("std_within_set")
         within = f" ± {fmean(deviations):.2g}" if deviations else ""
         summed_up = [number(score["best"]), number(score["mean"]) + within] if count > 1 else []
         values = [number(value) + ("" if summed_up else within) for value in score["sets"]]
-        rows.append([name + better, *values, *summed_up])
+        rows.append([score_of(name).label, *values, *summed_up])
     header = ["score", *(f"set {position}" for position in range(1, count + 1)), *(["best", "mean"] * (count > 1))]
     bars = " ±: standard deviation within a set." if any("std_within_set" in score for score in scores.values()) else ""
     return Table(f"Every score on every set of generated images; ↓: lower is better, ↑: higher.{bars}", header, rows)
 
 
-def protocols_of(scores: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def protocols_of(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Score → how it was measured; what all of several scores share is said once."""
     whole = {
         name: {**score["protocol"], "generated": as_one(score["protocol"]["generated"])}
         for name, score in scores.items()
     }
     if len(whole) == 1:
-        return {name: spelled(protocol) for name, protocol in whole.items()}
-    first = next(iter(whole.values()))
-    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in whole.values())}
-    own: list[tuple[str, dict[str, Any]]] = []
+        return whole
+    shared = as_one(list(whole.values()), differing=False)
+    own: dict[str, tuple[str, dict[str, Any]]] = {}  # precision and recall, density and coverage share theirs
     for name, protocol in whole.items():
         rest = {key: value for key, value in protocol.items() if key not in shared}
-        if own and own[-1][1] == rest:  # precision and recall, density and coverage
-            own[-1] = f"{own[-1][0]}, {name}", rest
-        else:
-            own.append((name, rest))
-    return {"all scores": spelled(shared), **{names: spelled(rest) for names, rest in own if rest}}
+        names, _ = own.get(str(rest), ("", {}))
+        own[str(rest)] = f"{names}, {name}" if names else name, rest
+    return {"all scores": shared, **{names: rest for names, rest in own.values() if rest}}
 
 
-def as_one(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The descriptions of all sets in one: a value that differs from set to set is a list."""
-    values = {key: [one.get(key) for one in sets] for key in sets[0]}
-    return {key: found[0] if all(value == found[0] for value in found) else found for key, found in values.items()}
+def as_one(parts: Sequence[Mapping[str, Any]], differing: bool = True) -> dict[str, Any]:
+    """All descriptions in one: a value that differs from one to another is a list, or is left out."""
+    values = {key: [one.get(key) for one in parts] for key in parts[0]}
+    same = {key: all(value == found[0] for value in found) for key, found in values.items()}
+    return {key: found[0] if same[key] else found for key, found in values.items() if differing or same[key]}
 
 
-def distance_chart(along: Mapping[str, Any], name: str) -> Chart:
-    """The distance along one training."""
-    points = along["kimg_and_distance"]
-    series = Series(name, [x for x, _ in points], [y for _, y in points], colour=colour_of("temi"))
-    return Chart(
-        name="distance",
-        title="Distance against images seen",
-        x_name="thousand training images seen",
-        y_name=f"{along['name']} (lower is better)",
-        series=[series],
-        how="Every point is measured on the same sampling seeds.",
-        y_log=True,
-    )
-
-
-def pictures_in(folder: Path) -> list[Picture]:
+def pictures_in(folder: Path) -> dict[str, Image.Image]:
     """The PNG files that lie in the run's folder: those that have a caption first."""
-    kinds, pictures = list(PICTURES), []
-
-    def place(path: Path) -> int:
-        kind = path.stem.partition("-")[0]
-        return kinds.index(kind) if kind in PICTURES else len(kinds)
-
-    for path in sorted(sorted(folder.glob("*.png")), key=place):
-        kind, _, position = path.stem.partition("-")  # nearest-2
+    kinds, pictures = [*PICTURES, ""], {}
+    of_kind = {path: path.stem.partition("-")[0] for path in sorted(folder.glob("*.png"))}
+    for path, kind in sorted(of_kind.items(), key=lambda item: kinds.index(item[1] if item[1] in PICTURES else "")):
+        _, _, position = path.stem.partition("-")  # nearest-2
         caption = PICTURES.get(kind, path.stem.replace("_", " ")) + (f", set {position}." if position else "")
         with Image.open(path) as image:
-            pictures.append(Picture(caption, image.convert("RGB"), wide=image.width >= WIDE_PIXELS))
+            pictures[caption] = image.convert("RGB")
     return pictures
+
+
+def pictures_of(train_folder: Path, name: str = "") -> tuple[dict[str, Image.Image], list[str]]:
+    """Real and generated images of a training run by their captions; or a note why they are no longer to be had."""
+    try:
+        summary = read_any_summary(train_folder)
+        words = [text for text in summary["arguments"] if not text.startswith(("-", "run_dir=", "overwrite="))]
+        settings = composed("train", words, origin=str(train_folder / SUMMARY_FILE))
+        denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
+        source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
+        labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
+        store = ImageStore(source, dataset.resolution, dataset.channels, memory_gb=0)
+        pictures = gallery_of(denoiser, Sampler(settings.sampler), store, labels)
+        return {f"{name}: {caption}" if name else caption: image for caption, image in pictures.items()}, []
+    except UserError as error:
+        return {}, [f"No gallery: {error}"]

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from datamodules.backbones.backbone_base import Backbone, prepare
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.shards import embed_shards, shards_of
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource, open_source
 
@@ -71,19 +73,12 @@ def jpeg_folder(folder: Path, count: int, pixels: int) -> ImageSource:
     for number in range(count):
         picture = Image.fromarray(smooth[number % 16].permute(1, 2, 0).numpy())
         picture.save(folder / f"{number:06d}.jpg", quality=90)
-    return open_source("folder", "bench", folder)
+    return open_source(DatasetSettings(kind="folder", name="bench", path=str(folder)))
 
 
-def save_vit(folder: Path, size: dict[str, int]) -> dict[str, object]:
+def save_vit(folder: Path, size: dict[str, int]) -> BackboneSettings:
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     ViTModel(ViTConfig(**size, image_size=224, patch_size=16), add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
-    return {
-        "name": "vit",
-        "kind": "transformers",
-        "model": "",
-        "revision": "main",
-        "path": str(folder),
-        "output": "cls_token",
-    }
+    return BackboneSettings(name="vit", kind="transformers", path=str(folder), output="cls_token")

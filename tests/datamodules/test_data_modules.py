@@ -14,9 +14,11 @@ from datamodules.embedding_datamodule import EmbeddingDataModule, PairBatch
 from datamodules.embeddings.embeddings import Embeddings
 from datamodules.embeddings.neighbours import find_neighbours
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
-from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from storage.errors import UserError
+
+from .opening import opened
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def embeddings() -> Embeddings:
 def source(tmp_path: Path) -> ImageSource:
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")  # image n is of colour n
-    return open_source("folder", "mine", tmp_path)
+    return opened("folder", tmp_path)
 
 
 @pytest.fixture

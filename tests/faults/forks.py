@@ -17,7 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-COMMANDS = ("embed", "cluster", "train", "generate", "import_edm")
+from pipeline import __main__ as command_line
+from pipeline.settings.door import load_command
+
+COMMANDS = ("embed", "cluster", "train", "generate", "import-edm")
 
 
 def start(order: dict[str, Any]) -> list[int]:
@@ -47,14 +50,14 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
         os.dup2(os.open(f"{name}{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
     os.environ |= order["environment"]
     tempfile.tempdir = None  # what was found for the process that forks; the environment may say otherwise
-    sys.argv = [order["command"], *order["settings"]]
+    sys.argv = ["cedm", order["command"], *order["settings"]]
     code = 0
     try:
         if order["file_size"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
         if order["sabotage"] and rank in order["sabotaged_ranks"]:
             getattr(importlib.import_module("sabotage"), order["sabotage"])()
-        getattr(importlib.import_module(f"pipeline.commands.{order['command']}"), order["command"])()
+        code = command_line.run(sys.argv[1:])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -131,8 +134,9 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.append(str(Path(__file__).parent))
     for command in COMMANDS:
-        importlib.import_module(f"pipeline.commands.{command}")
-    importlib.import_module("torch.utils.tensorboard")
+        load_command(command)
+    for heavy in ("lightning", "pipeline.running.training", "pipeline.running.clustering", "torch.utils.tensorboard"):
+        importlib.import_module(heavy)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)
     groups = []

@@ -163,7 +163,7 @@ def real_command(command: str, *settings: str, folder: Path, ranks: int = 1) -> 
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CEDM_RUN")}
     with (folder / "out0.txt").open("a") as out, (folder / "err0.txt").open("a") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"pipeline.commands.{command}", *settings],
+            [sys.executable, "-m", "pipeline", command, *settings],
             cwd=folder,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdout=out,

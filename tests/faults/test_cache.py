@@ -15,8 +15,10 @@ from PIL import Image
 
 import storage.digests as digests
 from callbacks.snapshots import seal, seal_holds
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.embeddings.embeddings import embeddings_path
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 from storage.artifacts import make_once, read_artifact, write_artifact
 from storage.errors import UserError
@@ -115,10 +117,10 @@ def test_hits_and_misses(trials: Trials, tmp_path: Path, monkeypatch: pytest.Mon
     make_network(weights)
 
     def entry(images: Path, weights: Path) -> Path:
-        settings = {"name": "vit", "kind": "transformers", "model": "none", "revision": None, "path": str(weights)}
-        settings |= {"output": "cls_token"}
+        settings = BackboneSettings(name="vit", kind="transformers", path=str(weights), output="cls_token")
         identity = backbone_identity(settings, 16, 3, cache)
-        return embeddings_path(cache, open_source("folder", "mine", images, cache_dir=cache), identity)
+        dataset = DatasetSettings(kind="folder", name="mine", path=str(images))
+        return embeddings_path(cache, open_source(dataset, cache), identity)
 
     row = trials("one pixel, weight byte, label or transform setting: a miss; time or place: a hit", 100, least=100)
     for number, rng in enumerate(row):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from callbacks.snapshots import SEAL_LENGTH, newest_snapshot
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 from datamodules.stream import SampleStream
 
@@ -137,7 +138,7 @@ def test_one_rank_raises(forks: Forks, trials: Trials, tmp_path: Path, moment: s
         assert 0 not in job.codes.values()
 
 
-DIGITS = open_source(kind="digits", name="digits", path=None, max_images=300)
+DIGITS = open_source(DatasetSettings(max_images=300))
 SEEN = [DIGITS.ids[row] for row in SampleStream(300, seed=0).indices(torch.arange(192, 224)).tolist()]  # by one step
 NAN = {
     ("train", "nan_in_weight"): f"that of the images {', '.join(SEEN[:8])}, …",

@@ -1,6 +1,5 @@
 """Commands run in this process, as if typed in an empty folder."""
 
-import importlib
 import json
 import os
 import sys
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+
+from pipeline.settings.door import run_command
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,11 @@ def cedm(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """Runs `cedm COMMAND key=value …` here and tells how it ended."""
 
     def run(command: str, *overrides: str) -> Result:
-        module = importlib.import_module(f"pipeline.commands.{command}")
-        monkeypatch.setattr(sys, "argv", [command, *overrides])
+        monkeypatch.setattr(sys, "argv", ["cedm", command, *overrides])
         os.environ.pop("CEDM_RUN_FOLDER", None)
         GlobalHydra.instance().clear()
-        code = 0
         try:
-            getattr(module, command)()
+            code = run_command(command.replace("_", "-"), overrides)
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

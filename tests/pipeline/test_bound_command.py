@@ -72,11 +72,11 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
     assert [m["num_clusters"] for m in found["measurements"]] == [2, 2, 5, 5, 5, 5]
     assert {m["beta"] for m in found["measurements"]} == {0.6, 1.0}
     assert "known" in result.out
-    assert ("5 or more: no larger C was tried" in result.out) == (found["upper_bound"] == 5)
+    assert ("at least 5 (no larger" in result.out) == (found["upper_bound"] == 5)
     assert "no C of 100 or more was tried" in result.out
     probable = cedm("bound", *settings, "bound.used_when=probable", "run_dir=probable")
     assert probable.code == 0, probable.err
-    assert "type bound.threshold=0.3" in probable.out
+    assert "set bound.threshold=0.3" in probable.out
     assert all(1 <= m["num_used"] <= m["num_clusters"] for m in summary("probable")["measurements"])
     assert len(trained) == 7
 
@@ -84,10 +84,10 @@ def test_it_trains_the_grid_once_and_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["bound.rule=biggest"], "largest"),
+        (["bound.rule=biggest"], "one of largest, unbroken"),
         (["bound.grid=[1,10]"], "bound.grid=[1, 10]"),
         (["bound.grid=[10,5000]"], "1797 images"),
-        (["bound.threshold=96"], "up to 1"),
+        (["bound.threshold=96"], "bound.threshold=96"),
         (["assignments=gone.safetensors"], "gone.safetensors"),
         (["clustering=kmeans"], "TEMI"),
         ([], "cedm embed"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.clip_text import embed_class_names, read_class_names
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.zero_shot import zero_shot
@@ -67,7 +68,7 @@ def test_it_chooses_as_transformers_own_logits_do(tiny: tuple[Path, CLIPModel]) 
     assert len({tuple(row) for row in tokens["input_ids"].tolist()}) == 3
     expected = model(**tokens, pixel_values=pixels).logits_per_image.softmax(dim=1)  # [20, 3]
 
-    texts = embed_class_names(backbone(folder), NAMES, "a drawing of a {}.")
+    texts = embed_class_names(BackboneSettings(**backbone(folder)), NAMES, "a drawing of a {}.")
     images = 7 * model.get_image_features(pixels).pooler_output  # their length must not matter
     cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
     assert torch.equal(cluster_ids, expected.argmax(dim=1))
@@ -82,10 +83,10 @@ def test_features_of_another_space_are_refused() -> None:
 
 def test_files_that_are_no_clip_model(tiny: tuple[Path, CLIPModel], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="clip_vitl14"):
-        embed_class_names(backbone(tmp_path), NAMES, "{}")
+        embed_class_names(BackboneSettings(**backbone(tmp_path)), NAMES, "{}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(UserError, match="cannot be loaded as a CLIP model"):
-        embed_class_names(backbone(tmp_path), NAMES, "{}")
+        embed_class_names(BackboneSettings(**backbone(tmp_path)), NAMES, "{}")
 
 
 def test_class_names(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 import hydra
 import pytest
 from omegaconf import DictConfig
+from pipeline.settings.command import CONFIGS
+from pipeline.settings.inputs import pseudo_labels_file, source_of
 
 from datamodules.images.sources import ImageSource
 from pipeline.commands.cluster import title_of
-from pipeline.settings.command import CONFIGS
-from pipeline.settings.inputs import pseudo_labels_file, source_of
 
 
 def composed(*overrides: str) -> tuple[DictConfig, ImageSource]:

@@ -6,11 +6,11 @@ from typing import Any
 import hydra
 import pytest
 from omegaconf import DictConfig
+from pipeline.settings.command import CONFIGS
+from pipeline.settings.inputs import plain
 
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from pipeline.settings.command import CONFIGS
-from pipeline.settings.inputs import plain
 
 OPTIONS = [
     f"{group.name}={option.stem}"

@@ -207,7 +207,7 @@ def test_a_mistake_as_a_process_of_its_own(images: Path) -> None:
     typed = ["dataset=folder", "dataset.path=FOLDER", *SMALL]
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.embed", *typed],
+        [sys.executable, "-m", "pipeline", "embed", *typed],
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,

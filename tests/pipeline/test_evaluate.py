@@ -6,7 +6,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -17,9 +16,9 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from datamodules.backbones.backbones import Backbone, build_backbone
+from datamodules.images.dataset_settings import DatasetSettings
 from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from pipeline.settings.command import CONFIGS
 
 from .conftest import Cedm, summary
 
@@ -168,19 +167,18 @@ def dinov2(workplace: Path) -> Path:
 
 def test_a_distance_sees_the_borders(dinov2: Path) -> None:
     """Which the processor would crop away."""
-    from pipeline.evaluation.reference import build_extractor, extractor_identity, extractor_settings
+    from pipeline.evaluation.reference import Extractors
 
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        cfg = hydra.compose("evaluate", [f"evaluation.weights.dinov2_vitl14={dinov2}"])
-    settings = extractor_settings(cfg, "dinov2_vitl14")
+    extractors = Extractors({"name": "pixels"}, {"dinov2_vitl14": dinov2}, DatasetSettings(), "cache")
+    settings = extractors.settings("dinov2_vitl14")
     images = torch.full((2, 3, 20, 20), 128, dtype=torch.uint8)
     images[1, :, 0] = 255
-    extractor = build_extractor(cfg, settings)
+    extractor = extractors.build("dinov2_vitl14")
     one, other = extractor.extract(images)
     assert not torch.allclose(one, other, atol=1e-4)
     cropped = build_backbone(settings, 8, 1).extract(images)
     torch.testing.assert_close(cropped[0], cropped[1])
-    assert extractor.identity == extractor_identity(cfg, settings) != build_backbone(settings, 8, 1).identity
+    assert extractor.identity == extractors.identity("dinov2_vitl14") != build_backbone(settings, 8, 1).identity
 
 
 @pytest.mark.slow
@@ -189,7 +187,7 @@ def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> No
     assert cedm("evaluate", *settings, "run_dir=one").code == 0
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.evaluate", *settings, *two],
+        [sys.executable, "-m", "pipeline", "evaluate", *settings, *two],
         cwd=workplace,
         env={key: value for key, value in os.environ.items() if key != "CEDM_RUN_FOLDER"},
         capture_output=True,

@@ -172,10 +172,11 @@ def test_labels_are_drawn_as_asked(cedm: Cedm, model: Path, workplace: Path) -> 
 
 def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
     """It is a data set of kind zip again."""
+    from datamodules.images.dataset_settings import DatasetSettings
     from datamodules.images.sources import open_source
 
     assert cedm("generate", f"ckpt={model}", "num=6", "clusters=[5,7]", "format=zip", "run_dir=z").code == 0
-    source = open_source("zip", "generated", workplace / "z/images.zip")
+    source = open_source(DatasetSettings(kind="zip", path=str(workplace / "z/images.zip")))
     assert len(source) == 6
     assert source.labels is not None
     assert source.labels.tolist() == [5, 7, 5, 7, 5, 7]

@@ -262,7 +262,7 @@ def test_a_run_that_ended_before_its_summary_only_lacks_the_summary(cedm: Cedm, 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_no_finished_one(workplace: Path, signal_number: int, code: int) -> None:
     """Ctrl-C and SIGTERM end with a non-zero code and a word on how to go on; nothing says that the run is done."""
-    command = [sys.executable, "-m", "pipeline.commands.train", "conditioning=none", *TINY_EDM, "run_dir=run"]
+    command = [sys.executable, "-m", "pipeline", "train", "conditioning=none", *TINY_EDM, "run_dir=run"]
     endless = ["training.duration_kimg=100000", "evaluation.backbone=null", "evaluation.grid_every_kimg=100000"]
     process = subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90

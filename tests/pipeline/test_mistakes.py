@@ -173,8 +173,6 @@ def test_help_for_a_reader_that_leaves(workplace: Path) -> None:
     """`cedm train --help | head` ends without a traceback, whether or not the pipe is still open in time."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.train", "--help"], stdout=writing, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-m", "pipeline", "train", "--help"], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -40,7 +40,7 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
     """Through Lightning's own launcher, with the distance measured on both ranks; all ranks share one run folder."""
     settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
     assert cedm("train", *settings, "run_dir=one").code == 0
-    out = run([sys.executable, "-m", "pipeline.commands.train", *settings, *TWO], workplace)
+    out = run([sys.executable, "-m", "pipeline", "train", *settings, *TWO], workplace)
     (two,) = workplace.glob("runs/digits/train-none/*")
     assert "64 = 2 × cpu × 32 images × 1 accumulated" in out
     assert_same_model(workplace / "one", two)
@@ -59,7 +59,7 @@ def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) 
     denoiser.save_pretrained(workplace / "denoiser.safetensors")
     settings = ["ckpt=denoiser.safetensors", "num=7", "steps=2", "batch_size=2"]
     assert cedm("generate", *settings, "run_dir=one").code == 0
-    run([sys.executable, "-m", "pipeline.commands.generate", *settings, *TWO, "run_dir=two"], workplace)
+    run([sys.executable, "-m", "pipeline", "generate", *settings, *TWO, "run_dir=two"], workplace)
     one, two = (sorted(Path(folder, "images").glob("*/*.png")) for folder in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
     assert len(one) == 7
@@ -72,9 +72,7 @@ def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) 
 def test_torchrun_trains_the_same_model(cedm: Cedm, workplace: Path) -> None:
     settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
     assert cedm("train", *settings, "run_dir=one").code == 0
-    run(
-        [*TORCHRUN, "-m", "pipeline.commands.train", *settings, "trainer.accelerator=cpu"], workplace
-    )  # devices: torchrun's
+    run([*TORCHRUN, "-m", "pipeline", "train", *settings, "trainer.accelerator=cpu"], workplace)  # devices: torchrun's
     (two,) = workplace.glob("runs/digits/train-none/*")  # chosen by rank 0, the same on both ranks
     assert_same_model(workplace / "one", two)
 
@@ -84,8 +82,6 @@ def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path) -> None:
     assert cedm("embed").code == 0
     settings = [*TINY_TEMI, "clustering.lr=1e-4"]
     assert cedm("cluster", *settings, "run_dir=one").code == 0
-    run(
-        [sys.executable, "-m", "pipeline.commands.cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace
-    )
+    run([sys.executable, "-m", "pipeline", "cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace)
     one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors") for name in ("one", "two"))
     assert (one.cluster_ids == two.cluster_ids).float().mean() > 0.99

@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-
-from datamodules.pseudo_labels.assignment_files import assignment_keys, label_key, read_cluster_ids
 from pipeline.settings.checks import check_settings, leaves
 from pipeline.settings.command import CONFIGS
+
+from datamodules.pseudo_labels.assignment_files import assignment_keys, label_key, read_cluster_ids
 from storage.errors import UserError
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.evaluation.rejection import Judgement, by_confidence, num_candidates
+from pipeline.evaluation.generate_settings import GenerateSettings
+from pipeline.evaluation.rejection import Judgement, by_confidence
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
@@ -37,7 +38,7 @@ def test_the_most_confident_keep_the_proportions_of_the_clusters() -> None:
 
 @pytest.mark.parametrize(("num", "keep", "expected"), [(10, 1.0, 10), (10, 0.5, 20), (10, 0.3, 33), (1, 0.4, 2)])
 def test_candidates(num: int, keep: float, expected: int) -> None:
-    assert num_candidates(num, keep) == expected
+    assert GenerateSettings(num=num, keep=keep, head="head").num_candidates == expected
 
 
 def test_the_most_confident_are_kept_as_they_were_generated(cedm: Cedm, workplace: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from lightning_modules.clustering.bound import Measurement
+from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import Chart, Series, draw_png, log_ticks, plotly_figure
 from pipeline.pictures.gallery import members_to_show
-from pipeline.studies.bound_evidence import bound_answer, bound_tables
 from pipeline.studies.run_page import protocols_of, table_of_numbers, table_of_scores
 
 from .conftest import Cedm
@@ -58,25 +59,27 @@ def test_levels_alone_are_no_data(tmp_path: Path) -> None:
     assert (tmp_path / "empty.png").exists()
 
 
-def bound_summary(*used: tuple[int, float, int, int]) -> dict[str, Any]:
-    names = ("num_clusters", "beta", "seed", "num_used")
-    measurements = [dict(zip(names, one, strict=True)) for one in used]
-    return {"measurements": measurements, "threshold": 0.96, "rule": "largest"}
+def findings(*used: tuple[int, float, int, int]) -> BoundFindings:
+    return BoundFindings([Measurement(*one) for one in used], threshold=0.96)
 
 
-def test_the_answer_of_a_bound() -> None:
-    found = bound_summary((10, 0.6, 0, 10), (100, 0.6, 0, 97), (200, 0.6, 0, 100), (200, 1.0, 0, 30))
-    answer = " ".join(bound_answer(found))
-    assert "At most 100 clusters" in answer
-    assert "coarse end is 30" in answer
-    assert "may lie higher" not in answer
-    assert "may lie higher" in " ".join(bound_answer(bound_summary((10, 0.6, 0, 10))))
-    assert "No C that was tried" in " ".join(bound_answer(bound_summary((10, 0.6, 0, 5))))
-    (caption, header, lines), (_, _, coarse) = bound_tables(found)
-    assert "β = 0.6" in caption
-    assert header == ["C", "utilization ratio", "used, seed 0"]
-    assert lines[1:] == [["100", "0.970 ✓", "97"], ["200", "0.500", "100"]]
-    assert coarse == [["200", "0.150", "30"]]
+def test_the_facts_and_tables_of_a_bound(tmp_path: Path) -> None:
+    """C, β, seed and clusters used of each clustering."""
+    found = findings((10, 0.6, 0, 10), (100, 0.6, 0, 97), (200, 0.6, 0, 100), (200, 1.0, 0, 30))
+    assert (found.facts["upper bound"], found.facts["coarse end"]) == ("100", "30")
+    assert findings((10, 0.6, 0, 10)).facts["upper bound"].startswith("at least 10")
+    assert findings((10, 0.6, 0, 5)).facts["upper bound"].startswith("none")
+    upper, coarse = found.tables
+    assert upper.header == ["C", "utilization ratio", "used, seed 0"]
+    assert upper.rows[1:] == [["100", "0.970 ✓", "97"], ["200", "0.500", "100"]]
+    assert coarse.rows == [["200", "0.150", "30"]]
+    two = findings((10, 0.6, 0, 10), (10, 0.6, 1, 9)).tables[0]
+    assert two.rows == [["10", "0.950 ± 0.071", "10", "9"]]
+    assert two.as_text().splitlines()[-1].split() == ["10", "0.950", "±", "0.071", "10", "9"]
+    chart = found.chart("digits")
+    assert chart.shaded == (30, 100, "worth trying: 30 to 100")
+    draw_png(chart, tmp_path / "bound.png")
+    assert len(plotly_figure(chart).data) == 2  # a line for each β
 
 
 def score(**settings: Any) -> dict[str, Any]:
@@ -92,20 +95,14 @@ def test_every_set_and_every_protocol_of_an_evaluation() -> None:
     assert table.rows[0] == ["fd_pixels ↓", "4", "2", "2", "3"]
     assert table.rows[3] == ["copies", "4", "2", "", "3"]
     shared, own = protocols_of(scores).items()
-    assert shared[1]["generated"] == "images 50; seeds 0 to 49, 50 to 99"
-    assert own == ("precision, recall", {"k": "3"})
+    assert shared[1]["generated"] == {"num_images": 50, "seeds": ["0 to 49", "50 to 99"]}
+    assert own == ("precision, recall", {"k": 3})
     assert list(protocols_of({"fid": score()})) == ["fid"]
 
 
-def test_numbers_have_names_and_units() -> None:
-    (table,) = table_of_numbers({"kl_from_uniform": 0.25, "nmi": 54.321, "nimg": 20480, "fd_pixels": 3.0, "x": "text"})
-    names = {row[0]: row[1] for row in table.rows}
-    assert names == {
-        "KL divergence from clusters of one size": "0.25 nats",
-        "NMI": "54.3 %",
-        "training images seen": "20,480",
-        "fd_pixels": "3",
-    }
+def test_numbers_have_names() -> None:
+    (table,) = table_of_numbers({"nmi": 54.321, "nimg": 20480, "fd_pixels": 3.0, "x": "text", "flag": True})
+    assert table.rows == [["NMI (%)", "54.32"], ["training images seen", "20,480"], ["fd_pixels", "3"]]
 
 
 def test_confident_images_are_shown_where_confidence_tells_images_apart() -> None:
@@ -146,11 +143,11 @@ def test_pages_of_a_clustering_a_training_and_an_evaluation(cedm: Cedm, workplac
     assert "Real: randomly chosen images" in model
     summary = json.loads(Path("measured/summary.json").read_text())
     assert all(f"{value:,.3f}" in measured_page for value in summary["scores"]["fd_pixels"]["sets"])
-    assert "0 to 49, 50 to 99" in measured_page
+    assert all(seeds in measured_page for seeds in ("0 to 49", "50 to 99"))
 
     for file in workplace.glob("cache/pseudo-labels/*"):
         file.unlink()
     assert cedm("report", "run=model", "file=elsewhere.html").code == 0
     page = without_scripts(Path("elsewhere.html").read_text())
-    assert "cedm cluster network.model_channels=8" in page  # the run's own settings, not those of the report
-    assert "elsewhere.html" not in page
+    assert ("No gallery" in page, "pseudo-labels" in page, "Real: " in page) == (True, True, False)
+    assert "elsewhere.html" not in page  # the command is that of the run, not of the report

@@ -84,12 +84,12 @@ def test_where_nothing_can_be_said(x: list[float], y: list[float]) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
-        ([2.0, 2.1, 1.9], [5.0, 5.2, 4.9], "lower"),
-        ([5.0, 5.2, 4.9], [2.0, 2.1, 1.9], "higher"),
-        ([2.0, 3.0, 1.0], [2.5, 1.5, 3.5], "undecided"),
-        ([1.0], [9.0], "untested"),  # one value has no spread to compare with
-        ([1.0, 1.0], [2.0, 2.0], "lower"),
-        ([1.0, 1.0], [1.0, 1.0], "undecided"),
+        ([2.0, 2.1, 1.9], [5.0, 5.2, 4.9], "better"),
+        ([5.0, 5.2, 4.9], [2.0, 2.1, 1.9], "worse"),
+        ([2.0, 3.0, 1.0], [2.5, 1.5, 3.5], "not significantly different"),
+        ([1.0], [9.0], "not tested"),  # one value has no spread to compare with
+        ([1.0, 1.0], [2.0, 2.0], "better"),
+        ([1.0, 1.0], [1.0, 1.0], "not significantly different"),
     ],
 )
 @pytest.mark.parametrize("paired", [True, False])
@@ -102,8 +102,8 @@ def test_p_values_agree_with_scipy_and_pairs_tell_more() -> None:
     a, b = [2.0, 3.0, 4.0, 5.0], [2.1, 3.2, 4.1, 5.3]
     assert p_value(a, b, paired=True) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert p_value(a, b, paired=False) == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
-    assert verdict(a, b, p_value(a, b, paired=True)) == "lower"
-    assert verdict(a, b, p_value(a, b, paired=False)) == "undecided"
+    assert verdict(a, b, p_value(a, b, paired=True)) == "better"
+    assert verdict(a, b, p_value(a, b, paired=False)) == "not significantly different"
 
 
 def test_holm_corrects_for_the_number_of_comparisons() -> None:
@@ -128,12 +128,6 @@ def test_holm_corrects_for_the_number_of_comparisons() -> None:
 def test_images_saved(base: list, rival: list, low: float, high: float) -> None:
     found = images_saved(base, rival)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_a_lower_limit_is_no_failure() -> None:
-    found = images_saved([(10, 9), (20, 5)], [(10, 4), (20, 3)])  # at least twice
-    assert [found.reaches(times) for times in (2, 3)] == [True, None]
-    assert images_saved([(10, 9), (20, 5)], [(10, 9), (20, 3)]).reaches(3) is False
 
 
 def test_what_was_reached_is_not_lost_to_noise() -> None:

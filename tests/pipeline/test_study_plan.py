@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 from datamodules.images.sources import ImageSource
 from pipeline.commands.study import announce
 from pipeline.studies.jobs import Job, Plan, Run
-from pipeline.studies.page import study_page
 from pipeline.studies.plan import training_images
-from pipeline.studies.results import Results, gather
+from pipeline.studies.results import gather
 from storage.files import write_json
 
 
@@ -38,13 +37,6 @@ def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFix
     plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
     announce(OmegaConf.create(), cast(ImageSource, None), plan, [])
     assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
-
-
-def test_the_page_says_what_is_left_out(workplace: Path) -> None:
-    results = Results("mine", "Is it so?", "digits", "fd_pixels", [], left_out=["labels: left out, there are none."])
-    rest = {"command": "study", "arguments": [], "plots": ["bars"], "failed": {}, "jobs": {}}
-    write_json(workplace / "summary.json", results.as_json() | rest)
-    assert "labels: left out, there are none." in study_page(workplace).notes
 
 
 def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:

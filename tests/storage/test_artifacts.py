@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -126,6 +128,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
         write_half()
     assert json.loads(path.read_text())["shape"] == [2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_files_are_written_where_there_is_no_fcntl(tmp_path: Path):
+    code = "import sys; sys.modules['fcntl'] = None; from storage.files import write_json; write_json(sys.argv[1], {})"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=True)
+    assert json.loads((tmp_path / "a.json").read_text()) == {}
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp_path: Path):

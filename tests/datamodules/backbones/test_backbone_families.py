@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.embeddings.embeddings import load_embeddings, make_embeddings
-from datamodules.images.sources import open_source
 from storage.errors import UserError
+
+from ..opening import opened
 
 CONFIGS = Path(__file__).parents[3] / "configs/backbone"
 OPTIONS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -154,13 +157,13 @@ FAMILIES: dict[str, tuple[Files, Oracle]] = {
 ELSEWHERE = {"pixels", "inception"}  # no weights, and large ones: test_backbones.py
 
 
-def settings_of(option: str, **overrides: Any) -> dict[str, Any]:
+def settings_of(option: str, **overrides: Any) -> BackboneSettings:
     """The YAML's settings, some overridden; the tiny vision transformers take images of 32 pixels."""
     settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{option}.yaml"))
     assert isinstance(settings, dict)
     if "processing" in settings:
         settings["processing"]["input_size"] = [3, 32, 32]
-    return {**{str(key): value for key, value in settings.items()}, **overrides}
+    return BackboneSettings(**{**{str(key): value for key, value in settings.items()}, **overrides})
 
 
 def random_images(*shape: int) -> Tensor:
@@ -186,11 +189,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 def test_every_option_loads_and_gives_what_its_library_gives(
     option: str, made: Callable[[str], tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:
-    assert settings_of(option)["name"] == option
+    assert settings_of(option).name == option
     if option not in ELSEWHERE:
         folder, overrides = made(option.split("_")[0])
         settings = settings_of(option, **overrides)
-        assert {"licence", "source", "output"} <= set(settings)
+        assert None not in (settings.licence, settings.source, settings.output)
         backbone = build_backbone(settings, resolution=8, channels=3)
         oracle = FAMILIES[option.split("_")[0]][1]
         images = random_images(4, 3, 50, 40)
@@ -213,8 +216,8 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
     torch.testing.assert_close(mixed[[0, 2]], together[:2], rtol=1e-4, atol=1e-5)
 
 
-def check_cache(settings: dict[str, Any], backbone: Backbone, cache_dir: Path) -> None:
-    source = open_source("digits", "digits", max_images=5)
+def check_cache(settings: BackboneSettings, backbone: Backbone, cache_dir: Path) -> None:
+    source = opened("digits", max_images=5)
     embeddings = make_embeddings(source, backbone, cache_dir, batch_size=5, progress=False)
     identity = backbone_identity(settings, resolution=8, channels=3, cache_dir=cache_dir)
     loaded = load_embeddings(source, identity, cache_dir)
@@ -234,7 +237,7 @@ def test_pictures_are_prepared_as_by_the_librarys_own_processor(
     for shape in ((1, 3, 20, 20), (1, 3, 90, 70)):
         images = random_images(*shape)
         picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
-        if settings["kind"] == "transformers":
+        if settings.kind == "transformers":
             expected = pillow_processor(folder)(picture, return_tensors="pt")["pixel_values"]
         else:
             expected = timm.data.create_transform(**backbone.processing)(picture)[None]  # type: ignore[arg-type]
@@ -263,7 +266,7 @@ def test_timm_names_the_nearest_models() -> None:
     with pytest.raises(UserError, match=r"backbone\.model=NAME"):
         build_backbone(settings, resolution=8, channels=3)
     with pytest.raises(UserError, match=r"Did you mean .*vit_small_patch16_224\.dino"):
-        build_backbone({**settings, "model": "vit_small_patch16_224.dinno"}, resolution=8, channels=3)
+        build_backbone(replace(settings, model="vit_small_patch16_224.dinno"), resolution=8, channels=3)
 
 
 def test_the_table_of_backbones_is_whole() -> None:
@@ -273,5 +276,5 @@ def test_the_table_of_backbones_is_whole() -> None:
     assert {f"backbone={option}" for option in OPTIONS} == {command.split()[0] for command in rows}
     for command, row in rows.items():
         settings = settings_of(command.split()[0].removeprefix("backbone="))
-        assert settings.get("model") is None or settings["model"] in row
-        assert settings.get("revision", "main") in ("main", *row.split("`"))
+        assert settings.model is None or settings.model in row
+        assert settings.revision in (None, "main", *row.split("`"))

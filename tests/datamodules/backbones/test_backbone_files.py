@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from storage.errors import UserError
 
@@ -32,9 +33,9 @@ REFUSALS = {  # of the hub, by repository: the status and the code that its clie
 }
 
 
-def settings(**overrides: Any) -> dict[str, Any]:
-    standard = {"name": "tiny", "kind": "transformers", "model": "lab/model", "revision": "main", "path": None}
-    return {**standard, "output": "cls_token", **overrides}
+def settings(**overrides: Any) -> BackboneSettings:
+    standard = {"name": "tiny", "kind": "transformers", "model": "lab/model", "revision": "main"}
+    return BackboneSettings(**{**standard, "output": "cls_token", **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_an_authors_checkpoint_is_read_as_tensors_alone(tmp_path: Path, capsys: 
     with pytest.raises(UserError, match=r"no such file\. Download https://example\.org/checkpoint\.pth"):
         build_backbone(checkpoint, 8, 3)
     path.write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(UserError, match=r"refused, it cannot be loaded as plain tensors"):
+    with pytest.raises(UserError, match=r"refused, it cannot be read as plain tensors"):
         build_backbone(checkpoint, 8, 3)
     assert "code of the file ran" not in capsys.readouterr().out
     torch.save({"state_dict": {"teacher.patch_embed.proj.weight": torch.zeros(1)}}, path)

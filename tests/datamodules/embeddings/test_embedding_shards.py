@@ -15,14 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone, Preparation
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings import shards as embedding_shards
 from datamodules.embeddings.embeddings import make_embeddings
 from datamodules.embeddings.shards import join_shards, missing_shards, shards_of
-from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource
 from storage.errors import UserError
 
-PIXELS = {"name": "pixels", "kind": "pixels"}
+from ..opening import opened
+
+PIXELS = BackboneSettings()
 
 
 def first_pixels(images: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def coloured_folder(folder: Path, count: int, white: tuple[int, ...] = ()) -> Im
     for number in range(count):
         value = 255 if number in white else number
         Image.fromarray(np.full((4, 4, 3), value, dtype=np.uint8)).save(folder / f"{number:03d}.png")
-    return open_source("folder", "mine", folder)
+    return opened("folder", folder)
 
 
 def test_an_interrupted_run_goes_on_from_its_last_whole_shard(
@@ -129,8 +132,9 @@ SLOW_PIXELS = """
 import sys, time
 from pathlib import Path
 from datamodules.embeddings import shards as embedding_shards
-from datamodules.backbones.backbones import PixelBackbone, build_backbone
+from datamodules.backbones.pixel_backbone import PixelBackbone
 from datamodules.embeddings.embeddings import make_embeddings
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
 class SlowPixels(PixelBackbone):
@@ -140,7 +144,7 @@ class SlowPixels(PixelBackbone):
 
 embedding_shards.SHARD_IMAGES = 128
 backbone = SlowPixels("pixels", 8, 1)
-make_embeddings(open_source("digits", "digits"), backbone, sys.argv[1], batch_size=64, progress=False)
+make_embeddings(open_source(DatasetSettings()), backbone, sys.argv[1], batch_size=64, progress=False)
 """
 
 
@@ -159,7 +163,7 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path, monkeypatch: pyte
     assert not list((tmp_path / "embeddings").glob("*.safetensors"))
 
     monkeypatch.setattr(embedding_shards, "SHARD_IMAGES", 128)
-    source, backbone = open_source("digits", "digits"), build_backbone(PIXELS, 8, 1)
+    source, backbone = opened("digits"), build_backbone(PIXELS, 8, 1)
     (folder,) = tmp_path.rglob("*.shards")
     missing = missing_shards(folder, len(source))
     assert len(missing) == 15 - len(kept)
@@ -175,8 +179,10 @@ import sys, threading, time
 from pathlib import Path
 import numpy as np
 from storage.artifacts import write_artifact
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, shards_of
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
 peak = 0
@@ -189,9 +195,9 @@ def watch():
         time.sleep(0.005)
 
 folder, count = Path(sys.argv[1]), 20_000
-source = open_source("digits", "digits")
+source = open_source(DatasetSettings())
 source.ids, source.image = ["x"] * count, lambda index: np.zeros((32, 32, 3), np.uint8)
-backbone = build_backbone({"name": "pixels", "kind": "pixels"}, resolution=32, channels=3)
+backbone = build_backbone(BackboneSettings(), resolution=32, channels=3)
 threading.Thread(target=watch, daemon=True).start()
 embed_shards(source, backbone, folder, shards_of(count)[:2], batch_size=256)
 two_shards = peak

@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone, Preparation
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.embeddings.embeddings import embeddings_path, load_embeddings, make_embeddings
 from datamodules.embeddings.neighbours import (
@@ -21,10 +22,11 @@ from datamodules.embeddings.neighbours import (
     make_neighbours,
     neighbours_path,
 )
-from datamodules.images.sources import open_source
 from storage.errors import MissingArtifactError, UserError
 
-PIXELS = {"name": "pixels", "kind": "pixels"}
+from ..opening import opened
+
+PIXELS = BackboneSettings()
 
 
 def mean_of_channels(images: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ class MeanColour(Backbone):
 
 
 def test_embeddings_of_digits_are_their_pixels_standardised_by_the_data_set(tmp_path: Path):
-    source = open_source("digits", "digits")
+    source = opened("digits")
     backbone = build_backbone(PIXELS, resolution=8, channels=1)
     embeddings = make_embeddings(source, backbone, tmp_path, batch_size=100, progress=False)
     pixels = np.stack([np.asarray(source.image(index)).reshape(-1) for index in range(len(source))]) / 127.5 - 1
@@ -66,7 +68,7 @@ def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path)
         pixels = random.integers(1, 256, (5 + number, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         means.append(pixels.mean(axis=(0, 1)))
-    source = open_source("folder", "mine", tmp_path)
+    source = opened("folder", tmp_path)
     for num_workers in (0, 2):
         cache_dir = tmp_path / f"cache{num_workers}"
         embeddings = make_embeddings(
@@ -76,7 +78,7 @@ def test_images_of_different_sizes_are_seen_whole_by_workers_too(tmp_path: Path)
 
 
 def test_embeddings_are_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = open_source("digits", "digits", max_images=50)
+    source = opened("digits", max_images=50)
     backbone = build_backbone(PIXELS, resolution=8, channels=1)
     with pytest.raises(MissingArtifactError, match="embeddings"):
         load_embeddings(source, backbone.identity, tmp_path)
@@ -88,7 +90,7 @@ def test_embeddings_are_made_once_and_found_again(tmp_path: Path, monkeypatch: p
     assert torch.equal(made.values, loaded.values)
     assert made.fingerprint == loaded.fingerprint
     assert "=" not in embeddings_path(tmp_path, source, backbone.identity).name
-    other = open_source("digits", "digits", max_images=51)
+    other = opened("digits", max_images=51)
     assert embeddings_path(tmp_path, other, backbone.identity) != embeddings_path(tmp_path, source, backbone.identity)
 
 
@@ -96,7 +98,7 @@ def test_an_image_without_finite_features_is_named(tmp_path: Path):
     for number in range(5):
         Image.new("RGB", (4, 4), "black" if number == 3 else "red").save(tmp_path / f"{number}.png")
     with pytest.raises(UserError, match=r"NaN or infinity for image '3\.png'"):
-        make_embeddings(open_source("folder", "mine", tmp_path), MeanColour(), tmp_path, batch_size=2, progress=False)
+        make_embeddings(opened("folder", tmp_path), MeanColour(), tmp_path, batch_size=2, progress=False)
 
 
 @pytest.mark.parametrize("block_size", [1, 7, None])
@@ -148,7 +150,7 @@ def test_without_faiss_the_message_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_neighbours_are_kept_and_too_many_refused(tmp_path: Path):
-    source = open_source("digits", "digits", max_images=40)
+    source = opened("digits", max_images=40)
     embeddings = make_embeddings(source, build_backbone(PIXELS, 8, 1), tmp_path, progress=False)
     made = make_neighbours(embeddings, 5, tmp_path, progress=False)
     loaded = load_neighbours(embeddings, 5, tmp_path)

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from datamodules.images.images import ImageStore, decode
-from datamodules.images.sources import open_source
 from datamodules.images.survey import survey
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for, read_assignments
 from storage.errors import UserError
+
+from ..opening import opened
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -36,7 +37,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 def test_arrays_of_any_channels_keep_their_values(shape: tuple[int, ...], tmp_path: Path) -> None:
     images = random_images(*shape)
     channels = shape[3] if len(shape) == 4 else 1
-    source = open_source("array", "mine", save(tmp_path / "x.npy", images))
+    source = opened("array", save(tmp_path / "x.npy", images))
     assert source.ids[:2] == ["train/00000", "train/00001"]
     stored = ImageStore(source, 8, channels).gather(torch.arange(5))
     np.testing.assert_array_equal(stored.permute(0, 2, 3, 1).numpy(), images.reshape(5, 8, 8, channels))
@@ -44,7 +45,7 @@ def test_arrays_of_any_channels_keep_their_values(shape: tuple[int, ...], tmp_pa
 
 def test_each_channel_is_resized_as_a_grey_picture_would_be(tmp_path: Path) -> None:
     images = random_images(2, 20, 14, 5)
-    source = open_source("array", "mine", save(tmp_path / "x.npy", images))
+    source = opened("array", save(tmp_path / "x.npy", images))
     resized = decode(source, 1, 6, 5)
     for channel in range(5):
         square = Image.fromarray(images[1, 3:17, :, channel])
@@ -54,15 +55,13 @@ def test_each_channel_is_resized_as_a_grey_picture_would_be(tmp_path: Path) -> N
 
 def test_a_stated_range_becomes_0_to_255(tmp_path: Path) -> None:
     values = np.array([[[-1, 0], [0.5, 1]]], dtype=np.float32)
-    source = open_source("array", "mine", save(tmp_path / "x.npy", values), value_range=[-1, 1])
+    source = opened("array", save(tmp_path / "x.npy", values), value_range=[-1, 1])
     assert decode(source, 0, 2, 1)[0].tolist() == [[0, 128], [191, 255]]
-    deep = open_source("array", "mine", save(tmp_path / "y.npy", np.array([[[0, 257], [32896, 65535]]], np.uint16)))
+    deep = opened("array", save(tmp_path / "y.npy", np.array([[[0, 257], [32896, 65535]]], np.uint16)))
     assert decode(deep, 0, 2, 1)[0].tolist() == [[0, 1], [128, 255]]
-    scan = open_source(
-        "array", "mine", save(tmp_path / "z.npy", np.array([[[0, 4095]]], np.int16)), value_range=[0, 4095]
-    )
+    scan = opened("array", save(tmp_path / "z.npy", np.array([[[0, 4095]]], np.int16)), value_range=[0, 4095])
     assert decode(scan, 0, None, 1)[0].tolist() == [[0, 255]]
-    mask = open_source("array", "mine", save(tmp_path / "m.npy", np.array([[[True, False]]])))
+    mask = opened("array", save(tmp_path / "m.npy", np.array([[[True, False]]])))
     assert decode(mask, 0, None, 1)[0].tolist() == [[255, 0]]
 
 
@@ -73,15 +72,15 @@ def test_rows_that_cannot_be_used_are_named_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"'train/00004' cannot be used: holds values from .* to 1\.5, outside of 0 to 1"
     ):
-        decode(open_source("array", "mine", path, value_range=[0, 1]), 4, 4, 1)
-    source = open_source("array", "mine", path, value_range=[0, 1], on_bad_file="skip")
+        decode(opened("array", path, value_range=[0, 1]), 4, 4, 1)
+    source = opened("array", path, value_range=[0, 1], on_bad_file="skip")
     assert source.ids == ["train/00000", "train/00002", "train/00003", "train/00005"]
     np.testing.assert_array_equal(decode(source, 3, 4, 1)[0].numpy(), np.rint(values[5] * 255).astype(np.uint8))
 
 
 def test_an_npy_file_stays_on_disk(tmp_path: Path) -> None:
     """Neither this process nor a copy of the source for another one holds the array."""
-    source = open_source("array", "mine", save(tmp_path / "x.npy", random_images(400, 32, 32, 3)))
+    source = opened("array", save(tmp_path / "x.npy", random_images(400, 32, 32, 3)))
     assert isinstance(source._reader.images, np.memmap)  # type: ignore[attr-defined]
     copy = pickle.dumps(source)
     assert len(copy) < 100_000
@@ -89,7 +88,7 @@ def test_an_npy_file_stays_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_million_rows_sort_in_their_order(tmp_path: Path) -> None:
-    source = open_source("array", "mine", save(tmp_path / "x.npy", np.zeros((100_001, 1, 1), np.uint8)))
+    source = opened("array", save(tmp_path / "x.npy", np.zeros((100_001, 1, 1), np.uint8)))
     assert source.ids[-1] == "train/100000"
     assert source.ids == sorted(source.ids)
 
@@ -97,18 +96,16 @@ def test_a_million_rows_sort_in_their_order(tmp_path: Path) -> None:
 def test_an_archive_names_its_arrays(tmp_path: Path) -> None:
     images = random_images(6, 4, 4, 3)
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(6)[:, None] % 3, val_images=images[:2])
-    source = open_source("array", "mine", tmp_path / "x.npz")
+    source = opened("array", tmp_path / "x.npz")
     assert source.labels is not None
     assert (len(source), source.labels.tolist()) == (6, [0, 1, 2, 0, 1, 2])
-    assert (
-        len(open_source("array", "mine", tmp_path / "x.npz", image_key="val_images", label_key=None, max_images=2)) == 2
-    )
+    assert len(opened("array", tmp_path / "x.npz", image_key="val_images", label_key=None, max_images=2)) == 2
     np.savez(tmp_path / "y.npz", one=images, two=images)
-    with pytest.raises(UserError, match=r"holds 2 arrays; there are one, two\. Name one with dataset\.image_key=NAME"):
-        open_source("array", "mine", tmp_path / "y.npz")
+    with pytest.raises(UserError, match=r"holds 2 arrays; there are one, two\. Set dataset\.image_key=NAME"):
+        opened("array", tmp_path / "y.npz")
     (tmp_path / "z.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:300])
     with pytest.raises(UserError, match="cannot be read as plain arrays"):
-        open_source("array", "mine", tmp_path / "z.npz")
+        opened("array", tmp_path / "z.npz")
 
 
 # Hugging Face ---------------------------------------------------------------------------------------------------------
@@ -135,17 +132,17 @@ def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_saved_data_set_is_read_with_its_classes(hugging_face: Path, tmp_path: Path) -> None:
-    source = open_source("hf", "mine", hugging_face, cache_dir=tmp_path / "cache")
+    source = opened("hf", hugging_face, cache_dir=tmp_path / "cache")
     images = random_images(12, 9, 8, 3)
     for index in (0, 11):
         np.testing.assert_array_equal(np.asarray(source.image(index)), images[index])
     assert source.labels is not None
     assert (source.labels.tolist(), source.class_names) == ([0, 1] * 6, ["cat", "dog", "owl"])
-    found, _, _ = survey(source, tmp_path / "cache")
+    found, _ = survey(source, tmp_path / "cache")
     assert (found.sizes, found.class_counts) == ([(8, 9, 12)], [6, 6, 0])
-    test = open_source("hf", "mine", hugging_face, split="test")
+    test = opened("hf", hugging_face, split="test")
     assert (len(test), test.ids[0]) == (3, "test/00000")
-    assert test.fingerprint != source.fingerprint == open_source("hf", "other", hugging_face).fingerprint
+    assert test.fingerprint != source.fingerprint == opened("hf", hugging_face).fingerprint
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(5)), images[5])
 
 
@@ -154,11 +151,11 @@ def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path
         path = tmp_path / "tree" / ("owl" if number % 2 else "emu") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    source = open_source("hf", "mine", tmp_path / "tree")
+    source = opened("hf", tmp_path / "tree")
     assert (len(source), source.class_names) == (6, ["emu", "owl"])
     before = source.fingerprint
     Image.fromarray(random_images(9, 8, 3, seed=9)).save(tmp_path / "tree/owl/1.png")
-    assert open_source("hf", "mine", tmp_path / "tree").fingerprint != before
+    assert opened("hf", tmp_path / "tree").fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -171,7 +168,7 @@ def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path
 )
 def test_splits_and_columns_that_are_not_there(hugging_face: Path, options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        open_source("hf", "mine", hugging_face, **options)  # type: ignore[arg-type]
+        opened("hf", hugging_face, **options)  # type: ignore[arg-type]
     assert message in str(error.value)
 
 
@@ -189,7 +186,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_class_folders(tree: Path) -> None:
     for root in (tree, tree / "train"):
-        source = open_source("folder", "mine", root, labels="folders")
+        source = opened("folder", root, labels="folders")
         assert source.labels is not None
         assert (source.labels.tolist(), source.class_names) == ([0, 0, 1, 2], ["cat", "dog", "ëmu"])
     (tree / "train/owl").mkdir()
@@ -198,20 +195,20 @@ def test_class_folders(tree: Path) -> None:
             archive.write(path, path.relative_to(tree))
     for kind, root in (("folder", tree), ("folder", tree / "train"), ("zip", tree.parent / "tree.zip")):
         with pytest.raises(UserError, match="class folder 'owl' holds no image"):
-            open_source(kind, "mine", root, labels="folders")
-    assert open_source("folder", "mine", tree / "train").labels is None
+            opened(kind, root, labels="folders")
+    assert opened("folder", tree / "train").labels is None
     (tree / "train/owl").rmdir()
     Image.fromarray(random_images(4, 4, 3)).save(tree / "train/loose.png")
     with pytest.raises(UserError, match=r"'loose\.png' lies in no class folder"):
-        open_source("folder", "mine", tree / "train", labels="folders")
+        opened("folder", tree / "train", labels="folders")
 
 
 def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
-    ids = open_source("folder", "mine", tree).ids
+    ids = opened("folder", tree).ids
 
     def labels_from(text: str) -> tuple[list[int], list[str] | None]:
         (tmp_path / "l.csv").write_text(text, encoding="utf-8-sig")
-        source = open_source("folder", "mine", tree, labels=str(tmp_path / "l.csv"))
+        source = opened("folder", tree, labels=str(tmp_path / "l.csv"))
         assert source.labels is not None
         return source.labels.tolist(), source.class_names
 
@@ -226,11 +223,11 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
     decomposed = "id,label\n" + "".join(f"{name},7\n" for name in ids).replace("ë", "e\u0308")  # as macOS writes it
     assert labels_from(decomposed)[0] == [7] * 4
     for text, message in (
-        ("", "columns id,label"),
+        ("", "empty"),
         ("name,class\na,1\n", "found 'name,class'"),
         ("id,label\ntrain/cat/1.png,1\n", "3 of 4 images have no label, the first is 'train/cat/more/2.png'"),
         ("id,label\na.png,1\na.png,2\n", "'a.png' has two labels"),
-        ("id,label\na.png\n", "row 2 has 1 columns"),
+        ("id,label\na.png\n", "line 2 has not 2 columns"),
         ("id,label\na.png,\n", "the label of 'a.png' is empty"),
         ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "is -1; expected an integer from 0 up"),
     ):
@@ -239,34 +236,34 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
 
 
 def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
-    ids = open_source("folder", "mine", tree).ids
+    ids = opened("folder", tree).ids
     (tmp_path / "l.json").write_text(json.dumps({"labels": [[name, 3] for name in ids]}))
     for path, expected in ((tmp_path / "l.json", [3] * 4), (save(tmp_path / "l.npy", np.arange(4)), [0, 1, 2, 3])):
-        source = open_source("folder", "mine", tree, labels=str(path))
+        source = opened("folder", tree, labels=str(path))
         assert source.labels is not None
         assert source.labels.tolist() == expected
     for array, message in ((np.arange(5), "labels of shape .5. for 4 images"), (np.ones(4), "labels of type float64")):
         with pytest.raises(UserError, match=message):
-            open_source("folder", "mine", tree, labels=str(save(tmp_path / "bad.npy", array)))
+            opened("folder", tree, labels=str(save(tmp_path / "bad.npy", array)))
     (tree / "dataset.json").write_text(json.dumps({"labels": [[ids[0], 1], [ids[0], 2]]}))
     with pytest.raises(UserError, match="has two labels, 1 and 2"):
-        open_source("folder", "mine", tree)
+        opened("folder", tree)
 
 
 # Assignments of another data set --------------------------------------------------------------------------------------
 
 
 def test_assignments_of_other_images_with_the_same_names_are_refused(tmp_path: Path) -> None:
-    mine = open_source("array", "mine", save(tmp_path / "mine.npy", random_images(20, 4, 4)))
-    other = open_source("array", "other", save(tmp_path / "other.npy", random_images(20, 4, 4, seed=1)))
+    mine = opened("array", save(tmp_path / "mine.npy", random_images(20, 4, 4)))
+    other = opened("array", save(tmp_path / "other.npy", random_images(20, 4, 4, seed=1)))
     path = tmp_path / "labels.safetensors"
     labels = PseudoLabels(torch.arange(20) % 4, 4, torch.ones(20), mine.ids, made_for(mine))
     labels.save(path)
     labels.save_csv(tmp_path / "labels.csv")
     assert read_assignments(str(path), mine).cluster_ids.tolist() == [row % 4 for row in range(20)]
-    part = open_source("array", "mine", tmp_path / "mine.npy", max_images=5)
+    part = opened("array", tmp_path / "mine.npy", max_images=5)
     assert read_assignments(str(path), part).cluster_ids.tolist() == [0] * 5
-    for source in (other, open_source("array", "other", tmp_path / "other.npy", max_images=5)):
+    for source in (other, opened("array", tmp_path / "other.npy", max_images=5)):
         with pytest.raises(UserError, match=r"made for other images, of mine \(20\).*CSV file"):
             read_assignments(str(path), source)
     assert len(read_assignments(str(tmp_path / "labels.csv"), other)) == 20
@@ -277,9 +274,11 @@ def test_assignments_of_other_images_with_the_same_names_are_refused(tmp_path: P
 STREAM = """
 import gc, resource, sys, torch
 from datamodules.images.images import ImageStore
+from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
-store = ImageStore(open_source(sys.argv[1], "many", sys.argv[2]), 16, 3, memory_gb=0)
+settings = DatasetSettings(kind=sys.argv[1], path=sys.argv[2])
+store = ImageStore(open_source(settings), 16, 3, memory_gb=0)
 
 def anonymous_mb():
     status = open("/proc/self/status").read()

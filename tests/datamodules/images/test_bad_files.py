@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from datamodules.images.decoding import UnusableImageError, load_image
 from datamodules.images.image_files import ZipReader, printable
 from datamodules.images.images import decode, full_size_uint8
-from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource
 from datamodules.images.survey import survey
 from storage.errors import UserError
 
+from ..opening import opened
 from .bad_files import (
     GREY,
     LEFT_OUT,
@@ -54,12 +55,12 @@ def test_refused_from_a_folder(case: Refused, tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(PNG)
     case.write(tmp_path)
     with pytest.raises(UserError) as error:
-        read_all(open_source("folder", "mine", tmp_path))
+        read_all(opened("folder", tmp_path))
     message = str(error.value)
     assert case.reason in message
     assert printable(case.name) in message
     assert "dataset.on_bad_file=skip" in message
-    skipping = open_source("folder", "mine", tmp_path, on_bad_file="skip")
+    skipping = opened("folder", tmp_path, on_bad_file="skip")
     assert skipping.ids == ["good.png"]
     assert [case.reason in reason for reason in skipping.skipped.values()] == [True]
     read_all(skipping)
@@ -71,10 +72,10 @@ def test_refused_from_a_zip(case: Refused, method: int, tmp_path: Path) -> None:
     assert isinstance(case.make, bytes)
     path = write_zip(tmp_path / "x.zip", ("a/good.png", PNG), (f"a/{case.name}", case.make), method=method)
     with pytest.raises(UserError) as error:
-        read_all(open_source("zip", "mine", path))
+        read_all(opened("zip", path))
     assert case.reason in str(error.value)
     assert case.name in str(error.value)
-    assert open_source("zip", "mine", path, on_bad_file="skip").ids == ["a/good.png"]
+    assert opened("zip", path, on_bad_file="skip").ids == ["a/good.png"]
 
 
 @pytest.mark.parametrize("case", TAKEN, ids=lambda case: case.name)
@@ -84,7 +85,7 @@ def test_taken_as_a_person_sees_it(case: Taken, tmp_path: Path) -> None:
     (folder / case.name).write_bytes(case.content)
     archive = write_zip(tmp_path / "x.zip", (case.name, case.content), method=zipfile.ZIP_DEFLATED)
     for kind, path in (("folder", folder), ("zip", archive)):
-        pixels = decode(open_source(kind, "mine", path), 0, None, 3).permute(1, 2, 0).numpy()
+        pixels = decode(opened(kind, path), 0, None, 3).permute(1, 2, 0).numpy()
         assert pixels.shape == case.pixels.shape
         assert np.abs(pixels.astype(int) - case.pixels).max() <= case.tolerance
 
@@ -97,12 +98,12 @@ def test_what_is_no_image_is_left_out_and_counted(tmp_path: Path) -> None:
         (folder / name).write_bytes(PNG)
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints/good.png").write_bytes(PNG)
-    source = open_source("folder", "mine", folder)
+    source = opened("folder", folder)
     assert source.ids == ["x.png/good.png"]
     expected = {kind: list(LEFT_OUT.values()).count(kind) for kind in LEFT_OUT.values()}
     assert source.left_out == expected | {"hidden folders": 1}
     entries = [(name, PNG) for name in (*LEFT_OUT, "__MACOSX/good.png", "x.png/good.png")]
-    archive = open_source("zip", "mine", write_zip(tmp_path / "x.zip", *entries))
+    archive = opened("zip", write_zip(tmp_path / "x.zip", *entries))
     assert archive.ids == source.ids
     assert archive.left_out == expected | {"hidden files like .x, ._x, __MACOSX": 3}
 
@@ -110,12 +111,12 @@ def test_what_is_no_image_is_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_folder_of_other_things_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(UserError, match=r"no images in there; found \.txt files \(1\)"):
-        open_source("folder", "mine", tmp_path)
+        opened("folder", tmp_path)
     (tmp_path / "a.png").write_text("")
     with pytest.raises(
-        UserError, match=r"1 of 1 files cannot be used as images:\n  'a\.png': an empty file.*\nMend or remove"
+        UserError, match=r"1 of 1 files cannot be used as images:\n  'a\.png': an empty file.*\nFix or remove"
     ):
-        open_source("folder", "mine", tmp_path, on_bad_file="skip")
+        opened("folder", tmp_path, on_bad_file="skip")
 
 
 # ZIP files ------------------------------------------------------------------------------------------------------------
@@ -143,18 +144,18 @@ def encrypted_zip(path: Path) -> Path:
 def test_zip_entries_with_wrong_names(entries: list[tuple[str, bytes]], name: str, reason: str, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", ("good.png", PNG), *entries)
     with pytest.raises(UserError) as error:
-        open_source("zip", "mine", path)
+        opened("zip", path)
     assert f"'{name}'" in str(error.value)
     assert reason in str(error.value)
-    assert open_source("zip", "mine", path, on_bad_file="skip").ids == ["good.png"]
+    assert opened("zip", path, on_bad_file="skip").ids == ["good.png"]
 
 
 def test_encrypted_and_strangely_compressed_entries(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'secret\.png': encrypted; unpack it with its password"):
-        open_source("zip", "mine", encrypted_zip(tmp_path / "secret.zip"))
+        opened("zip", encrypted_zip(tmp_path / "secret.zip"))
     path = write_zip(tmp_path / "lzma.zip", ("a.png", PNG), method=zipfile.ZIP_LZMA)
     with pytest.raises(UserError, match=r"'a\.png': compressed by ZIP method 14; zip it again"):
-        open_source("zip", "mine", path)
+        opened("zip", path)
 
 
 def test_archives_that_are_none(tmp_path: Path) -> None:
@@ -162,22 +163,22 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     for content in (b"", b"<html>", whole[: len(whole) // 2], whole[:-10], b"Rar!\x1a\x07\x00"):
         (tmp_path / "bad.zip").write_bytes(content)
         with pytest.raises(UserError, match="not a readable ZIP"):
-            open_source("zip", "mine", tmp_path / "bad.zip")
+            opened("zip", tmp_path / "bad.zip")
     nested = write_zip(tmp_path / "nested.zip", ("inner.zip", whole))
     with pytest.raises(UserError, match=r"no images in there; found \.zip files \(1\)"):
-        open_source("zip", "mine", nested)
+        opened("zip", nested)
 
 
 def test_folders_and_zips_taken_for_one_another(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", ("a.png", PNG))
-    with pytest.raises(UserError, match="Type dataset=zip"):
-        open_source("folder", "mine", path)
-    with pytest.raises(UserError, match="Type dataset=folder"):
-        open_source("zip", "mine", tmp_path)
+    with pytest.raises(UserError, match="dataset=zip"):
+        opened("folder", path)
+    with pytest.raises(UserError, match="dataset=folder"):
+        opened("zip", tmp_path)
     np.save(tmp_path / "x.npy", RGB[None])
-    with pytest.raises(UserError, match="Type dataset=npy"):
-        open_source("folder", "mine", tmp_path / "x.npy")
-    assert open_source("files", "mine", path).kind == "zip"
+    with pytest.raises(UserError, match="dataset=npy"):
+        opened("folder", tmp_path / "x.npy")
+    assert opened("files", path).kind == "zip"
 
 
 # Skipping -------------------------------------------------------------------------------------------------------------
@@ -190,21 +191,21 @@ def test_skipping_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
         (folder / f"{number}.png").write_bytes(encoded(random_pixels(seed=number), "PNG"))
     (folder / "4.png").write_bytes(PNG[:-200])
     (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{number}.png", number] for number in range(9)]}))
-    first = open_source("folder", "mine", folder, cache_dir=cache, on_bad_file="skip")
+    first = opened("folder", folder, cache_dir=cache, on_bad_file="skip")
     assert first.labels is not None
     assert first.labels.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     for index, number in enumerate(first.labels.tolist()):
         np.testing.assert_array_equal(np.asarray(first.image(index)), random_pixels(seed=number))
-    part = open_source("folder", "mine", folder, max_images=4, cache_dir=cache, on_bad_file="skip")
+    part = opened("folder", folder, max_images=4, cache_dir=cache, on_bad_file="skip")
     assert (part.ids, part.total) == (["0.png", "2.png", "5.png", "7.png"], 8)
 
     decoded = []
     monkeypatch.setattr("datamodules.images.image_files.load_image", lambda *given: decoded.append(given))
-    again = open_source("folder", "mine", folder, cache_dir=cache, on_bad_file="skip")
+    again = opened("folder", folder, cache_dir=cache, on_bad_file="skip")
     assert (again.ids, again.fingerprint, decoded) == (first.ids, first.fingerprint, [])
     monkeypatch.undo()
     (folder / "4.png").write_bytes(PNG)
-    mended = open_source("folder", "mine", folder, cache_dir=cache, on_bad_file="skip")
+    mended = opened("folder", folder, cache_dir=cache, on_bad_file="skip")
     assert (len(mended), mended.skipped) == (9, {})
     assert mended.fingerprint != first.fingerprint
 
@@ -217,7 +218,7 @@ def test_the_survey_stops_before_the_work_and_counts(tmp_path: Path) -> None:
     (tmp_path / "images/SCAN.DCM").unlink()
     (tmp_path / "images/good.png").write_bytes(PNG)
     with pytest.raises(UserError, match=r"\d\d of 41 files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
-        survey(open_source("folder", "mine", tmp_path / "images"), tmp_path / "cache")
+        survey(opened("folder", tmp_path / "images"), tmp_path / "cache")
     assert not (tmp_path / "cache/data").exists()
 
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from datamodules.images.images import ImageStore, full_size_uint8, to_uint8
-from datamodules.images.sources import open_source
 from storage.errors import UserError
+
+from ..opening import opened
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> Image.Image:
@@ -90,7 +91,7 @@ def test_transparent_pixels_are_white_whatever_colour_hides_there():
 def test_memory_and_streaming_give_the_same_images(tmp_path: Path):
     for number in range(7):
         Image.fromarray(random_rgb(9 + number, 12, seed=number)).save(tmp_path / f"{number}.png")
-    source = open_source("folder", "mine", tmp_path)
+    source = opened("folder", tmp_path)
     resident, streamed = ImageStore(source, 8, 3), ImageStore(source, 8, 3, memory_gb=1e-9)
     assert resident.in_memory
     assert not streamed.in_memory
@@ -105,4 +106,4 @@ def test_an_image_that_cannot_be_used_is_named(tmp_path: Path):
     Image.fromarray(random_rgb(8, 8)).save(tmp_path / "0.png")
     Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "1.tiff")
     with pytest.raises(UserError, match=r"'1\.tiff' cannot be used: floating-point values"):
-        ImageStore(open_source("folder", "mine", tmp_path), 8, 3)
+        ImageStore(opened("folder", tmp_path), 8, 3)

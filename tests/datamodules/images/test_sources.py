@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from datamodules.images.sources import open_source
 from storage.errors import UserError
+
+from ..opening import opened
 
 
 def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (6, 5)) -> None:
@@ -47,14 +48,14 @@ TREE_IDS = ["a/x.jpg", "b/10.png", "b/2.PNG", "top.webp", "ünï/0.jfif"]
 
 
 def test_a_folder_lists_images_by_sorted_posix_path(tree: Path):
-    source = open_source("folder", "mine", tree)
+    source = opened("folder", tree)
     assert source.ids == TREE_IDS
     assert source.labels is None
     assert source.image(2).size == (5, 6)
 
 
 def test_a_zip_lists_the_same_images_and_reads_the_same_pixels(tree: Path, tmp_path: Path):
-    folder, archive = open_source("folder", "f", tree), open_source("zip", "z", zip_folder(tree, tmp_path / "tree.zip"))
+    folder, archive = opened("folder", tree), opened("zip", zip_folder(tree, tmp_path / "tree.zip"))
     assert archive.ids == folder.ids
     for index in range(len(folder)):
         np.testing.assert_array_equal(np.asarray(archive.image(index)), np.asarray(folder.image(index)))
@@ -63,25 +64,25 @@ def test_a_zip_lists_the_same_images_and_reads_the_same_pixels(tree: Path, tmp_p
 def test_links_in_circles_do_not_multiply_files(tree: Path):
     (tree / "b/again").symlink_to(tree, target_is_directory=True)
     (tree / "a/sideways").symlink_to(tree / "b", target_is_directory=True)
-    assert open_source("folder", "mine", tree).ids == TREE_IDS
+    assert opened("folder", tree).ids == TREE_IDS
 
 
 def test_linked_folders_are_followed_and_broken_links_named(tree: Path, tmp_path: Path):
     save_image(tmp_path / "elsewhere/1.png")
     (tree / "z").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert open_source("folder", "mine", tree).ids == [*TREE_IDS[:4], "z/1.png", TREE_IDS[4]]
+    assert opened("folder", tree).ids == [*TREE_IDS[:4], "z/1.png", TREE_IDS[4]]
     (tree / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"gone\.png"):
-        open_source("folder", "mine", tree)
+        opened("folder", tree)
 
 
 def test_the_fingerprint_follows_contents_ids_and_labels_not_paths_and_times(tree: Path, tmp_path: Path):
     def fingerprint_of(root: Path) -> str:
-        return open_source("folder", "mine", root, cache_dir=tmp_path / "cache").fingerprint
+        return opened("folder", root, cache_dir=tmp_path / "cache").fingerprint
 
     original = fingerprint_of(tree)
     moved = Path(shutil.copytree(tree, tmp_path / "moved", copy_function=shutil.copy))
-    assert fingerprint_of(moved) == original == open_source("folder", "other", tree).fingerprint
+    assert fingerprint_of(moved) == original == opened("folder", tree).fingerprint
     (moved / "b/2.PNG").rename(moved / "b/3.PNG")
     renamed = fingerprint_of(moved)
     (moved / "b/3.PNG").rename(moved / "b/2.PNG")
@@ -96,11 +97,11 @@ def test_labels_come_from_dataset_json_by_name(tree: Path, tmp_path: Path):
     pairs = [[image_id, number] for number, image_id in enumerate(TREE_IDS)]
     (tree / "dataset.json").write_text(json.dumps({"labels": [*pairs[::-1], ["not/there.png", 7]]}))
     for kind, path in (("folder", tree), ("zip", zip_folder(tree, tmp_path / "tree.zip"))):
-        source = open_source(kind, "mine", path)
+        source = opened(kind, path)
         assert source.labels is not None
         assert source.labels.tolist() == [0, 1, 2, 3, 4]
     (tree / "dataset.json").write_text('{"labels": null}')
-    assert open_source("folder", "mine", tree).labels is None
+    assert opened("folder", tree).labels is None
 
 
 @pytest.mark.parametrize(
@@ -116,25 +117,25 @@ def test_labels_come_from_dataset_json_by_name(tree: Path, tmp_path: Path):
 def test_wrong_labels_are_refused(tree: Path, text: str, message: str):
     (tree / "dataset.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        open_source("folder", "mine", tree)
+        opened("folder", tree)
 
 
 def test_a_subset_is_evenly_spaced_and_knows_its_rows(tree: Path):
-    source = open_source("folder", "mine", tree, max_images=2)
+    source = opened("folder", tree, max_images=2)
     assert source.positions.tolist() == [0, 2]
     assert source.ids == ["a/x.jpg", "b/2.PNG"]
     assert source.total == 5
-    assert len(open_source("folder", "mine", tree, max_images=9)) == 5
-    digits = open_source("digits", "digits", max_images=100)
+    assert len(opened("folder", tree, max_images=9)) == 5
+    digits = opened("digits", max_images=100)
     assert digits.ids[:2] == ["train/00000", "train/00017"]
     assert digits.positions.diff().unique().tolist() == [17, 18]
-    assert digits.fingerprint != open_source("digits", "digits", max_images=101).fingerprint
+    assert digits.fingerprint != opened("digits", max_images=101).fingerprint
 
 
 def test_a_file_that_is_no_image_is_named(tree: Path):
     (tree / "b/10.png").write_text("not an image")
     (tree / "top.webp").write_bytes(b"")
-    source = open_source("folder", "mine", tree)
+    source = opened("folder", tree)
     with pytest.raises(UserError, match=r"'b/10.png' cannot be used: no image"):
         source.image(1)
     with pytest.raises(UserError, match=r"'top.webp' cannot be used: an empty file"):
@@ -152,7 +153,7 @@ def test_a_damaged_zip_entry_is_named(tree: Path, tmp_path: Path):
     content[place] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"'b/2.PNG' cannot be used: "):
-        open_source("zip", "mine", path).image(2)
+        opened("zip", path).image(2)
 
 
 def test_messages_for_what_cannot_be_opened(tmp_path: Path):
@@ -166,18 +167,18 @@ def test_messages_for_what_cannot_be_opened(tmp_path: Path):
         ("zip", tmp_path / "absent.zip", "no such file"),
         ("zip", tmp_path / "bad.zip", "not a readable ZIP"),
         ("zip", tmp_path / "empty.zip", "no images"),
-        ("zipp", None, "Did you mean zip"),
+        ("zipp", None, "one of digits"),
     ):
         with pytest.raises(UserError, match=message):
-            open_source(kind, "mine", path)
+            opened(kind, path)
     with pytest.raises(UserError, match="max_images=0"):
-        open_source("digits", "digits", max_images=0)
+        opened("digits", max_images=0)
 
 
 def test_names_that_cannot_be_stored_are_refused(tree: Path):
     save_image(tree / "line\nbreak.png")
     with pytest.raises(UserError, match="rename it"):
-        open_source("folder", "mine", tree)
+        opened("folder", tree)
 
 
 def _sum_of_image(source: object, index: int) -> int:
@@ -185,7 +186,7 @@ def _sum_of_image(source: object, index: int) -> int:
 
 
 def test_a_zip_can_be_read_from_forked_and_spawned_processes(tree: Path, tmp_path: Path):
-    source = open_source("zip", "mine", zip_folder(tree, tmp_path / "tree.zip"))
+    source = opened("zip", zip_folder(tree, tmp_path / "tree.zip"))
     expected = [_sum_of_image(source, index) for index in range(5)]  # the parent's handle is open and has moved
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.starmap(_sum_of_image, [(source, index % 5) for index in range(200)]) == expected * 40
@@ -193,7 +194,7 @@ def test_a_zip_can_be_read_from_forked_and_spawned_processes(tree: Path, tmp_pat
 
 
 def test_digits_are_the_whole_range_of_grey():
-    source = open_source("digits", "digits")
+    source = opened("digits")
     image = source.image(0)
     assert isinstance(image, np.ndarray)
     assert (len(source), image.shape, image.dtype) == (1797, (8, 8, 1), np.uint8)
@@ -228,7 +229,7 @@ def test_cifar_files_are_found_checked_and_read(
     monkeypatch.setattr(dataset_class, "meta", {**dataset_class.meta, "md5": meta[1]})
 
     for path in (tmp_path, folder):
-        source = open_source(kind, kind, path)
+        source = opened(kind, path)
         assert len(source) == 3 * len(train)
         np.testing.assert_array_equal(source.image(1), pixels[train[0][0]][1].reshape(3, 32, 32).transpose(1, 2, 0))
         assert source.labels is not None
@@ -240,11 +241,11 @@ def test_cifar_files_are_found_checked_and_read(
     (folder / train[0][0]).write_bytes(b"damaged")
     monkeypatch.setattr(dataset_class, "url", "file:///nonexistent/cifar.tar.gz")
     with pytest.raises(UserError, match=r"not found whole.*dataset\.path=FOLDER"):
-        open_source(kind, kind, tmp_path)
+        opened(kind, tmp_path)
 
 
 def test_the_real_zip_opens_with_its_labels(real_data: Path):
-    source = open_source("zip", "cifar10", real_data / "cifar10-train.zip", max_images=1000)
+    source = opened("zip", real_data / "cifar10-train.zip", max_images=1000)
     assert source.total == 50000
     assert source.ids[1] == "00000/img00000050.jpg"
     assert source.labels is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.assignment_files import ids_in_csv, read_cluster_ids
 from datamodules.pseudo_labels.pseudo_labels import (
     PseudoLabels,
@@ -17,6 +17,8 @@ from datamodules.pseudo_labels.pseudo_labels import (
     read_assignments,
 )
 from storage.errors import UserError
+
+from ..opening import opened
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def labels() -> PseudoLabels:
 
 @pytest.fixture
 def digits() -> ImageSource:
-    return open_source("digits", "digits", max_images=4)
+    return opened("digits", max_images=4)
 
 
 def test_counts_and_compact_labels(labels: PseudoLabels):
@@ -82,7 +84,7 @@ def test_the_path_follows_source_and_settings(digits: ImageSource, tmp_path: Pat
     path = pseudo_labels_path(tmp_path, digits, {"seed": 0})
     assert path == pseudo_labels_path(tmp_path, digits, {"seed": 0})
     assert path != pseudo_labels_path(tmp_path, digits, {"seed": 1})
-    assert path != pseudo_labels_path(tmp_path, open_source("digits", "digits", max_images=5), {"seed": 0})
+    assert path != pseudo_labels_path(tmp_path, opened("digits", max_images=5), {"seed": 0})
     assert "=" not in path.name
 
 
@@ -161,21 +163,22 @@ def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npy", np.arange(5), "5 cluster ids for 4 images of digits, 1797 in the whole"),
+        ("a.npy", np.arange(5), "5 cluster ids for 4 images of mine, 1797 in the whole"),
         ("a.npy", np.array([0, 1, -1, 2]), "holds -1"),
+        ("a.npy", np.array(["a", "b", "c", "d"]), "cannot be read as"),
         ("a.npy", np.array([0, 1, 1.5, 2]), "not whole"),
         ("a.npy", np.array([0, 1, np.nan, 2]), "not whole"),
         ("a.npy", np.zeros((4, 2), dtype=int), r"shape \[4, 2\]"),
-        ("a.npy", np.array(["a", "b", "c", "d"], dtype=object), "cannot be read as plain numbers"),
+        ("a.npy", np.array(["a", "b", "c", "d"], dtype=object), "cannot be read as"),
         ("a.csv", "1\n2\nx\n3\n", "'x' is no cluster id"),
         ("a.csv", "id,cluster\ntrain/00000,1\n", "3 of 4 images have no label"),
-        ("a.csv", "id,cluster\na,1\n\nb,2\na,2\n", "'a' stands in lines 2 and 5"),
+        ("a.csv", "id,cluster\na,1\n\nb,2\na,2\n", "'a' stands in two lines"),
         ("a.csv", "cluster\n1\n1_0\n2\n3\n", "'1_0' is no cluster id"),
         ("a.csv", "id,a,b\ntrain/00000,1,2\n", "holds 2 sets of assignments"),
         ("a.csv", "id,cluster\ntrain/00000\n", "line 2 has not 2 columns"),
         ("a.csv", "", "empty"),
-        ("a.safetensors", "broken", "cannot be read as plain numbers"),
-        ("a.txt", "1 2 3 4", r"end in \.pt, \.npy"),
+        ("a.safetensors", "broken", "cannot be read as"),
+        ("a.txt", "1 2 3 4", r"ends in \.pt, \.npy"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
@@ -205,7 +208,7 @@ def test_keys_and_numbers_of_clusters_that_do_not_fit_are_refused(digits: ImageS
     with pytest.raises(UserError, match="no such file"):
         read_assignments(f"{tmp_path}/absent.pt::key", digits)
     torch.save({"code": np.random.default_rng(0)}, tmp_path / "harmful.pt")
-    with pytest.raises(UserError, match=r"cannot be read as plain numbers \(it holds numpy\S+, which is no tensor"):
+    with pytest.raises(UserError, match=r"it holds numpy\S+, which is no tensor"):
         read_assignments(f"{tmp_path}/harmful.pt::code", digits)
     (tmp_path / "text.pt").write_text("no tensor")
     with pytest.raises(UserError, match="no tensors of PyTorch") as refused:
@@ -214,12 +217,12 @@ def test_keys_and_numbers_of_clusters_that_do_not_fit_are_refused(digits: ImageS
 
 
 def test_published_assignments_fit_the_published_utilization(real_data: Path):
-    source = open_source("zip", "cifar10", real_data / "cifar10-train.zip", max_images=500)
+    source = opened("zip", real_data / "cifar10-train.zip", max_images=500)
     path = real_data / "cifar10-published-assignments.safetensors"
     labels = read_assignments(f"{path}::labels.cifar10", source)
     assert source.labels is not None
     assert torch.equal(labels.cluster_ids, source.labels)  # subset: the rows were picked by position
-    whole = open_source("zip", "cifar10", real_data / "cifar10-train.zip")
+    whole = opened("zip", real_data / "cifar10-train.zip")
     with (real_data / "cifar10-published-results.csv").open() as file:
         published = {(row[""].split("/")[0], float(row["beta"])): float(row["uniq"]) for row in csv.DictReader(file)}
     for num_clusters, beta in ((100, 0.6), (1000, 0.6), (10000, 0.6), (100, 1), (500, 1)):

@@ -1,0 +1,37 @@
+"""Settings of a backbone, and the table of their kinds."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from storage.settings import Settings, setting
+
+# Each kind's class, imported when a backbone of this kind is built: settings need no torch. Another is one more entry.
+KINDS = {
+    "pixels": "datamodules.backbones.pixel_backbone:PixelBackbone",
+    "transformers": "datamodules.backbones.transformers_backbone:TransformersBackbone",
+    "timm": "datamodules.backbones.timm_backbone:TimmBackbone",
+    "checkpoint": "datamodules.backbones.timm_backbone:CheckpointBackbone",
+    "inception": "datamodules.backbones.inception_backbone:InceptionBackbone",
+}
+
+
+@dataclass(frozen=True)
+class BackboneSettings(Settings):
+    """Which frozen network turns images into feature vectors (`configs/backbone/*.yaml`)."""
+
+    group: ClassVar[str] = "backbone"
+
+    name: str = setting("pixels", "in file names and tables")
+    kind: str = setting("pixels", "which library builds it", choices=tuple(KINDS))
+    model: str | None = setting(None, "id on the Hugging Face hub, or timm's name of the network")
+    revision: str | None = setting(None, "branch, tag or commit on the hub")
+    url: str | None = setting(None, "of an author's checkpoint")
+    path: str | None = setting(None, "folder or file of the weights; null: downloaded", identifies=False, path=True)
+    output: str | None = setting(None, "cls_token, mean_patch_tokens, pooler, or projected (CLIP's)")
+    arguments: dict[str, Any] | None = setting(None, "of an author's network, where it differs from timm's")
+    prefix: str | None = setting(None, "of the weights' names in an author's checkpoint")
+    unused: list[str] | None = setting(None, "what the names of weights begin with that are not taken")
+    processing: dict[str, Any] | None = setting(None, "timm's evaluation transform of an author's network")
+    batch_size: int = setting(1024, "images per forward pass", low=1)
+    licence: str | None = setting(None, "of the weights")
+    source: str | None = setting(None, "where the weights are published")

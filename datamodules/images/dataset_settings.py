@@ -1,0 +1,73 @@
+"""Settings of the data set, and the table of its kinds."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from storage.settings import Settings, setting
+
+
+class Kind(NamedTuple):
+    """One kind of data set; another is one more entry of `KINDS`.
+
+    Attributes:
+        opener: `module:function` that takes the settings and returns a `Reader`; imported when it is called.
+        path: what `dataset.path` is for it; empty where it has no use for one.
+        needs_path: whether it has to be given.
+    """
+
+    opener: str
+    path: str = ""
+    needs_path: bool = True
+
+
+KINDS = {
+    "digits": Kind("datamodules.images.built_in:open_digits", needs_path=False),
+    "cifar10": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
+    "cifar100": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
+    "folder": Kind("datamodules.images.image_files:open_folder", "FOLDER"),
+    "zip": Kind("datamodules.images.image_files:open_zip", "FILE.zip"),
+    "files": Kind("datamodules.images.image_files:open_files", "FOLDER or FILE.zip"),
+    "array": Kind("datamodules.images.arrays:open_array", "FILE.npy"),
+    "hf": Kind("datamodules.images.hugging_face:open_hugging_face", "NAME or FOLDER"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSettings(Settings):
+    """Which images, and the size at which diffusion models see them."""
+
+    group: ClassVar[str] = "dataset"
+
+    name: str = setting("digits", "names the folders of runs and the files in the cache")
+    kind: str = setting("digits", "how the images are stored", choices=tuple(KINDS))
+    path: str | None = setting(None, "where they lie; see KINDS", identifies=False, path=True)
+    resolution: int = setting(8, "pixels of a side; images are cropped to a square and resized", low=8)
+    channels: int = setting(1, "1 grey, 3 RGB; arrays: as many as they have", low=1)
+    max_images: int | None = setting(None, "an evenly spaced part of the data set; null: all", low=1)
+    labels: str | None = setting(
+        None, "folders, or a file; null: those that the data set brings", identifies=False, path=True
+    )
+    on_bad_file: str = setting(
+        "stop", "skip: try all files first, leave out bad ones", choices=("stop", "skip"), identifies=False
+    )
+    value_range: list[float] | None = setting(None, "of arrays: the values that become black and white")
+    image_key: str | None = setting(None, "array of an .npz, or column, that holds the images; null: the usual one")
+    label_key: str | None = setting(None, "array of an .npz, or column, that holds the labels; null: the usual one")
+    split: str = setting("train", "of a Hugging Face data set")
+    config_name: str | None = setting(None, "which of several configurations of a Hugging Face data set")
+    revision: str | None = setting(None, "branch, tag or commit on the hub")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[\w.+-]+", str(self.name)):
+            self.refuse("name", "it names folders: letters, digits, '.', '_', '+' and '-' will do")
+        if self.path is not None and not KINDS[self.kind].path:
+            self.refuse("path", f"dataset={self.name} has no use for a path. Leave it out, or set dataset=folder")
+        span = self.value_range
+        if span is not None and not (len(span) == 2 and all(map(_is_number, span)) and span[0] < span[1]):
+            self.refuse("value_range", "[LOW,HIGH] is expected, such as [0,1]")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,62 @@
+"""What every reader of images offers, whatever they are stored in; and the labels that come with them."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """int64 [N] in 0…classes−1, and the classes' names where they have some."""
+
+    values: Tensor
+    class_names: list[str] | None = None
+
+
+class Reader(ABC):
+    """Reads the images of a whole data set by their row in it.
+
+    Attributes:
+        kind: how they are stored; part of the data set's fingerprint.
+        ids: one name per image, in data-set order.
+        unusable: files that were meant as images and cannot even be tried, each with the reason.
+        left_out: how many files of which kind are no images.
+        folders: the folders that the images may lie in; None where there is no such thing.
+    """
+
+    def __init__(self, kind: str, labels: Labels | None = None) -> None:
+        self.kind = kind
+        self.ids: list[str] = []
+        self.unusable: dict[str, str] = {}
+        self.left_out: Counter[str] = Counter()
+        self.folders: set[str] | None = None
+        self._labels = labels
+
+    @abstractmethod
+    def read(self, row: int) -> Image.Image | np.ndarray:
+        """The image in this row: a Pillow image, or uint8 [H, W, C]. Raises `UnusableImageError`."""
+
+    @abstractmethod
+    def read_header(self, row: int) -> Image.Image | np.ndarray:
+        """Opens the image in this row without decoding its pixels. Raises `UnusableImageError`."""
+
+    @abstractmethod
+    def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
+        """Digests that change when the bytes of any image in `rows` change. Raises `UnusableImageError`."""
+
+    @abstractmethod
+    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
+        """A digest per row: equal for images that are stored as the same bytes, and for no others."""
+
+    @abstractmethod
+    def state(self) -> str:
+        """Changes when a file may have changed, told from sizes and times without reading it."""
+
+    def own_labels(self) -> Labels | None:
+        """The labels that the data set brings."""
+        return self._labels

@@ -1,0 +1,63 @@
+"""Arrays and tables in files of other programs, read without running code from them."""
+
+import csv
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from storage.errors import UserError
+
+
+def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as a plain array ({error}). Save numbers with numpy.save.") from error
+
+
+def load_pt(path: Path) -> Any:
+    """What `torch.save` wrote: tensors, numbers, text, and containers of them, on the CPU."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of any content can raise anything here
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch adds the advice to trust the file
+            code = re.search(r"Unsupported global: GLOBAL (\S+)", reason)
+            reason = f"it holds {code[1]}, which is no tensor" if code else "no tensors of PyTorch, or damaged ones"
+        raise UserError(f"{path}: refused, it cannot be read as plain tensors ({reason}).") from error
+
+
+def read_csv(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV file by their heading; one column of numbers may have none, and is then called ''.
+
+    Raises:
+        UserError: the file is empty or no CSV file in UTF-8, a heading occurs twice, or lines differ in length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}).") from error
+    if not lines:
+        raise UserError(f"{path}: the file is empty.")
+    first = lines[0][1]
+    wrong = next((number for number, row in lines if len(row) != len(first)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: line {wrong} has not {len(first)} columns, as the first line {','.join(first)} has.")
+    headless = len(first) == 1 and is_number(first[0])
+    heading = [""] if headless else [name.strip() for name in first]
+    if len(set(heading)) < len(heading):
+        raise UserError(f"{path}: the first line {','.join(heading)} names a column twice.")
+    rows = [row for _, row in lines[not headless :]]
+    return {name: [row[place] for row in rows] for place, name in enumerate(heading)}
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a decimal number; `float` would take 1_0 for 10."""
+    return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*", text, re.ASCII) is not None

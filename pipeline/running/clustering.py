@@ -1,0 +1,173 @@
+"""Clusterings: TEMI's heads, trained in a run folder, and the clusters that need no training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from callbacks.schedule import EveryEpochs
+from callbacks.snapshots import Snapshots
+from callbacks.throughput import ImageProgressBar
+from callbacks.utilization import UtilizationRatio
+from datamodules.backbones.clip_text import embed_class_names
+from datamodules.embedding_datamodule import EmbeddingDataModule
+from datamodules.images.sources import ImageSource
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
+from datamodules.stream import split_batch
+from lightning_modules.clustering.clustering_settings import (
+    CLIPSettings,
+    KMeansSettings,
+    LabelsSettings,
+    RandomSettings,
+    TEMISettings,
+)
+from lightning_modules.clustering.kmeans import kmeans, random_groups
+from lightning_modules.clustering.zero_shot import zero_shot
+from lightning_modules.temi_module import TEMIModule
+from pipeline.pictures.chart import draw_png
+from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.curves import history_chart
+from pipeline.running.cluster_scores import cluster_summary
+from pipeline.running.condition import Condition
+from pipeline.running.fit import fit, hyperparameters
+from pipeline.running.run_folder import write_summary
+from pipeline.running.trainer_settings import TrainerSettings
+
+UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
+METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random clusters", "clip": "CLIP"}
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """One clustering of one data set.
+
+    Attributes:
+        condition: the settings that decide it.
+        source: the images.
+        folder: of the run.
+        map_images: images on the map of the embeddings; 0: no map.
+    """
+
+    condition: Condition
+    source: ImageSource
+    folder: Path
+    map_images: int
+
+    def temi_data(self, world_size: int) -> EmbeddingDataModule:
+        """The pairs that TEMI is trained on.
+
+        Raises:
+            UserError: there are no embeddings yet, or the batch does not fit the data set or the devices.
+        """
+        settings = self.condition.clustering
+        assert isinstance(settings, TEMISettings)
+        split_batch(settings.batch_size, world_size)
+        embeddings = self.condition.embeddings(self.source)
+        return EmbeddingDataModule(
+            embeddings,
+            self.condition.neighbours(embeddings),
+            batch_size=settings.batch_size,
+            num_neighbours=settings.num_neighbours,
+            seed=self.condition.seed,
+        )
+
+    def train_temi(self, data: EmbeddingDataModule, trainer: TrainerSettings, overwrite: bool = False) -> PseudoLabels:
+        """Train the heads, assign every image by the best teacher head, and write that head here and into the cache."""
+        settings, embeddings = self.condition.clustering, data.embeddings
+        assert isinstance(settings, TEMISettings)
+        torch.manual_seed(self.condition.seed)
+        module = TEMIModule(settings, data.dim, data.steps_per_epoch)
+        every_epochs = max(1, settings.max_epochs // UTILIZATION_LOOKS)
+        utilization = UtilizationRatio(data.evaluation_batches, self.thumbnails.gather, every_epochs)
+        fit(
+            trainer,
+            self.folder,
+            module,
+            data,
+            [
+                utilization,
+                Snapshots(self.folder / "snapshots", EveryEpochs(every_epochs)),
+                ImageProgressBar(settings.batch_size, module.max_steps * settings.batch_size, "TEMI", unit="pair"),
+            ],
+            max_steps=module.max_steps,
+            precision=settings.precision,
+            shown=hyperparameters(self.condition.dataset, self.condition.backbone, settings),
+            outcomes=("temi/utilization_ratio", "train/loss"),
+            log_every_steps=max(1, min(50, data.steps_per_epoch)),
+            overwrite=overwrite,
+        )
+        cluster_ids, confidence = (found.cpu() for found in module.predict(embeddings.standardised()))
+        head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
+        if module.global_rank == 0:
+            for file in (self.folder / "head.safetensors", self.condition.head_path(self.source)):
+                head.save(file, {"dataset": self.source.name})
+            y_name = "utilization ratio (clusters used / C)"
+            chart = history_chart("utilization", utilization.history, self.title, "epochs", y_name)
+            draw_png(chart, self.folder / "utilization.png")
+        return self._pseudo_labels(cluster_ids, settings.num_clusters, confidence)
+
+    def without_training(self) -> PseudoLabels:
+        """k-means, the given labels, random clusters, or CLIP's zero-shot classes."""
+        settings, source = self.condition.clustering, self.source
+        everyone = torch.ones(len(source))
+        if isinstance(settings, LabelsSettings):
+            assert source.labels is not None
+            names = source.class_names
+            num_clusters = len(names) if names else int(source.labels.max()) + 1
+            return self._pseudo_labels(source.labels, num_clusters, everyone, names)
+        if isinstance(settings, CLIPSettings):
+            names = self.condition.class_names(source)
+            images = self.condition.embeddings(source).values
+            texts = embed_class_names(self.condition.backbone, names, settings.prompt)
+            cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
+            return self._pseudo_labels(cluster_ids, len(names), confidence, names)
+        assert isinstance(settings, KMeansSettings)
+        if isinstance(settings, RandomSettings):
+            cluster_ids = random_groups(len(source), settings.num_clusters, self.condition.seed)
+            return self._pseudo_labels(cluster_ids, settings.num_clusters, everyone)
+        values = self.condition.embeddings(source).values
+        cluster_ids, confidence = kmeans(values, settings.num_clusters, self.condition.seed)
+        return self._pseudo_labels(cluster_ids, settings.num_clusters, confidence)
+
+    def write(self, labels: PseudoLabels) -> list[Path]:
+        """Pseudo-labels, pictures, whose paths it returns, and the summary into the folder; then into the cache.
+
+        What lies in the cache is taken for done, so nothing may be missing then.
+        """
+        source, condition = self.source, self.condition
+        labels.save(self.folder / "pseudo_labels.safetensors")
+        labels.save_csv(self.folder / "pseudo_labels.csv")
+        shown = map_of(condition.embeddings_if_there(source), Path(condition.cache_dir), self.map_images)
+        pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title)
+        path = condition.pseudo_labels_path(source)
+        write_summary(self.folder, "cluster", cluster_summary(labels, source, path), {"dataset": source.fingerprint})
+        labels.save(path)
+        return pictures
+
+    @property
+    def thumbnails(self) -> Any:
+        """The images as pictures show them."""
+        return thumbnails(self.source, self.condition.dataset.resolution, self.condition.dataset.channels)
+
+    @property
+    def title(self) -> str:
+        """What stands above the pictures: `digits, TEMI with β = 0.6, C = 40`."""
+        settings = self.condition.clustering
+        title = f"{self.source.name}, {METHODS[settings.method]}"
+        if isinstance(settings, TEMISettings):
+            beta = f" with β = {settings.beta}" if settings.objective == "temi" else ""  # the others have none
+            title = f"{self.source.name}, {settings.objective.upper()}{beta}"
+        return title if settings.num_clusters is None else f"{title}, C = {settings.num_clusters:,}"
+
+    def _pseudo_labels(
+        self, cluster_ids: Tensor, num_clusters: int, confidence: Tensor, names: list[str] | None = None
+    ) -> PseudoLabels:
+        """The artifact's content, with the description of what made it."""
+        source, condition = self.source, self.condition
+        method = condition.clustering.method
+        meta = {"made_from": condition.description(source), "method": method, **made_for(source)}
+        if names:
+            meta["cluster_names"] = names
+        return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)

@@ -1,0 +1,174 @@
+"""What a diffusion model is conditioned on, and all that decides it: images, backbone, clustering, seed.
+
+`embed`, `cluster`, `bound`, `train` and studies ask here for embeddings, neighbours and pseudo-labels, so that all of
+them mean the same files.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import backbone_identity
+from datamodules.backbones.clip_text import read_class_names
+from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
+from datamodules.embeddings.neighbours import make_neighbours
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.sources import ImageSource
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from lightning_modules.clustering.clustering_settings import (
+    TEMI_VERSION,
+    CLIPSettings,
+    ClusteringSettings,
+    KMeansSettings,
+    LabelsSettings,
+    TEMISettings,
+)
+from pipeline.settings.schemas import SharedSettings
+from storage.errors import UserError
+from storage.fingerprints import fingerprint
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The settings that decide a model's condition. Methods that need the images are given their `source`."""
+
+    dataset: DatasetSettings
+    backbone: BackboneSettings
+    clustering: ClusteringSettings
+    conditioning: str
+    assignments: str | None
+    seed: int
+    cache_dir: str
+
+    @classmethod
+    def of(cls, settings: SharedSettings) -> "Condition":
+        """The condition that a command's settings describe."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    @cached_property
+    def backbone_identity(self) -> dict[str, Any]:
+        """What tells the backbone from any other: its kind, its weights' digests, its processing."""
+        return backbone_identity(self.backbone, self.dataset.resolution, self.dataset.channels, self.cache_dir)
+
+    @property
+    def method(self) -> str:
+        """none, assignments, or the clustering's method: temi, kmeans, labels, random, clip."""
+        if self.conditioning == "none":
+            return "none"
+        return "assignments" if self.assignments is not None else self.clustering.method
+
+    def needs_no(self, stage: str) -> str | None:
+        """The setting for which `embed` or `cluster` has nothing to do; None where the stage is needed."""
+        if self.conditioning == "none":
+            return "conditioning=none"
+        if self.assignments is not None:
+            return f"assignments={self.assignments}"
+        if stage == "embed" and self.clustering.method in ("labels", "random"):
+            return f"clustering={self.clustering.method}"
+        return None
+
+    def embeddings(self, source: ImageSource) -> Embeddings:
+        """The cached embeddings of the images."""
+        return load_embeddings(source, self.backbone_identity, self.cache_dir)
+
+    def embeddings_if_there(self, source: ImageSource) -> Embeddings | None:
+        """The cached embeddings, for a picture that can do without; None where they are not there."""
+        if not has_embeddings(self.cache_dir, source):  # then don't ask for the backbone's weights, a download maybe
+            return None
+        try:
+            return self.embeddings(source)
+        except UserError:
+            return None
+
+    def neighbours(self, embeddings: Embeddings) -> Tensor:
+        """The nearest neighbours, int64 [N, k], that TEMI draws its pairs from: cached, or found now and kept there."""
+        assert isinstance(self.clustering, TEMISettings)
+        k, search = self.clustering.num_neighbours, self.clustering.neighbour_search
+        return make_neighbours(embeddings, k, self.cache_dir, search=search).indices
+
+    def class_names(self, source: ImageSource) -> list[str]:
+        """The class names that CLIP chooses from."""
+        assert isinstance(self.clustering, CLIPSettings)
+        return read_class_names(self.clustering.class_names, source.class_names)
+
+    def check(self, source: ImageSource) -> None:
+        """Refuse a clustering that these images or this backbone cannot serve.
+
+        Raises:
+            UserError: more clusters than images, labels asked for and absent, or a backbone without text for CLIP.
+        """
+        if isinstance(self.clustering, LabelsSettings):
+            if source.labels is None:
+                raise UserError(
+                    f"clustering=labels: the data set {source.name!r} has no labels. Say where they are with "
+                    "dataset.labels=folders or dataset.labels=FILE.csv, or set clustering=temi."
+                )
+        elif isinstance(self.clustering, CLIPSettings):
+            if self.backbone.output != "projected":
+                raise UserError(
+                    f"clustering=clip: backbone={self.backbone.name} shares no space with text. "
+                    "Set backbone=clip_vitl14 clustering=clip, for embed and cluster alike."
+                )
+            self.class_names(source)
+        elif self.clustering.num_clusters is not None and self.clustering.num_clusters > len(source):
+            fewer = max(2, len(source) // 20)
+            expected = f"{source.name!r} has {len(source)} images. Set clustering.num_clusters={fewer} or less"
+            self.clustering.refuse("num_clusters", expected)
+
+    def description(self, source: ImageSource) -> dict[str, Any]:
+        """All that decides the pseudo-labels: the backbone where one is used, the method, the seed."""
+        clustering = self.clustering
+        description: dict[str, Any] = {"method": clustering.method}
+        if not isinstance(clustering, LabelsSettings | CLIPSettings):
+            description["seed"] = self.seed
+        if isinstance(clustering, TEMISettings):
+            description |= {"clustering": clustering.identity(), "version": TEMI_VERSION}
+        elif isinstance(clustering, CLIPSettings):
+            description |= {"class_names": self.class_names(source), "prompt": clustering.prompt}
+        elif isinstance(clustering, KMeansSettings):  # random groups, too
+            description["num_clusters"] = clustering.num_clusters
+        if self.needs_no("embed") is None:
+            description["backbone"] = self.backbone_identity
+        return description
+
+    def pseudo_labels_path(self, source: ImageSource) -> Path:
+        """Where the pseudo-labels lie in the cache, or will lie."""
+        return pseudo_labels_path(self.cache_dir, source, self.description(source))
+
+    def head_path(self, source: ImageSource) -> Path:
+        """Where the clustering head that made the pseudo-labels lies in the cache; TEMI alone has one."""
+        path = self.pseudo_labels_path(source)
+        return path.with_name(f"{path.stem}-head.safetensors")
+
+    def pseudo_labels(self, source: ImageSource) -> PseudoLabels | None:
+        """The clusters to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`.
+
+        Raises:
+            UserError: the clusters cannot be had, or all images are in one.
+            MissingArtifactError: they have not been made yet.
+        """
+        if self.conditioning == "none":
+            return None
+        if self.assignments is None:
+            self.check(source)
+            return PseudoLabels.load(self.pseudo_labels_path(source))
+        labels = read_assignments(self.assignments, source)
+        if labels.num_used < 2:
+            raise UserError(
+                f"assignments={self.assignments}: all {len(source)} images are in one cluster. "
+                "Set conditioning=none to train without clusters."
+            )
+        return labels
+
+    def name(self, labels: PseudoLabels | None) -> str:
+        """`none`, `temi-40`, `assignments-100` …: for names of run folders and titles."""
+        return "none" if labels is None else f"{self.method}-{labels.num_clusters}"
+
+
+def pseudo_labels_fingerprint(labels: PseudoLabels) -> str:
+    """Changes with any image's cluster."""
+    return fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])

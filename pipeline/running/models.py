@@ -1,0 +1,125 @@
+"""The model that a training starts with: a fresh denoiser, or one that goes on from the weights of another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datamodules.image_datamodule import ImageDataModule
+from lightning_modules.diffusion.augment import AUGMENT_DIM
+from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.edm_module import EDMModule
+from lightning_modules.optimizer_settings import OptimizerSettings
+from lightning_modules.training_settings import TrainingSettings
+from pipeline.running.run_files import denoiser_file
+from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.settings.schemas import SharedSettings
+from storage.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The settings that decide a model."""
+
+    network: NetworkSettings
+    training: TrainingSettings
+    optimizer: OptimizerSettings
+    trainer: TrainerSettings
+    init_from: str | None
+    seed: int
+
+    @classmethod
+    def of(cls, settings: SharedSettings) -> "ModelSettings":
+        """Those of a command."""
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    def build(self, data: ImageDataModule, condition: str) -> EDMModule:
+        """The module to train on `data`; `condition` is what the data's clusters are called.
+
+        Raises:
+            UserError: the network does not fit the images, or `init_from` the network.
+        """
+        torch.manual_seed(self.seed)
+        try:
+            denoiser = build_denoiser(
+                self.network,
+                img_resolution=data.resolution,
+                img_channels=data.channels,
+                label_dim=data.num_classes,
+                augment_dim=AUGMENT_DIM,
+            )
+        except ValueError as error:
+            raise UserError(f"network: {error}") from error
+        denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
+        denoiser.meta = {
+            "dataset": data.source.name,
+            "conditioning": condition,
+            "num_clusters": 0 if data.pseudo_labels is None else data.pseudo_labels.num_clusters,
+            "label_dropout": self.training.label_dropout,
+            "channels_last": self.trainer.channels_last,
+        }
+        if self.init_from is not None:
+            start_from(denoiser, denoiser_file(self.init_from, "init_from"))
+        module = EDMModule(denoiser, self.training, self.optimizer, self.seed)
+        if self.trainer.channels_last:
+            module.denoiser.to(memory_format=torch.channels_last)
+            module.emas.to(memory_format=torch.channels_last)
+        if self.trainer.compile:
+            module.denoiser.compile()  # in place: names of weights, and so the snapshots, stay as they are
+        return module
+
+
+def start_from(denoiser: Denoiser, path: Path) -> None:
+    """Copy weights and objective from another denoiser.
+
+    Weights for the labels start anew where these stand for other clusters, those for augmentation where there was none.
+
+    Raises:
+        UserError: the file is no denoiser, or of another network.
+    """
+    other = Denoiser.from_pretrained(path)
+    own, given = denoiser.state_dict(), other.state_dict()
+    anew = ["map_augment"] if not other.augment_dim else []
+    if cluster_ids_of(denoiser) != cluster_ids_of(other):
+        anew.append("map_label")
+    own = {name: weight for name, weight in own.items() if not any(part in name for part in anew)}
+    fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+    missing = [name for name in own if name not in fitting]
+    if missing:
+        raise UserError(
+            f"init_from={path}: its network is another one ({other.settings} for {other.img_channels} channels of "
+            f"{other.img_resolution}×{other.img_resolution} pixels); {missing[0]} does not fit. "
+            "Choose the same network= and dataset.resolution=."
+        )
+    denoiser.load_state_dict(fitting, strict=False)
+    denoiser.objective = other.objective
+
+
+def cluster_ids_of(denoiser: Denoiser) -> list[int] | None:
+    """The cluster that each label stands for; None without labels."""
+    return None if denoiser.cluster_ids is None else denoiser.cluster_ids.tolist()
+
+
+def passes_of(training: TrainingSettings, world_size: int) -> int:
+    """The fewest passes that an optimizer step needs, each of at most `max_batch_per_device` images on each device.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+    batch_size = training.batch_size
+    if batch_size % world_size:
+        raise UserError(
+            f"training.batch_size={batch_size} cannot be shared by {world_size} devices. Set another trainer.devices, "
+            f"or training.batch_size={max(1, round(batch_size / world_size)) * world_size}."
+        )
+    share = batch_size // world_size
+    largest = min(share, training.max_batch_per_device or share)
+    passes = next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= largest)
+    if 4 * (share // passes) < largest:
+        nearest = -(-share // largest) * largest * world_size
+        raise UserError(
+            f"training.batch_size={batch_size}: {share} images on each device are no multiple of a number near "
+            f"training.max_batch_per_device={largest}. Set training.batch_size={nearest}."
+        )
+    return passes

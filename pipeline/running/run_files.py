@@ -1,0 +1,33 @@
+"""Files of earlier runs that a setting names, by themselves or by the folder of their run; needs no PyTorch."""
+
+from pathlib import Path
+
+from storage.errors import UserError
+
+DENOISER, HEAD = "denoiser.safetensors", "head.safetensors"
+MADE_BY = {
+    DENOISER: "a training run, such as runs/digits/train-temi-40/TIME; `make train` makes one",
+    HEAD: "a TEMI clustering, such as runs/digits/cluster-temi-40/TIME; `cedm cluster clustering=temi` makes one",
+}
+
+
+def file_of_run(setting: str, path: str | Path, name: str) -> Path:
+    """The file that `setting=path` means: itself, or the one of this name in the folder of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = Path(path) / name if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"{setting}={path}: there is no {file}. Give a {name} or the folder of {MADE_BY[name]}.")
+    return file
+
+
+def denoiser_file(path: str | Path, setting: str = "ckpt") -> Path:
+    """The denoiser that a setting names."""
+    return file_of_run(setting, path, DENOISER)
+
+
+def head_file(path: str | Path, setting: str = "head") -> Path:
+    """The clustering head that a setting names."""
+    return file_of_run(setting, path, HEAD)

@@ -1,0 +1,182 @@
+"""One diffusion training in its run folder: what it will cost, the training with its callbacks, the summary."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from callbacks.frechet import FrechetDistance
+from callbacks.sample_grid import SampleGrid
+from callbacks.schedule import EveryKimg
+from callbacks.snapshots import DenoiserFile, Snapshots
+from callbacks.throughput import ImageProgressBar, Throughput
+from datamodules.backbones.backbones import frechet_name
+from datamodules.image_datamodule import ImageBatch, ImageDataModule
+from lightning_modules.edm_module import EDMModule
+from pipeline.evaluation.evaluation_settings import EvaluationSettings
+from pipeline.evaluation.reference import Extractors
+from pipeline.evaluation.sampling import Sampler
+from pipeline.pictures.chart import draw_png
+from pipeline.pictures.curves import history_chart
+from pipeline.running.cost import measure_cost
+from pipeline.running.fit import fit
+from pipeline.running.processes import Machine
+from pipeline.running.trainer_settings import TrainerSettings
+
+LARGEST_IN_PIXELS = 64
+
+
+@dataclass
+class Training:
+    """A module, its data and what is watched while it trains.
+
+    Attributes:
+        condition: what its clusters are called, such as `temi-40`, or none.
+        shown: settings for TensorBoard's table of hyper-parameters.
+    """
+
+    module: EDMModule
+    data: ImageDataModule
+    sampler: Sampler
+    extractors: Extractors
+    evaluation: EvaluationSettings
+    trainer: TrainerSettings
+    machine: Machine
+    folder: Path
+    condition: str
+    shown: dict[str, Any]
+
+    def run(self, overwrite: bool) -> dict[str, Any]:
+        """Train to the end, or on from the newest snapshot; what the summary says."""
+        self.data.setup()
+        if self.machine.rank == 0:
+            self.announce()
+        distance = self.distance()
+        trainer = fit(
+            self.trainer,
+            self.folder,
+            self.module,
+            self.data,
+            [*self.callbacks(), *([distance] if distance else []), *self.savers()],
+            max_steps=self.total_images // self.data.batch_size,
+            precision=self.trainer.precision,
+            shown=self.shown,
+            outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
+            accumulate=self.data.accumulate,
+            log_every_steps=max(1, round(self.evaluation.log_every_kimg * 1000 / self.data.batch_size)),
+            overwrite=overwrite,
+            afterwards=lambda trainer: self.finish(trainer, distance),
+        )
+        return self.results(distance) if trainer.is_global_zero else {}
+
+    @property
+    def total_images(self) -> int:
+        """Images of the whole training: whole batches, at least one."""
+        batch_size = self.data.batch_size
+        return batch_size * max(1, round(self.module.settings.duration_kimg * 1000 / batch_size))
+
+    def announce(self) -> None:
+        """Say what will be trained, on what, and what it will cost, before it starts."""
+        data, machine, store = self.data, self.machine, self.data.store
+        assert store is not None
+        denoiser = self.module.denoiser
+        parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
+        labels = f"{data.num_classes} clusters" if data.num_classes else "no condition"
+        if not any(getattr(part, "num_heads", 0) for part in denoiser.modules()):
+            labels += ", no attention"
+        share = data.batch_size // machine.world_size // data.accumulate
+        print(
+            f"data        {store.description}\n"
+            f"network     {denoiser.settings.architecture}, {parameters:.2f} M parameters, {labels}\n"
+            f"batch       {data.batch_size} = {machine} × {share} images "
+            f"× {data.accumulate} accumulated, {self.trainer.precision}"
+        )
+        if data.resolution > LARGEST_IN_PIXELS:
+            print(
+                f"Warning: EDM in pixels is meant for images of up to {LARGEST_IN_PIXELS}×{LARGEST_IN_PIXELS}; at "
+                f"{data.resolution}×{data.resolution} its noise levels are too low and a step costs "
+                f"{(data.resolution / LARGEST_IN_PIXELS) ** 2:.0f} times as much. "
+                f"Set dataset.resolution={LARGEST_IN_PIXELS}."
+            )
+        batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
+        precision = self.trainer.precision
+        cost = measure_cost(self.module, batch, machine.device, machine.world_size, self.total_images, precision)
+        print(f"cost        {cost}")
+        if cost.warning:
+            print(cost.warning)
+
+    def callbacks(self) -> list[Callback]:
+        """What is watched, but for the distance."""
+        data, evaluation = self.data, self.evaluation
+        grids = self.folder / "grids"
+        return [
+            ImageProgressBar(data.batch_size // data.accumulate, self.total_images, "EDM"),
+            Throughput(evaluation.log_every_kimg),
+            SampleGrid(self.sampler, grids, evaluation.grid_every_kimg, batch_size=evaluation.batch_size),
+        ]
+
+    def distance(self) -> FrechetDistance | None:
+        """What measures the Fréchet distance; None for `evaluation.backbone=null`."""
+        evaluation, data = self.evaluation, self.data
+        if evaluation.backbone is None:
+            return None
+        assert data.store is not None
+        store = data.store
+        say = print if self.machine.rank == 0 else lambda _: None
+        extractor = self.extractors.build_or_own(evaluation.backbone, say)
+        reference = self.extractors.reference(
+            data.source, lambda: store, [extractor], (), evaluation.batch_size, self.machine.device
+        )
+        sampling = {
+            "steps": self.sampler.settings.num_steps(data.resolution),
+            "sampler": self.sampler.protocol,
+            "labels": "drawn from the clusters' frequencies" if data.num_classes else "none",
+        }
+        return FrechetDistance(
+            frechet_name(extractor.name),
+            extractor,
+            reference[extractor.name].statistics,
+            self.sampler,
+            evaluation.every_kimg,
+            evaluation.num_images,
+            evaluation.batch_size,
+            sampling,
+        )
+
+    def savers(self) -> list[Callback]:
+        """What writes the model and the snapshots: last, so that a snapshot holds what the others have seen."""
+        every, keep = self.evaluation.snapshot_every_kimg, self.evaluation.keep_snapshots
+        return [self.model_file, Snapshots(self.folder / "snapshots", EveryKimg(every), keep)]
+
+    @property
+    def model_file(self) -> DenoiserFile:
+        """What writes the model into the run folder."""
+        meta = {"sampler": self.sampler.settings.identity()}
+        return DenoiserFile(self.folder / "denoiser.safetensors", self.evaluation.snapshot_every_kimg, meta)
+
+    def finish(self, trainer: Trainer, distance: FrechetDistance | None) -> None:
+        """What the last step leaves to do, where it was stopped before that or a file was lost since."""
+        if distance is not None:
+            distance.measure_if_missing(trainer, self.module)
+        if trainer.is_global_zero and not self.model_file.is_whole():
+            self.model_file.write(self.module)
+
+    def results(self, distance: FrechetDistance | None) -> dict[str, Any]:
+        """What the summary says; the curve of distances is drawn."""
+        found: dict[str, Any] = {
+            "nimg": self.total_images,
+            "loss": float(self.module.recent_loss),
+            "denoiser": str(self.folder / "denoiser.safetensors"),
+            "batch_size": self.data.batch_size,
+            "parameters": sum(p.numel() for p in self.module.denoiser.parameters()),
+        }
+        if distance is not None and distance.history:
+            title = f"{self.data.source.name}, {self.condition}: {distance.num_images:,} generated images"
+            y_name = f"Fréchet distance ({distance.name})"
+            draw_png(
+                history_chart("distance", distance.history, title, "kimg seen", y_name), self.folder / "distance.png"
+            )
+            found[distance.name] = distance.history[-1][1]
+            found["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
+        return found

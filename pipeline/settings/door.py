@@ -1,0 +1,262 @@
+"""Where a command line comes in: words to typed settings, mistakes to one message, a sweep to runs."""
+
+import functools
+import importlib
+import os
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from callbacks.stop_request import stop_at_once
+from pipeline.settings.commands import maker_of, module_name
+from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settings
+from pipeline.settings.help import help_text
+from pipeline.settings.hints import explain_word
+from pipeline.settings.words import key_of, readable
+from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
+from storage.files import remove_abandoned
+
+SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
+MAKE_INPUTS = "CEDM_MAKE_INPUTS"  # set for what a run of a sweep starts: make what is missing, instead of telling how
+# Settings by which Hydra would import and call what they name, before anything here could look at it.
+NAMES_CODE = re.compile(
+    r"""(?:^|[\s.,{"'+~])_target_["']?\s*[=:]"""  # as a key, wherever it stands
+    r"|^[+~]*hydra\.(?:job_logging|hydra_logging|callbacks)\b"
+    r"|^[+~]*hydra\.(?:launcher|sweeper)\b.*\$"
+    r"|^[+~]*hydra=\s*{"
+)
+
+
+class OwnProcessNeeded(Exception):  # noqa: N818, as nothing is wrong
+    """A run of a sweep (`-m`) on several devices: Lightning would start its other processes as the whole sweep."""
+
+
+def run_command(name: str, words: Sequence[str]) -> int:
+    """Run a command as if it had been typed, in this process; its exit code.
+
+    A user's mistake is one message on stderr and exit code 2. Anything else is a fault of the program, and raised.
+    """
+    typed = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
+    try:
+        refuse_words(words)
+        if {"-h", "--help"} & set(words):
+            print(help_text(name, compose_config(name, [word for word in words if not word.startswith("-")])))
+            return 0
+        sys.argv = [typed[0], *readable(words)]  # what Hydra reads
+        with sweep_failures() as failures:
+            codes: list[int] = []
+            task = functools.partial(run_task, name, [typed[0], name, *words], codes)
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=module_name(name))(task)()
+            return report_sweep(failures) or max(codes, default=0)
+    except (HydraException, OmegaConfBaseException) as error:
+        GlobalHydra.instance().clear()
+        known = [*config_groups(), *(key for key, _ in leaves(compose_config(name, [])))]
+        return tell(explain_word(error, name, known))
+    except UserError as error:
+        return tell(str(error))
+    except KeyboardInterrupt:
+        return tell("interrupted", code=130)
+    finally:
+        sys.argv = typed
+
+
+def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> Any:
+    """One run: check the settings, run the command, tell of a mistake; what the command returns, for a sweeper."""
+    sys.argv = argv  # a launcher of Lightning's starts further processes with it
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    code = 1
+    try:
+        with told_in_words() as outcome:
+            settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
+            settings.check_files()
+            remove_abandoned(settings.cache_dir)
+            command = load_command(name)
+            with stop_at_once():
+                return with_inputs(functools.partial(command, settings), make=sweep or MAKE_INPUTS in os.environ)
+        code = outcome[0]
+    except OwnProcessNeeded:
+        code = run_alone(name)
+    except Exception:
+        if not sweep:
+            raise
+        traceback.print_exc()  # the other runs go on
+    codes.append(code)
+    if sweep and code:
+        with Path(os.environ[SWEEP_FAILURES]).open("a") as file:
+            file.write(f"{code} {shlex.join(typed_words())}\n")
+    return None
+
+
+def load_command(name: str) -> Callable[[Any], Any]:
+    """The function of a command; its module, and all that it imports, is loaded now and not before."""
+    function = getattr(importlib.import_module(f"pipeline.commands.{module_name(name)}"), module_name(name))
+    if "torch" in sys.modules:  # 32-true is float32 in convolutions too, which GPUs round to ten bits by default
+        sys.modules["torch"].backends.cudnn.allow_tf32 = False
+    return function
+
+
+@contextmanager
+def told_in_words() -> Iterator[list[int]]:
+    """Print one message for what a user or the machine did wrong in the block; the list holds the exit code then."""
+    outcome = [0]
+    try:
+        yield outcome
+    except ArtifactError as error:
+        outcome[0] = tell(f"{error}{how_to_make(error)}")
+    except UserError as error:
+        outcome[0] = tell(str(error))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        problem = f"{error.filename}: {error.strerror}. Set another run_dir= or cache_dir= that can be written to."
+        outcome[0] = tell(problem)
+    except (OSError, RuntimeError, ValueError, sqlite3.OperationalError) as error:
+        if isinstance(error, BrokenPipeError) or not disk_is_full(error):
+            raise
+        outcome[0] = tell(
+            f"the disk is full ({error}). Free some room, or set another run_dir= or cache_dir=; what was written "
+            "before is whole. Run the same command again to continue."
+        )
+
+
+def tell(message: str, code: int = 2) -> int:
+    """Print one clear message; the exit code that goes with it."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def how_to_make(error: ArtifactError) -> str:
+    """The command that makes a missing or damaged artifact, with the settings that were typed."""
+    maker = maker_of(error.kind)
+    return "" if maker is None else f" Make it with: {typed_command(maker)}"
+
+
+def with_inputs(run: Callable[[], Any], make: bool) -> Any:
+    """What `run` returns. With `make`, an artifact that it lacks is made first, by the command that makes it."""
+    while True:
+        try:
+            return run()
+        except MissingArtifactError as error:
+            maker = maker_of(error.kind)
+            if not make or maker is None or error.path.exists():
+                raise
+            code = start(maker, understood(maker, tuple(typed_words())), {MAKE_INPUTS: "1"})
+            if code or not error.path.exists():
+                raise UserError(f"{error} `cedm {maker}` could not make it: see above.") from error
+
+
+def run_alone(name: str) -> int:
+    """Run the current run of a sweep in a process of its own, which may start others; its exit code."""
+    return start(name, typed_words(), {})
+
+
+def start(name: str, words: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command in a process of its own to its end; its exit code."""
+    command = [sys.executable, "-m", "pipeline", name, *words]
+    with subprocess.Popen(command, env=os.environ | environment) as process:
+        try:
+            return process.wait()
+        except SystemExit:  # SIGTERM came; the run stops in its own way
+            process.terminate()
+            process.wait()
+            raise
+
+
+@contextmanager
+def sweep_failures() -> Iterator[Path]:
+    """The file that the failing runs of a sweep write to, from whichever process a launcher runs them in."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get(SWEEP_FAILURES)
+        os.environ[SWEEP_FAILURES] = str(Path(folder) / "failures")
+        try:
+            yield Path(folder) / "failures"
+        finally:
+            os.environ.pop(SWEEP_FAILURES)
+            if before is not None:
+                os.environ[SWEEP_FAILURES] = before
+
+
+def report_sweep(failures: Path) -> int:
+    """List the runs of a sweep that failed; the exit code, 0 where none did."""
+    if not failures.exists():
+        return 0
+    lines = [line.split(" ", 1) for line in failures.read_text().splitlines()]
+    listed = "\n".join(f"  exit code {code}: {words}" for code, words in lines)
+    return tell(f"{len(lines)} {'run' if len(lines) == 1 else 'runs'} of the sweep failed:\n{listed}", code=1)
+
+
+def refuse_words(words: Sequence[str]) -> None:
+    """Raise a `UserError` for words that would run code or delete a setting."""
+    for typed in filter(NAMES_CODE.search, words):
+        raise UserError(f"{typed}: _target_ is not allowed: settings may not name code to run.")
+    for typed in words:
+        if typed.startswith("~"):
+            raise UserError(f"{typed}: a setting can't be deleted with ~; use key=null.")
+
+
+def leave_at_once(error: BaseException) -> NoReturn:
+    """End this process without the clean-up at exit, where Lightning leaves NCCL's process group.
+
+    That waits for the other ranks, which may be waiting for this one: none would end.
+    """
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    code = error.code if isinstance(error, SystemExit) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def typed_words() -> list[str]:
+    """The settings that the user typed for the running command; none where no command runs."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def chosen_option(group: str) -> str:
+    """The option of a config group that the running command was given: `granularity` of `study=granularity`."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def program() -> str:
+    """`cedm` as the user can type it here: the environment's own where it is not on the path."""
+    return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
+
+
+def typed_command(name: str) -> str:
+    """Command `name` with those settings of the running one that it knows, to be typed next or before."""
+    typed = (word for word in typed_words() if key_of(word) not in ("run_dir", "overwrite"))
+    return shlex.join([program(), name, *understood(name, tuple(typed))])
+
+
+@functools.cache
+def understood(name: str, words: tuple[str, ...]) -> list[str]:
+    """The words whose setting or group of options command `name` has."""
+    if not words:
+        return []
+    groups = set(compose_config(name, []).hydra.runtime.choices)
+    # The options decide which settings there are: clustering=kmeans has no clustering.beta.
+    cfg = compose_config(name, [word for word in words if key_of(word) in groups and word[0] != "+"])
+    keys = [key.split(".") for key, _ in leaves(cfg)]
+    known = groups | {".".join(parts[:depth]) for parts in keys for depth in range(1, len(parts) + 1)}
+    return [word for word in words if key_of(word) in known]
+
+
+def config_groups() -> list[str]:
+    """The folders of options below `configs`."""
+    return [path.name for path in CONFIGS.iterdir() if path.is_dir()]

@@ -1,0 +1,77 @@
+"""`cedm COMMAND --help`: every setting of a command with its value, meaning and range."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.settings.commands import COMMANDS
+from pipeline.settings.compose import CONFIGS, spelled
+from pipeline.settings.schemas import schema_of
+from storage.settings import About
+
+VALUE_WIDTH = 44
+
+
+def usage() -> str:
+    """The list of commands, as `cedm --help` shows it."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items())
+    return f"usage: cedm COMMAND key=value …\n\n{lines}\n\n`cedm COMMAND --help` explains a command's settings."
+
+
+def help_text(name: str, cfg: DictConfig) -> str:
+    """The settings of a command as composed from what was typed beside `--help`."""
+    choices = cfg.hydra.runtime.choices
+    groups = [path.name for path in sorted(CONFIGS.iterdir()) if path.is_dir() and path.name in choices]
+    chosen = {group: sorted(option.stem for option in (CONFIGS / group).glob("*.yaml")) for group in groups}
+    lines = [
+        f"cedm {name}: {COMMANDS[name].purpose}",
+        "",
+        f"usage: cedm {name} key=value …",
+        "Lists are written as [3,17]. A group is chosen by its name, as in dataset=cifar100, and brings its settings",
+        "along: add the choice to --help to see them. -m runs a command for several values: seed=1,2.",
+        "",
+        "groups",
+        *(
+            f"  {f'{group}={spelled(choices[group])}':<{VALUE_WIDTH}} {', '.join(options)}"
+            for group, options in chosen.items()
+        ),
+        "",
+        "settings",
+        *describe(cfg, abouts(schema_of(COMMANDS[name].schema, cfg))),
+    ]
+    return "\n".join(lines)
+
+
+def describe(cfg: DictConfig, known: Mapping[str, About]) -> Iterator[str]:
+    """A line for each setting, the command's own first, then group by group."""
+    container = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(container, dict)
+    own = {key: value for key, value in container.items() if not isinstance(value, dict)}
+    yield from lines_of(own, "", known)
+    for group, values in container.items():
+        if isinstance(values, dict) and group != "hydra":
+            yield ""
+            yield from lines_of(values, f"{group!s}.", known)
+
+
+def lines_of(values: Mapping[Any, Any], prefix: str, known: Mapping[str, About]) -> Iterator[str]:
+    for leaf, value in values.items():
+        about = known.get(f"{prefix}{leaf}")
+        text = "" if about is None else about.meaning
+        if about is not None and about.expects():
+            text += f"; {about.expects()}"
+        yield f"  {f'{prefix}{leaf}={spelled(value)}':<{VALUE_WIDTH}} {text}".rstrip()
+
+
+def abouts(schema: DictConfig) -> dict[str, About]:
+    """What is known of each setting, by its dotted key."""
+    known: dict[str, About] = {}
+    for prefix, node in [("", schema), *((f"{key!s}.", schema._get_node(key)) for key in schema)]:
+        cls = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        if cls is None or not hasattr(cls, "__dataclass_fields__"):
+            continue
+        known |= {f"{prefix}{own.name}": own.metadata["about"] for own in fields(cls) if "about" in own.metadata}
+    return known

@@ -1,0 +1,115 @@
+"""`make TARGET VARIABLE=…`: from make's variables to command lines of `cedm`.
+
+The Makefile exports each variable that was set as `CEDM_NAME`, so that no shell reads the values: a path arrives as it
+was typed, whatever it holds. `ARGS` alone is split into words, as a shell quotes them.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.settings.door import start
+from pipeline.settings.words import key_of, word
+from storage.errors import UserError
+
+SETTINGS = {
+    "BACKBONE": "backbone",
+    "CLUSTERING": "clustering",
+    "CLUSTERS": "clustering.num_clusters",
+    "CONDITIONING": "conditioning",
+    "DEVICES": "trainer.devices",
+    "ACCELERATOR": "trainer.accelerator",
+}
+STAGES = {"train": ("embed", "cluster", "train"), "diffusion": ("train",), "auto": ("study",)}
+OF_THE_LAST_STAGE = ("run_dir", "overwrite")  # a run folder is one command's
+DEFAULT_DATASET = "digits"
+
+
+def command_lines(target: str, variables: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """The commands of a target, in order, each with its words.
+
+    Raises:
+        UserError: `ARGS` ends within a quotation, or there is no model or study that the target is about.
+    """
+    stages = STAGES.get(target, (target,))
+    words = list(target_words(target, variables))
+    for stage in stages:
+        last = stage == stages[-1]
+        yield stage, [word for word in words if last or key_of(word) not in OF_THE_LAST_STAGE]
+
+
+def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
+    """The words behind a target's commands."""
+    if target in ("generate", "evaluate"):
+        model = variables.get("CKPT") or newest(runs_in(variables), "train-*/*/denoiser.safetensors", target, "CKPT")
+        yield word("ckpt" if target == "generate" else "generated", model)
+    if target == "report":
+        run = variables.get("RUN") or newest(runs_in(variables, any_data=True), "study-*/*/summary.json", target, "RUN")
+        yield word("run", Path(run).parent if run.endswith("summary.json") else run)
+    if target in ("study", "auto"):
+        yield "study=auto" if target == "auto" else f"study={variables.get('STUDY') or 'granularity'}"
+    if target not in ("generate", "report"):
+        yield f"dataset={dataset_of(variables)}"
+        if variables.get("DATA"):
+            yield word("dataset.path", variables["DATA"])
+    for name, key in SETTINGS.items():
+        known = target not in ("generate", "report") or (target == "generate" and name == "ACCELERATOR")
+        if known and variables.get(name):
+            yield f"{key}={variables[name]}"
+    try:
+        yield from shlex.split(variables.get("ARGS", ""))
+    except ValueError as error:
+        raise UserError(
+            f"ARGS={variables['ARGS']}: {error}. Close the quotation, or put a backslash before it."
+        ) from error
+
+
+def dataset_of(variables: Mapping[str, str]) -> str:
+    """`DATASET` where it was set, else what `DATA` is: folder, zip, npy or hf; without either, the digits."""
+    data = variables.get("DATA", "")
+    if variables.get("DATASET") or not data:
+        return variables.get("DATASET") or DEFAULT_DATASET
+    path = Path(data).expanduser()
+    if path.suffix.lower() in (".zip", ".npy", ".npz"):
+        return "zip" if path.suffix.lower() == ".zip" else "npy"
+    saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    on_the_hub = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
+    return "hf" if saved or on_the_hub or any(path.glob("*.parquet")) else "folder"
+
+
+def runs_in(variables: Mapping[str, str], any_data: bool = False) -> list[Path]:
+    """The folders of a data set's runs; of every one's with `any_data`, where none was named."""
+    if any_data and not variables.get("DATASET"):
+        return [path for path in Path("runs").glob("*") if path.is_dir()]
+    return [Path("runs") / (variables.get("DATASET") or DEFAULT_DATASET)]
+
+
+def newest(folders: Sequence[Path], pattern: str, target: str, variable: str) -> str:
+    """The newest file of a pattern below the folders."""
+    found = [path for folder in folders for path in folder.glob(pattern)]
+    if not found:
+        what, maker = ("study", "make study") if variable == "RUN" else ("model", "make train")
+        raise UserError(
+            f"no {what} in {' or '.join(map(str, folders)) or 'runs'}. Run {maker}, or make {target} {variable}=FOLDER."
+        )
+    return str(max(found, key=lambda path: path.stat().st_mtime))
+
+
+def main() -> None:
+    """Run the commands of the target that was named; the first that fails ends it."""
+    variables = {name.removeprefix("CEDM_"): value for name, value in os.environ.items() if name.startswith("CEDM_")}
+    try:
+        *before, (last, words) = command_lines(sys.argv[1], variables)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    for name, own in before:
+        if code := start(name, own, {}):
+            sys.exit(code)
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline", last, *words])
+
+
+if __name__ == "__main__":
+    main()

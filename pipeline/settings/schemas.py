@@ -1,0 +1,161 @@
+"""The typed settings of every command: the config groups, each of which its own room describes, and the keys beside."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.embeddings.embedding_settings import EmbeddingSettings
+from datamodules.images.dataset_settings import DatasetSettings
+from lightning_modules.clustering.bound_settings import BoundSettings
+from lightning_modules.clustering.clustering_settings import METHODS, ClusteringSettings
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.sampler_settings import SamplerSettings
+from lightning_modules.optimizer_settings import OptimizerSettings
+from lightning_modules.training_settings import TrainingSettings
+from pipeline.evaluation.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.evaluation_settings import EvaluationSettings
+from pipeline.evaluation.generate_settings import GenerateSettings
+from pipeline.running.run_files import denoiser_file, head_file
+from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.studies.study_settings import StudySettings
+from storage.settings import REQUIRED, Settings, setting
+
+
+@dataclass(frozen=True)
+class SharedSettings(Settings):
+    """What every command knows (`configs/base.yaml`)."""
+
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    clustering: ClusteringSettings = field(default_factory=ClusteringSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    conditioning: str = setting(
+        "clusters", "train on the pseudo-labels, or without any condition", choices=("clusters", "none")
+    )
+    assignments: str | None = setting(
+        None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True
+    )
+    init_from: str | None = setting(
+        None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
+    )
+    seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
+    cache_dir: str = setting(
+        "cache", "embeddings, neighbours, pseudo-labels, reference statistics; safe to delete", path=True
+    )
+    map_images: int = setting(2000, "images on the 2-D map of the embeddings, a random sample; 0: no map", low=0)
+    run_dir: str | None = setting(
+        None, "null: runs/<dataset>/<what>/<time>, or the unfinished run of these settings", path=True
+    )
+    overwrite: bool = setting(False, "start afresh; what was there is kept aside")
+
+    def check_files(self) -> None:
+        """Look for the files that settings name: when the command starts, and not when it is planned.
+
+        Raises:
+            UserError: one is not there.
+        """
+        if self.init_from is not None:
+            denoiser_file(self.init_from, "init_from")
+
+
+@dataclass(frozen=True)
+class ScoreSettings(SharedSettings):
+    """`configs/score.yaml`."""
+
+    assignments: str = setting(
+        REQUIRED, "FILE[::key]; without a key, all clusterings that the file holds are scored", path=True
+    )
+    labels: str | None = setting(
+        None, "FILE[::key]; null: labels.* in the same file, else the labels of the data set", path=True
+    )
+    num_clusters: int | None = setting(
+        None, "C; null: from a key that ends in clusters<C>, else the highest id + 1", low=1, high=10**7
+    )
+    embeddings: str | None = setting(
+        None, "FILE[::key], [N, D], for the map; null: those in the cache, if any", path=True
+    )
+
+
+@dataclass(frozen=True)
+class AssignSettings(SharedSettings):
+    """`configs/assign.yaml`."""
+
+    head: str = setting(REQUIRED, "head.safetensors, or the folder of a clustering run", path=True)
+
+    def check_files(self) -> None:
+        super().check_files()
+        head_file(self.head)
+
+
+@dataclass(frozen=True)
+class BoundCommandSettings(SharedSettings):
+    """`configs/bound.yaml`."""
+
+    bound: BoundSettings = field(default_factory=BoundSettings)
+
+
+@dataclass(frozen=True)
+class GenerateCommandSettings(SharedSettings, GenerateSettings):
+    """`configs/generate.yaml`."""
+
+    def check_files(self) -> None:
+        super().check_files()
+        denoiser_file(self.ckpt)
+        if self.head is not None:
+            head_file(self.head)
+
+
+@dataclass(frozen=True)
+class EvaluateCommandSettings(SharedSettings, EvaluateSettings):
+    """`configs/evaluate.yaml`."""
+
+
+@dataclass(frozen=True)
+class StudyCommandSettings(SharedSettings):
+    """`configs/study.yaml`."""
+
+    study: StudySettings = field(default_factory=StudySettings)
+    bound: BoundSettings = field(default_factory=BoundSettings)
+
+
+@dataclass(frozen=True)
+class ReportSettings(SharedSettings):
+    """`configs/report.yaml`."""
+
+    run: str = setting(REQUIRED, "folder of a study, or of any other run", path=True)
+    file: str | None = setting(None, "the page; null: report.html in that folder", path=True)
+
+
+@dataclass(frozen=True)
+class ImportEDMSettings(SharedSettings):
+    """`configs/import_edm.yaml`."""
+
+    pickle: str = setting(REQUIRED, "the .pkl file", path=True)
+
+
+def schema_of(cls: type[SharedSettings], cfg: DictConfig) -> DictConfig:
+    """The structure that a composed configuration has to fit: `clustering` has the settings of its method."""
+    schema = OmegaConf.structured(cls)
+    _unlock(schema)
+    method: Any = OmegaConf.select(cfg, "clustering.method")
+    if method in METHODS:
+        schema.clustering = METHODS[method]
+        _unlock(schema.clustering)
+    return schema
+
+
+def _unlock(node: DictConfig) -> None:
+    """Frozen dataclasses give read-only nodes, which nothing could be merged into."""
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _unlock(child)
