@@ -1,1 +1,0 @@
-"""What is watched while the two phases train; one callback per file."""

@@ -70,7 +70,7 @@ class FrechetDistance(Callback):
         if trainer.strategy.broadcast(own) != own:
             raise UserError(
                 f"rank {trainer.global_rank} measures {self.name}, but rank 0 has another feature extractor. "
-                "Place the extractor's weights where every rank can read them, or type evaluation.backbone=pixels."
+                "Place the extractor's weights where every rank can read them, or set evaluation.backbone=pixels."
             )
 
     def on_train_batch_end(
@@ -160,7 +160,7 @@ class FrechetDistance(Callback):
         if before != (self.name, fingerprint(self.extractor.identity)):
             raise UserError(
                 f"up to this snapshot the run measured {before[0]} with other weights or another extractor than the "
-                f"{self.name} of now; one curve can't hold both. Place the weights as they were, or type "
+                f"{self.name} of now; one curve can't hold both. Place the weights as they were, or set "
                 "evaluation.backbone= for what was measured, or overwrite=true to start afresh."
             )
         self.history = [(float(kimg), float(distance)) for kimg, distance in state_dict["history"]]

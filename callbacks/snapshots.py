@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from callbacks.lightning_internals import set_passes
 from callbacks.schedule import EveryKimg, Schedule, ends_step
 from callbacks.stop_request import Stopped
 from callbacks.stopping import ask_all
@@ -67,12 +68,7 @@ class Snapshots(Checkpoint):
                 f"Note: {before} processes trained up to here, {trainer.world_size} go on: on the same images and "
                 "noise, but with other rounding, so not to the same bytes."
             )
-        passes = checkpoint["global_step"] * trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["current"], progress["total"]):
-            counts.update(ready=passes, started=passes, processed=passes, completed=passes)
-        # Lightning counts this step after the hook in which the snapshot is written: curves would lag behind by one.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+        set_passes(checkpoint, checkpoint["global_step"] * trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["world_size"] = trainer.world_size
@@ -180,5 +176,5 @@ def check_finite(module: LightningModule) -> None:
     if broken:
         raise UserError(
             f"the weights are not finite after step {module.global_step} ({broken[0]}), though the loss was: nothing "
-            "is written, and the last snapshot is good. Type a lower learning rate, or trainer.precision=32-true."
+            "is written, and the last snapshot is good. Set a lower learning rate, or trainer.precision=32-true."
         )

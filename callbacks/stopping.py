@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from callbacks.lightning_internals import is_under_slurm, leave_signals_alone
 from callbacks.stop_request import Stopped, request
 
 
@@ -26,12 +26,9 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
     Under SLURM the signal that announces the end of the time limit (`#SBATCH --signal=SIGUSR1@120`) is noted too, and
     the job is then queued again, as Lightning does it.
     """
-    connector = trainer._signal_connector
-    connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    # Nor need it ask rank 0 before each pass whether they were called, which makes a GPU wait for the processor.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    leave_signals_alone(trainer)
     numbers: list[int] = [signal.SIGTERM]
-    if isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+    if is_under_slurm(trainer):
         numbers.append(signal.SIGUSR1)
     before = {number: signal.signal(number, request.receive) for number in numbers}
     request.deferred = True

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from callbacks.lightning_internals import passes_done
 from callbacks.schedule import EveryKimg
 from lightning_modules.edm_module import EDMModule
 
@@ -81,7 +82,7 @@ class ImageProgressBar(TQDMProgressBar):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_idx + 1 if trainer.global_step else 0
+        done = passes_done(trainer) if trainer.global_step else 0
         self.train_progress_bar.initial = done * self.images_per_pass
         self.train_progress_bar.reset(total=self.total)
         self.train_progress_bar.n = self.train_progress_bar.initial

@@ -122,7 +122,7 @@ class EDMModule(LightningModule):
             labels = F.one_hot(batch.labels, self.denoiser.label_dim).to(images.dtype)  # [b, C]
             draws = uniform(seed, Stream.LABEL_DROPOUT, positions, ())
             labels = drop_labels(labels, draws, self.settings.label_dropout)
-        return self.objective(self.denoiser, images, sigma, noise, labels, augment_labels)
+        return self.objective(self.denoiser, images, sigma, noise, labels, augment_labels).sum(dim=(1, 2, 3))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings

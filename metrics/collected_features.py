@@ -1,4 +1,4 @@
-"""The features themselves, and the base of the metrics that need every one of them, not only their sums."""
+"""The features themselves, for the metrics that need every one of them, not only their sums."""
 
 from typing import Any
 

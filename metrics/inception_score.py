@@ -1,32 +1,12 @@
 """Inception score (arXiv 1606.03498)."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.collected_features import CollectedFeatures
 from metrics.kernel import MeanAndStd
-
-
-class InceptionScore(CollectedFeatures):
-    """Inception score of the class logits added so far; see `inception_score`.
-
-    Args:
-        num_classes: width of the logits.
-        num_splits: parts that the images are divided into.
-        seed: of the shuffle before.
-    """
-
-    def __init__(self, num_classes: int = 1008, num_splits: int = 10, seed: int = 2020, **kwargs: Any) -> None:
-        super().__init__(num_features=num_classes, **kwargs)
-        self.num_splits = num_splits
-        self.seed = seed
-
-    def compute(self) -> MeanAndStd:
-        return inception_score(self.collected(), self.num_splits, self.seed)
 
 
 def inception_score(logits: Tensor, num_splits: int = 10, seed: int = 2020) -> MeanAndStd:

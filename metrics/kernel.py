@@ -1,12 +1,10 @@
 """Kernel distance between two sets of features: KID on Inception (arXiv 1801.01401)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from metrics.collected_features import CollectedFeatures
 
 
 class MeanAndStd(NamedTuple):
@@ -14,29 +12,6 @@ class MeanAndStd(NamedTuple):
 
     mean: float
     std: float
-
-
-class KernelDistance(CollectedFeatures):
-    """Kernel distance of the features added so far from reference features; see `kernel_distance`.
-
-    Args:
-        reference: [M, D].
-        num_subsets: random subsets that are averaged over.
-        subset_size: images of each side in a subset.
-        seed: of the subsets.
-    """
-
-    def __init__(
-        self, reference: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 2020, **kwargs: Any
-    ) -> None:
-        super().__init__(num_features=reference.shape[1], **kwargs)
-        self.reference = reference
-        self.num_subsets = num_subsets
-        self.subset_size = subset_size
-        self.seed = seed
-
-    def compute(self) -> MeanAndStd:
-        return kernel_distance(self.collected(), self.reference, self.num_subsets, self.subset_size, self.seed)
 
 
 def kernel_distance(

@@ -1,31 +1,11 @@
 """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797)."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from metrics.collected_features import CollectedFeatures
-
 BLOCK_ENTRIES = 1 << 28  # of the distance matrix at once: 1 GB
-
-
-class PRDC(CollectedFeatures):
-    """Precision, recall, density and coverage of the features added so far; see `prdc`.
-
-    Args:
-        reference: [M, D], features of real images.
-        k: which neighbour sets a ball's radius.
-    """
-
-    def __init__(self, reference: Tensor, k: int = 3, **kwargs: Any) -> None:
-        super().__init__(num_features=reference.shape[1], **kwargs)
-        self.reference = reference
-        self.k = k
-
-    def compute(self) -> dict[str, float]:
-        return prdc(self.collected(), self.reference, self.k)
 
 
 def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = BLOCK_ENTRIES) -> dict[str, float]:

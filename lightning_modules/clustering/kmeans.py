@@ -1,4 +1,4 @@
-"""Groups without a trained head: k-means on the embeddings, and random groups."""
+"""Clusters without a trained head: k-means on the embeddings, and random ones."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ BLOCK_ENTRIES = 2**26  # distances held at once: 256 MB
 def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Tensor]:
     """Spherical k-means' usual stand-in: Euclidean k-means (k-means++) on L2-normalised raw embeddings.
 
-    On the unit sphere |a − b|² = 2 − 2 cos(a, b), so this groups by the cosine similarity that the neighbours are found
+    On the unit sphere |a − b|² = 2 − 2 cos(a, b), so clusters are by the cosine similarity that neighbours are found
     with. Standardising first would give dimensions of small variance, mostly noise, the weight of the large ones.
 
     Args:
@@ -58,7 +58,7 @@ def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:
-    """Random groups whose sizes differ by at most one image: granularity without meaning. int64 [num_images].
+    """Random clusters whose sizes differ by at most one image: granularity without meaning. int64 [num_images].
 
     Raises:
         ValueError: there are fewer images than clusters.

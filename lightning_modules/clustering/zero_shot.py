@@ -1,4 +1,4 @@
-"""Groups from class names: each image goes to the name whose text lies nearest to it (CLIP, arXiv 2103.00020)."""
+"""Clusters from class names: each image goes to the name whose text lies nearest to it (CLIP, arXiv 2103.00020)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,6 @@
 """The denoiser D(x; σ): a network with its preconditioning and its encoder, and its file."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,8 @@ from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.networks import build_network
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
+
+INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
 
 
 class Denoiser(nn.Module):
@@ -96,11 +99,8 @@ class Denoiser(nn.Module):
             if (tensor := getattr(self, name)) is not None:
                 tensors[name] = tensor
         description = {
-            "network": self.settings.to_json(),
-            "img_resolution": self.img_resolution,
-            "img_channels": self.img_channels,
-            "label_dim": self.label_dim,
-            "augment_dim": self.augment_dim,
+            "network": asdict(self.settings),
+            **{name: getattr(self, name) for name in INTERFACE},
             "sigma_data": self.objective.sigma_data,
             "meta": {**self.meta, **meta},
         }
@@ -112,8 +112,8 @@ class Denoiser(nn.Module):
         artifact = read_artifact(Path(path), kind="denoiser")
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
-        interface = {name: description[name] for name in ("img_resolution", "img_channels", "label_dim", "augment_dim")}
-        settings = NetworkSettings.from_json(description["network"])
+        interface = {name: description[name] for name in INTERFACE}
+        settings = NetworkSettings(**description["network"])
         objective = EDMObjective(sigma_data=description["sigma_data"])
         denoiser = cls(build_network(settings, **interface), **interface, settings=settings, objective=objective)
         denoiser.load_state_dict(tensors)

@@ -62,32 +62,30 @@ UNREADABLE = (
     MemoryError,
 )
 
-# What tells the architectures apart, in the published words.
+# What is free in a network of these architectures; all else is as in PUBLISHED_DEFAULTS, or as here, or unknown here.
+FREE = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 PUBLISHED_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "ddpmpp": {
-        "model_type": "SongUNet",
-        "channel_mult_emb": 4,
-        "embedding_type": "positional",
-        "channel_mult_noise": 1,
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "resample_filter": [1, 1],
-    },
+    "ddpmpp": {"model_type": "SongUNet"},
     "ncsnpp": {
         "model_type": "SongUNet",
-        "channel_mult_emb": 4,
         "embedding_type": "fourier",
         "channel_mult_noise": 2,
         "encoder_type": "residual",
-        "decoder_type": "standard",
         "resample_filter": [1, 3, 3, 1],
     },
-    "adm": {"model_type": "DhariwalUNet", "channel_mult_emb": 4},
+    "adm": {"model_type": "DhariwalUNet"},
 }
 
 
 class PublishedNetwork(NamedTuple):
-    """A published network, taken apart: the arguments of `denoiser_from_edm`, in its order."""
+    """A published network, taken apart.
+
+    Attributes:
+        tensors: Weights and buffers under their published names (`model.enc.32x32_conv.weight`, ...), any float dtype.
+        img_resolution, img_channels, label_dim, augment_dim: As of `Denoiser`.
+        network: The published settings: `model_type`, `model_channels`, `channel_mult`, `embedding_type`, ...
+        sigma_data: Standard deviation of the data.
+    """
 
     tensors: dict[str, Tensor]
     img_resolution: int
@@ -95,29 +93,16 @@ class PublishedNetwork(NamedTuple):
     label_dim: int
     augment_dim: int
     network: dict[str, Any]
-    sigma_data: float
+    sigma_data: float = 0.5
 
 
-def denoiser_from_edm(
-    tensors: Mapping[str, Tensor],
-    img_resolution: int,
-    img_channels: int,
-    label_dim: int,
-    augment_dim: int,
-    network: Mapping[str, Any],
-    sigma_data: float = 0.5,
-) -> Denoiser:
+def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
     """The denoiser with published weights, in evaluation mode.
-
-    Args:
-        tensors: Weights and buffers under their published names (`model.enc.32x32_conv.weight`, ...), any float dtype.
-        img_resolution, img_channels, label_dim, augment_dim: As of `Denoiser`.
-        network: The published settings: `model_type`, `model_channels`, `channel_mult`, `embedding_type`, ...
-        sigma_data: Standard deviation of the data.
 
     Raises:
         ValueError: The network is none that this project has, or the weights do not fit it.
     """
+    tensors, *interface, network, sigma_data = published
     model_type = network.get("model_type")
     if model_type not in PUBLISHED_DEFAULTS:
         raise ValueError(f"model_type is {model_type!r}; this project has {[*PUBLISHED_DEFAULTS]}")
@@ -125,14 +110,13 @@ def denoiser_from_edm(
     if unknown := [key for key in network if key not in defaults and key != "model_type"]:
         raise ValueError(f"unknown settings {unknown} of a {model_type}; expected some of {[*defaults]}")
     full = {**defaults, **network}
-    chosen = {key: full[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")}
     architecture = _architecture(full)
-    sizes = {"img_resolution": img_resolution, "img_channels": img_channels, "sigma_data": sigma_data}
+    sizes = {key: getattr(published, key) for key in ("img_resolution", "img_channels", "sigma_data")}
     if wrong := [f"{key}={value}" for key, value in sizes.items() if not 0 < value < math.inf]:
         raise ValueError(f"{', '.join(wrong)}: expected a number above 0")
     try:
-        settings = NetworkSettings(architecture=architecture, **chosen)
-        denoiser = build_denoiser(settings, img_resolution, img_channels, label_dim, augment_dim)
+        settings = NetworkSettings(architecture, **{key: full[key] for key in FREE})
+        denoiser = build_denoiser(settings, *interface)
         denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (UserError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"the weights do not fit the settings of this {model_type}: {error}") from error
@@ -145,9 +129,11 @@ def denoiser_from_edm(
 def _architecture(network: Mapping[str, Any]) -> str:
     """Our name of a published network."""
     differences = []
-    for architecture, marks in PUBLISHED_ARCHITECTURES.items():
-        if marks["model_type"] == network["model_type"]:
-            others = [f"{key}={network[key]!r} is not {mark!r}" for key, mark in marks.items() if network[key] != mark]
+    for architecture, own in PUBLISHED_ARCHITECTURES.items():
+        if own["model_type"] == network["model_type"]:
+            marks = {**PUBLISHED_DEFAULTS[own["model_type"]], **own}
+            fixed = [key for key in marks if key not in (*FREE, "label_dropout")]
+            others = [f"{key}={network[key]!r} is not {marks[key]!r}" for key in fixed if network[key] != marks[key]]
             if not others:
                 return architecture
             differences.append(f"{architecture}: {', '.join(others)}")

@@ -1,10 +1,7 @@
 """The settings of the network: `network=`."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
-from storage.errors import UserError
 from storage.settings import Settings, setting
 
 
@@ -27,19 +24,3 @@ class NetworkSettings(Settings):
         super().__post_init__()
         if not self.channel_mult:
             self.refuse("channel_mult", "one multiplier of 1 or more for each level is expected, such as [2,2,2]")
-
-    def to_json(self) -> dict[str, Any]:
-        """What a denoiser's file keeps of its network."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The settings that a denoiser's file holds.
-
-        Raises:
-            UserError: one is unknown, as in a file of a later version, or outside its range.
-        """
-        known = [own.name for own in fields(cls)]
-        if unknown := [name for name in values if name not in known]:
-            raise UserError(f"unknown network settings {', '.join(unknown)}; expected {', '.join(known)}.")
-        return cls(**values)

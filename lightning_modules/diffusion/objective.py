@@ -42,17 +42,10 @@ class EDMObjective:
         F_x = model(per_image(c_in) * x, c_noise, *labels)  # [B, C, H, W]
         return per_image(c_skip) * x + per_image(c_out) * F_x.to(torch.float32)
 
-    def per_pixel(
-        self, denoiser: Callable[..., Tensor], images: Tensor, sigma: Tensor, noise: Tensor, *labels: Tensor | None
-    ) -> Tensor:
-        """Weighted squared error of every pixel, `[B, C, H, W]`; the arguments are those of a call."""
-        D_x = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
-        return per_image(self.weight(sigma)) * (D_x - images) ** 2
-
     def __call__(
         self, denoiser: Callable[..., Tensor], images: Tensor, sigma: Tensor, noise: Tensor, *labels: Tensor | None
     ) -> Tensor:
-        """Loss of each image `[B]`: summed over pixels and channels; the mean over the batch is the caller's.
+        """Weighted squared error of every pixel, `[B, C, H, W]`; an image's loss is their sum.
 
         Args:
             denoiser: D(x, σ, *labels).
@@ -61,7 +54,8 @@ class EDMObjective:
             noise: Standard normal, in the shape of the images.
             labels: Class labels `[B, label_dim]` and augmentation labels `[B, augment_dim]`, or None.
         """
-        return self.per_pixel(denoiser, images, sigma, noise, *labels).sum(dim=(1, 2, 3))
+        D_x = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
+        return per_image(self.weight(sigma)) * (D_x - images) ** 2
 
 
 def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> Tensor:

@@ -41,7 +41,9 @@ class SamplerSettings(Settings):
             )
         interval = self.guidance_interval
         if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
-            self.refuse("guidance_interval", "the lowest and the highest guided noise level are expected, as [0.2,3]")
+            self.refuse(
+                "guidance_interval", "the lowest and the highest guided noise level are expected, such as [0.2,3]"
+            )
 
     def num_steps(self, resolution: int) -> int:
         """`steps`, or the published number for images of this resolution."""

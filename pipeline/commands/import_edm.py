@@ -21,7 +21,7 @@ def import_edm(settings: ImportEDMSettings) -> None:
         raise UserError(f"pickle={path}: no such file. Give a snapshot that EDM published, such as a .pkl file.")
     try:
         published = read_edm_pickle(path)
-        denoiser = denoiser_from_edm(*published)
+        denoiser = denoiser_from_edm(published)
     except ValueError as error:
         raise UserError(f"pickle={path}: {error}") from error
     if denoiser.label_dim:  # labels are drawn uniformly; the file does not tell how often each class occurred
@@ -39,7 +39,7 @@ def import_edm(settings: ImportEDMSettings) -> None:
         denoiser.save_pretrained(written, dataset=name, imported_from=inputs["pickle"])
         results = {
             "denoiser": str(written),
-            "network": denoiser.settings.to_json(),
+            "network": denoiser.settings.identity(),
             "img_resolution": denoiser.img_resolution,
             "img_channels": denoiser.img_channels,
             "label_dim": denoiser.label_dim,

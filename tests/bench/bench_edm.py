@@ -3,7 +3,6 @@
 import tempfile
 import time
 from functools import partial
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +13,14 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.image_datamodule import ImageBatch
-from lightning_modules.diffusion import layers, winograd
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.sampler import heun_sampler
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.training_settings import TrainingSettings
 
-CIFAR_NETWORK = {
-    "architecture": "ddpmpp",
-    "model_channels": 128,
-    "channel_mult": [2, 2, 2],
-    "num_blocks": 4,
-    "attn_resolutions": [16],
-    "dropout": 0.13,
-}
-TINY_NETWORK = {**CIFAR_NETWORK, "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+CIFAR_NETWORK = NetworkSettings()
+TINY_NETWORK = NetworkSettings(model_channels=4, channel_mult=[1], num_blocks=1, attn_resolutions=[])
 
 
 def bench_edm() -> None:
@@ -38,7 +31,7 @@ def bench_edm() -> None:
     bench_cpu(batch=16)
 
 
-def cifar_denoiser(network: dict = CIFAR_NETWORK) -> Denoiser:
+def cifar_denoiser(network: NetworkSettings = CIFAR_NETWORK) -> Denoiser:
     torch.manual_seed(0)
     return build_denoiser(network, 32, 3, label_dim=10, augment_dim=9)
 
@@ -50,11 +43,11 @@ def image_batch(size: int, device: str = "cpu") -> ImageBatch:
 
 
 def bench_cpu(batch: int) -> None:
-    """Plain float32 eager channels-first PyTorch against channels last, Winograd's convolutions, and bf16."""
+    """Plain float32 eager channels-first PyTorch against channels last, and bf16."""
     images = image_batch(batch)
     x, sigma, labels = torch.randn(batch, 3, 32, 32), torch.ones(batch), torch.eye(10)[images.labels]
-    plain = EDMModule(cifar_denoiser(), batch_size=batch)
-    ours = EDMModule(cifar_denoiser().to(memory_format=torch.channels_last), batch_size=batch)
+    plain = EDMModule(cifar_denoiser(), TrainingSettings(batch_size=batch))
+    ours = EDMModule(cifar_denoiser().to(memory_format=torch.channels_last), TrainingSettings(batch_size=batch))
 
     def step(module: EDMModule, bf16: bool = False) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -69,10 +62,9 @@ def bench_cpu(batch: int) -> None:
     bf16_rate = convolution_rate(torch.bfloat16)
     print(f"3×3 convolutions: {convolution_rate(torch.float32):.0f} GFLOP/s in float32, {bf16_rate:.0f} in bf16")
     for what, work in {"step": step, "denoising": denoise}.items():
-        with mock.patch.object(winograd, "pays", return_value=False), mock.patch.object(layers, "dropout", F.dropout):
-            usual = seconds(partial(work, plain), repeats=2)
-            with FlopCounterMode(display=False) as flops:
-                work(plain)
+        usual = seconds(partial(work, plain), repeats=2)
+        with FlopCounterMode(display=False) as flops:
+            work(plain)
         for name, bf16 in {"ours": False, "ours in bf16": True}.items():
             duration = seconds(partial(work, ours, bf16), repeats=2)
             show(f"EDM {what}, DDPM++ 55.7 M, batch {batch}: plain | {name}", usual, duration)
@@ -93,7 +85,7 @@ def convolution_rate(dtype: torch.dtype) -> float:
 
 def bench_overhead(step: float) -> None:
     """What Adam, the EMA, and Lightning with its logs add to a step."""
-    module = EDMModule(cifar_denoiser(), batch_size=16)
+    module = EDMModule(cifar_denoiser(), TrainingSettings(batch_size=16))
     optimizer = module.configure_optimizers()["optimizer"]
     for parameter in module.denoiser.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -109,7 +101,7 @@ def bench_overhead(step: float) -> None:
 
 def lightning_overhead(steps: int = 50) -> float:
     """Seconds that Lightning and its logs add to a step: a tiny network with it, less one without."""
-    module, batch = EDMModule(cifar_denoiser(TINY_NETWORK), batch_size=1), image_batch(1)
+    module, batch = EDMModule(cifar_denoiser(TINY_NETWORK), TrainingSettings(batch_size=1)), image_batch(1)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -141,7 +133,8 @@ def bench_gpu(batch: int = 512) -> None:
     peak = 2 * 8192**3 / seconds(lambda: finished(matrix @ matrix), repeats=5)
     print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in bf16 matrix products of 8192³")
 
-    module = EDMModule(cifar_denoiser(), batch_size=batch).to("cuda", memory_format=torch.channels_last)
+    module = EDMModule(cifar_denoiser(), TrainingSettings(batch_size=batch))
+    module.to("cuda", memory_format=torch.channels_last)
     images = image_batch(batch, "cuda")
     with FlopCounterMode(display=False) as training_flops:
         module.loss_of(image_batch(1, "cuda")).sum().backward()

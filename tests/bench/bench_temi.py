@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embedding_datamodule import EmbeddingDataModule
 from datamodules.embeddings.embeddings import Embeddings
-from lightning_modules.clustering.temi_loss import FEW_HEADS_BYTES
+from lightning_modules.clustering.clustering_settings import TEMISettings
+from lightning_modules.clustering.temi_loss_fast import FEW_HEADS_BYTES
 from lightning_modules.temi_module import TEMIModule
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +84,8 @@ def sizes_of(clusters: int, heads: int, batch: int) -> tuple[int, int, int]:
 @mock.patch.dict(FEW_HEADS_BYTES, {True: 1, False: 1})  # one head at a time, as it is where C is large
 def peak_of_step(clusters: int, heads: int, batch: int, dim: int = 64) -> int:
     """Bytes that live at most during a bf16 step, beside weights and optimizer."""
-    module = TEMIModule(heads, dim, clusters, batch, steps_per_epoch=1, max_epochs=1).to(DEVICE)
+    settings = TEMISettings(num_heads=heads, num_clusters=clusters, batch_size=batch, max_epochs=1)
+    module = TEMIModule(settings, dim, steps_per_epoch=1).to(DEVICE)
     optimizer = module.configure_optimizers()["optimizer"]
     embeddings = torch.randn(2 * batch, dim, device=DEVICE)
 
@@ -193,7 +195,8 @@ def step_seconds(values: Tensor, neighbours: Tensor, heads: int, clusters: int, 
     """A step of `TEMIModule` under Lightning's Trainer, the mean of many."""
     mean, std = values.mean(dim=0), values.std(dim=0)
     data = EmbeddingDataModule(Embeddings(values, mean, std, {}), neighbours, pairs, neighbours.shape[1])
-    module = TEMIModule(heads, values.shape[1], clusters, pairs, data.steps_per_epoch, max_epochs=1)
+    settings = TEMISettings(num_heads=heads, num_clusters=clusters, batch_size=pairs, max_epochs=1)
+    module = TEMIModule(settings, data.dim, data.steps_per_epoch)
     stopwatch = Stopwatch()
     Trainer(
         max_steps=WARM_UP + STEPS,

@@ -143,8 +143,8 @@ SEEN = [DIGITS.ids[row] for row in SampleStream(300, seed=0).indices(torch.arang
 NAN = {
     ("train", "nan_in_weight"): f"that of the images {', '.join(SEEN[:8])}, …",
     ("cluster", "nan_in_embedding"): r"the embeddings of these images",
-    ("train", "nan_in_image"): f"that of the images {SEEN[205 - 192]}. Type",
-    ("train", "nan_in_loss"): f"that of the images {SEEN[205 - 192]}. Type",
+    ("train", "nan_in_image"): f"that of the images {SEEN[205 - 192]}. Set",
+    ("train", "nan_in_loss"): f"that of the images {SEEN[205 - 192]}. Set",
     ("cluster", "nan_in_student"): r"its images: [",
 }
 

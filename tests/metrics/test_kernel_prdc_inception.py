@@ -6,9 +6,9 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from metrics.inception_score import InceptionScore, inception_score
-from metrics.kernel import KernelDistance, kernel_distance
-from metrics.prdc import PRDC, prdc
+from metrics.inception_score import inception_score
+from metrics.kernel import kernel_distance
+from metrics.prdc import prdc
 
 
 def test_kernel_distance_equals_torch_fidelity() -> None:
@@ -20,11 +20,6 @@ def test_kernel_distance_equals_torch_fidelity() -> None:
     )
     assert result.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-8)
     assert result.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-8)
-
-    metric = KernelDistance(reference, num_subsets=20, subset_size=100, seed=7)
-    for batch in features.split(64):
-        metric.update(batch)
-    assert metric.compute() == result
     with pytest.raises(ValueError, match=r"subsets of 1000 images.*300 and 400"):
         kernel_distance(features, reference)
 
@@ -36,10 +31,6 @@ def test_inception_score_equals_torch_fidelity() -> None:
     expected = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=5)
     assert result.mean == pytest.approx(expected["inception_score_mean"], rel=1e-10)
     assert result.std == pytest.approx(expected["inception_score_std"], rel=1e-8)
-    metric = InceptionScore(num_classes=30, seed=5)
-    metric.update(logits[:200])
-    metric.update(logits[200:])
-    assert metric.compute() == result
 
 
 def prdc_by_hand(features: Tensor, reference: Tensor, k: int) -> dict[str, float]:
@@ -69,9 +60,6 @@ def test_prdc_equals_the_definitions_whatever_the_blocks(k: int) -> None:
     assert len(set(expected.values())) == 4  # no two scores agree by chance
     for block_entries in (7, 1000):
         assert prdc(features, reference, k, block_entries=block_entries) == pytest.approx(expected)
-    metric = PRDC(reference, k=k)
-    metric.update(features)
-    assert metric.compute() == pytest.approx(expected)
 
 
 def test_prdc_needs_a_kth_neighbour() -> None:

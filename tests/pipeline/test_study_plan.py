@@ -23,6 +23,7 @@ def test_a_training_costs_its_distances_too() -> None:
         "training": {"duration_kimg": 10},
         "evaluation": {"every_kimg": 4, "num_images": 30, "backbone": "pixels"},
         "sampler": {"steps": 6},
+        "dataset": {"resolution": 8},
     }
     assert training_images(OmegaConf.create(values)) == 10_000 + 3 * 30 * 11 / 3
     values["evaluation"]["every_kimg"] = 10 / 3  # as a study with curve_points=3 sets it

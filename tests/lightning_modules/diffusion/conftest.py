@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lightning_modules.diffusion.denoiser import Denoiser
-from lightning_modules.diffusion.interop import denoiser_from_edm
+from lightning_modules.diffusion.interop import PublishedNetwork, denoiser_from_edm
 
 
 class GoldenNetwork(NamedTuple):
@@ -19,10 +19,13 @@ class GoldenNetwork(NamedTuple):
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     grad_norms: dict[str, Tensor]
-    arguments: dict[str, Any]  # of denoiser_from_edm, but for the weights
+    arguments: dict[str, Any]  # of PublishedNetwork, but for the weights
+
+    def published(self, **changes: Any) -> PublishedNetwork:
+        return PublishedNetwork(self.weights, **self.arguments)._replace(**changes)
 
     def denoiser(self) -> Denoiser:
-        return denoiser_from_edm(self.weights, **self.arguments)
+        return denoiser_from_edm(self.published())
 
 
 @pytest.fixture(scope="session")

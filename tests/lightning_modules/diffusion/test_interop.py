@@ -118,7 +118,7 @@ def test_a_snapshot_gives_the_published_denoiser(golden_network, write_pickle, n
     assert published_network.tensors.keys() == golden.weights.keys()
     assert {**published_network.network, "dropout": 0.0} == golden.arguments["network"]
 
-    denoiser = denoiser_from_edm(*published_network)
+    denoiser = denoiser_from_edm(published_network)
     inputs = golden.inputs
     denoised = denoiser(inputs["noisy"], inputs["sigma"], inputs["class_labels"], inputs.get("augment_labels"))
     torch.testing.assert_close(denoised, golden.outputs["denoised"], rtol=1e-4, atol=1e-5)
@@ -175,7 +175,7 @@ def test_sizes_that_cannot_be_meant_are_refused(golden_network, write_pickle, se
     content = snapshot(golden_network("ddpmpp"))
     content["ema"].attributes[setting] = value
     with pytest.raises(ValueError, match=message):
-        denoiser_from_edm(*read_edm_pickle(write_pickle(content)))
+        denoiser_from_edm(read_edm_pickle(write_pickle(content)))
 
 
 def test_weights_that_are_not_finite_are_refused(golden_network):
@@ -183,7 +183,7 @@ def test_weights_that_are_not_finite_are_refused(golden_network):
     name = "model.map_layer0.bias"
     broken = {**golden.weights, name: golden.weights[name] * torch.nan}
     with pytest.raises(ValueError, match=r"model\.map_layer0\.bias are not finite"):
-        denoiser_from_edm(broken, **golden.arguments)
+        denoiser_from_edm(golden.published(tensors=broken))
 
 
 def test_code_in_the_bytes_of_a_tensor_does_not_run(golden_network, write_pickle, tmp_path):
@@ -234,6 +234,5 @@ def test_files_that_are_no_pickle_are_refused(tmp_path, content):
 )
 def test_networks_that_this_project_lacks_are_refused(golden_network, change, message):
     golden = golden_network("ddpmpp")
-    arguments = {**golden.arguments, "network": {**golden.arguments["network"], **change}}
     with pytest.raises(ValueError, match=message):
-        denoiser_from_edm(golden.weights, **arguments)
+        denoiser_from_edm(golden.published(network={**golden.arguments["network"], **change}))

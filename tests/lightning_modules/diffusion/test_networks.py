@@ -39,7 +39,7 @@ def test_initial_loss_is_one_at_every_noise_level(architecture):
     denoiser = build_denoiser(replace(SMALL, architecture=architecture), 16, 3, label_dim=4, augment_dim=9).eval()
     images = 0.5 * torch.randn(32, 3, 16, 16)
     for sigma in (0.01, 0.3, 2.0, 40.0):
-        per_pixel = EDMObjective().per_pixel(denoiser, images, torch.full((32,), sigma), torch.randn_like(images))
+        per_pixel = EDMObjective()(denoiser, images, torch.full((32,), sigma), torch.randn_like(images))
         assert float(per_pixel.detach().mean()) == pytest.approx(1, abs=0.04)
 
 

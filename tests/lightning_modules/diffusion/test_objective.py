@@ -14,27 +14,27 @@ def test_training_noise_levels_are_log_normal():
     assert float(log_sigma.std()) == pytest.approx(1.6, abs=0.05)
 
 
-def test_loss_of_an_image_is_the_weighted_sum_over_its_pixels():
-    """A denoiser that is off by 1 everywhere: 3·4·4 pixels times (σ² + 0.25) / (0.25 σ²)."""
+def test_a_pixel_is_weighted_by_the_noise_level_of_its_image():
+    """A denoiser that is off by 1 everywhere: (σ² + 0.25) / (0.25 σ²)."""
     images, sigma = torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0])
     loss = EDMObjective()(lambda x, sigma, *labels: images + 1, images, sigma, torch.randn(2, 3, 4, 4))
-    torch.testing.assert_close(loss, 48 * torch.tensor([8.0, 4.25]))
+    torch.testing.assert_close(loss, torch.tensor([8.0, 4.25])[:, None, None, None].expand(2, 3, 4, 4))
 
 
-def test_the_denoiser_gets_noisy_images_and_labels():
+def test_a_variant_is_a_few_lines():
+    """Here of constant weight, and with a preconditioning that passes all through the network."""
+
+    class Plain(EDMObjective):
+        def weight(self, sigma):
+            return torch.ones_like(sigma)
+
+        def scalings(self, sigma):
+            return torch.zeros_like(sigma), torch.ones_like(sigma), torch.ones_like(sigma), sigma
+
     images, sigma, noise = torch.randn(2, 1, 4, 4), torch.tensor([0.5, 2.0]), torch.randn(2, 1, 4, 4)
-    seen = []
-
-    def denoiser(*arguments):
-        seen.extend(arguments)
-        return images
-
-    class_labels, augment_labels = torch.eye(2), torch.zeros(2, 9)
-    assert EDMObjective()(denoiser, images, sigma, noise, class_labels, augment_labels).tolist() == [0, 0]
-    torch.testing.assert_close(seen[0], images + torch.stack([0.5 * noise[0], 2.0 * noise[1]]))
-    assert seen[1] is sigma
-    assert seen[2] is class_labels
-    assert seen[3] is augment_labels
+    objective = Plain()
+    loss = objective(lambda x, sigma: objective.denoise(lambda x, c_noise: x, x, sigma), images, sigma, noise)
+    torch.testing.assert_close(loss, (sigma[:, None, None, None] * noise) ** 2)
 
 
 def test_labels_are_dropped_at_the_given_rate():
