@@ -12,12 +12,6 @@ from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
 from storage.errors import named_by
 
-FRECHET_NAMES = {"inception": "fid", "dinov2_vitl14": "fdd"}
-
-
-def frechet_name(backbone_name: str) -> str:
-    """What the Fréchet distance on this backbone is called: `fid` on Inception, `fdd` on DINOv2 ViT-L, else `fd_…`."""
-    return FRECHET_NAMES.get(backbone_name, f"fd_{backbone_name}")
 
 
 def build_backbone(

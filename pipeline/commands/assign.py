@@ -19,33 +19,32 @@ from storage.errors import UserError
 
 
 def assign(settings: AssignSettings) -> None:
-    """Assign the images of a data set to the clusters of a head that was trained on others."""
-    head_path, condition = head_file(settings.head), Condition.of(settings)
-    head = ClusteringHead.load(head_path)
-    source = open_source(settings.dataset, settings.cache_dir)
+    """Give every image the cluster that the head finds it in."""
+    path, condition, dataset = head_file(settings.head), Condition.of(settings), settings.dataset
+    head = ClusteringHead.load(path)
+    source = open_source(dataset, settings.cache_dir)
     if head.backbone_identity != condition.backbone_identity:
         raise UserError(
-            f"head={head_path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "
+            f"head={path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "
             f"backbone={settings.backbone.name} ({condition.backbone_identity}). "
-            "Choose the backbone= and dataset.resolution= of its training."
+            "Set backbone= and dataset.resolution= to those of its training."
         )
     embeddings = condition.embeddings(source)
-    inputs = {"dataset": source.fingerprint, "head": file_digest(head_path)}
+    inputs = {"dataset": source.fingerprint, "head": file_digest(path)}
     run = run_settings(settings, inputs, ("dataset", "backbone"))
-    parent = runs_of(settings.dataset.name, "assign")
-    folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    folder = choose_run_folder(settings.run_dir, runs_of(dataset.name, "assign"), run, settings.overwrite)
     with opened_run_folder(folder, run, settings.overwrite):
         cluster_ids, confidence = head.assign(embeddings.values)
         meta = {"made_from": inputs, **made_for(source)}
         labels = PseudoLabels(cluster_ids, head.num_clusters, confidence, list(source.ids), meta)
-        path = folder / "pseudo_labels.safetensors"
-        labels.save(path)
+        written = folder / "pseudo_labels.safetensors"
+        labels.save(written)
         labels.save_csv(folder / "pseudo_labels.csv")
-        title = f"{source.name}, assigned by {head_path.name}, C = {head.num_clusters:,}"
-        images = thumbnails(source, settings.dataset.resolution, settings.dataset.channels)
+        title = f"{source.name}, assigned by {path.name}, C = {head.num_clusters:,}"
+        images = thumbnails(source, dataset.resolution, dataset.channels)
         shown_map = map_of(embeddings, Path(settings.cache_dir), settings.map_images)
         pictures = write_pictures(folder, labels, images, shown_map, title)
-        write_summary(folder, "assign", cluster_summary(labels, source, path), inputs)
-    print(f"pseudo-labels  {path}\n               {folder / 'pseudo_labels.csv'}")
+        write_summary(folder, "assign", cluster_summary(labels, source, written), inputs)
+    print(f"pseudo-labels  {written}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")
-    print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', path))}")
+    print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', written))}")

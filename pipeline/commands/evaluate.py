@@ -20,8 +20,8 @@ from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
 from pipeline.evaluation.features import Features, GeneratedSet, extract
 from pipeline.evaluation.generated import GeneratedByModel, generated_sets
-from pipeline.evaluation.measures import Plan, check_sizes, measure, plan_of
-from pipeline.evaluation.metrics_table import GENERATED, REAL
+from pipeline.evaluation.measures import Plan, backbones, check_sizes, measure, plan_of
+from pipeline.evaluation.metrics_table import FRECHET, GENERATED, REAL
 from pipeline.evaluation.reference import Extractors
 from pipeline.evaluation.sampling import Sampler
 from pipeline.running.processes import join, side_by_side
@@ -46,67 +46,59 @@ logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
 
 def evaluate(settings: EvaluateCommandSettings) -> float | None:
-    """Measure every set of generated images; the mean of the first score."""
-    own, dataset = settings.evaluation, settings.dataset
-    plan = plan_of(settings, own.backbone)
-    extractors = Extractors(settings.backbone, own.weights, dataset, settings.cache_dir)
-    for name in plan.backbones:
-        by_neighbours = name == settings.neighbour_backbone
-        extractors.settings(name, "neighbour_backbone" if by_neighbours else "evaluation.backbone")
-    sampler = Sampler(replace(settings.sampler, **settings.for_sampler))
-    sets = generated_sets(settings, sampler, dataset, settings.cache_dir, settings.trainer.compile)
-    source = open_source(dataset, settings.cache_dir) if settings.reference is None else None
+    """Measure every set of generated images that is not measured yet; the mean of the first score."""
+    settings = replace(settings, sampler=replace(settings.sampler, **settings.for_sampler))
+    dataset, cache_dir = settings.dataset, settings.cache_dir
+    plan = plan_of(settings, settings.evaluation.backbone)
+    extractors = Extractors(settings.backbone, settings.evaluation.weights, dataset, cache_dir)
+    for name in backbones(plan):
+        asked_by = "neighbour_backbone" if name == settings.neighbour_backbone else "evaluation.backbone"
+        extractors.settings(name, asked_by)
+    sets = generated_sets(settings, Sampler(settings.sampler), dataset, cache_dir, settings.trainer.compile)
+    source = open_source(dataset, cache_dir) if settings.reference is None else None
     statistics = None if settings.reference is None else Statistics.load_npz(settings.reference)
     reference = describe_reference(settings, dataset, source)
     for generated in sets:
         names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
         check_sizes(plan, len(generated), reference["num_images"], *names)
-    identities = {name: extractors.identity(name) for name in plan.backbones}
+    identities = {name: extractors.identity(name) for name in backbones(plan)}
     inputs = {
         "reference": reference["fingerprint"],
         "generated": fingerprint([generated.fingerprint for generated in sets]),
         **{f"extractor_{name}": fingerprint(identity) for name, identity in identities.items()},
     }
-    by_model = isinstance(sets[0], GeneratedByModel)
-    run = run_settings(
-        replace(settings, sampler=sampler.settings), inputs, IDENTITY + (IDENTITY_OF_A_MODEL if by_model else ())
-    )
-    parent = runs_of(dataset.name, "evaluate")
-    machine, folder = join(
-        settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
-    )
-    summary = None if settings.overwrite else read_summary(folder, "evaluate")
+    identity = IDENTITY + (IDENTITY_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
+    run, parent = run_settings(settings, inputs, identity), runs_of(dataset.name, "evaluate")
+    overwrite = settings.overwrite
+    machine, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, overwrite))
+    summary = None if overwrite else read_summary(folder, "evaluate")
     if summary is not None and (settings.save_reference is None or Path(settings.save_reference).exists()):
         if machine.rank == 0:
             print(f"Nothing to do: this evaluation is finished.\n{table(summary, folder)}")
         return first_score(summary)
-    built = [extractors.build(name) for name in plan.backbones]
+    built = [extractors.build(name) for name in backbones(plan)]
     if statistics is not None:
         check_fit(settings, plan, statistics, built)
-    with (
-        side_by_side(settings.trainer) as fabric,
-        opened_run_folder(folder, run, settings.overwrite, fabric.global_rank),
-    ):
-        if statistics is not None:
-            real = {name: Features(statistics) for name in plan.backbones}
-            store = None
-        else:
-            assert source is not None
-            size = dataset.resolution, dataset.channels
-            open_store = partial(ImageStore, source, *size, settings.training.memory_gb)
-            keep = plan.keep(REAL)
-            real = extractors.reference(source, open_store, built, keep, settings.batch_size, fabric.device)
-            store = ImageStore(source, *size, memory_gb=0)  # for the few images that are looked at
+    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
+        store = None
+        if source is not None:
+            open_store = partial(ImageStore, source, dataset.resolution, dataset.channels)
+            whole, keep = partial(open_store, settings.training.memory_gb), backbones(plan, side=REAL)
+            real = extractors.reference(source, whole, built, keep, settings.batch_size, fabric.device)
+            store = open_store(memory_gb=0)  # for the few images that are looked at
+        elif statistics is not None:
+            real = {name: Features(statistics) for name in backbones(plan)}
         if settings.save_reference is not None and fabric.is_global_zero:
-            real[plan.frechet_backbones[0]].statistics.save_npz(settings.save_reference)
+            real[backbones(plan, FRECHET)[0]].statistics.save_npz(settings.save_reference)
             print(f"reference file    {settings.save_reference}  (mu and sigma, EDM's format)")
         results = measure_sets(sets, plan, built, real, store, settings.batch_size, folder, fabric)
-        if fabric.is_global_zero:
-            show_in_tensorboard(folder, results)
-            summary = summarise(plan, results, reference, identities, dataset.name)
-            write_summary(folder, "evaluate", summary, inputs)
-            print(table(summary, folder))
-    return None if summary is None else first_score(summary)
+        if not fabric.is_global_zero:
+            return None
+        show_in_tensorboard(folder, results)
+        summary = summarise(plan, results, reference, identities, dataset.name)
+        write_summary(folder, "evaluate", summary, inputs)
+        print(table(summary, folder))
+        return first_score(summary)
 
 
 def first_score(summary: Mapping[str, Any]) -> float:
@@ -114,10 +106,24 @@ def first_score(summary: Mapping[str, Any]) -> float:
     return float(next(iter(summary["scores"].values()))["mean"])
 
 
-def describe_reference(asked: EvaluateSettings, dataset: DatasetSettings, source: ImageSource | None) -> dict[str, Any]:
+def check_fit(settings: EvaluateSettings, plan: Plan, statistics: Statistics, extractors: Sequence[Backbone]) -> None:
+    """Refuse a file of statistics of another number of features."""
+    found = len(statistics.mean)
+    for extractor in extractors:
+        if extractor.name in backbones(plan, FRECHET) and extractor.dim != found:
+            settings.refuse(
+                "reference",
+                f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}. Set metrics= to the "
+                "one whose extractor made the file",
+            )
+
+
+def describe_reference(
+    settings: EvaluateSettings, dataset: DatasetSettings, source: ImageSource | None
+) -> dict[str, Any]:
     """The other side, as the protocol has it: the data set's images, or the file of `reference=`."""
     if source is None:
-        path = Path(str(asked.reference))
+        path = Path(str(settings.reference))
         return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
     size = f"{dataset.resolution}×{dataset.resolution}"
     return {
@@ -126,18 +132,6 @@ def describe_reference(asked: EvaluateSettings, dataset: DatasetSettings, source
         "num_images": len(source),
         "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
     }
-
-
-def check_fit(asked: EvaluateSettings, plan: Plan, statistics: Statistics, extractors: Sequence[Backbone]) -> None:
-    """Refuse a file of statistics of another number of features."""
-    found = len(statistics.mean)
-    (extractor,) = (e for e in extractors if e.name in plan.frechet_backbones)
-    if extractor.dim != found:
-        asked.refuse(
-            "reference",
-            f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}. "
-            "Choose the metric whose extractor made the file",
-        )
 
 
 def kept_result(file: Path) -> dict[str, Any] | None:
@@ -170,7 +164,7 @@ def measure_sets(
         if done[number - 1]:
             continue
         generated.to(device)
-        features = extract(generated, extractors, plan.keep(GENERATED), batch_size, device, f"set {number}")
+        features = extract(generated, extractors, backbones(plan, side=GENERATED), batch_size, device, f"set {number}")
         if first:
             comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
             images = None if store is None else (generated, store, folder / f"nearest-{number}.png")

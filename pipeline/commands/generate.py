@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput, check_channels
 from pipeline.evaluation.rejection import judge_of, keep_confident
-from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, generated, labels_of, place
+from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, labels_of, place
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
@@ -26,11 +26,11 @@ IDENTITY = ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler
 
 
 def generate(settings: GenerateCommandSettings) -> None:
-    """Generate the images that are asked for, those that are there already excepted."""
+    """Generate the images that are not there yet, and with a head keep those that it is sure of."""
     if settings.seeds is not None and is_typed("num"):
         settings.refuse("num", f"seeds={settings.seeds} already tells how many images. Leave num= out")
-    sampler = Sampler(replace(settings.sampler, **settings.for_sampler))
-    ckpt = denoiser_file(settings.ckpt)
+    settings = replace(settings, sampler=replace(settings.sampler, **settings.for_sampler))
+    sampler, ckpt = Sampler(settings.sampler), denoiser_file(settings.ckpt)
     denoiser = Denoiser.from_pretrained(ckpt)
     seeds = settings.first_seed + torch.arange(settings.num_candidates)
     if settings.seed_list is not None:
@@ -43,14 +43,11 @@ def generate(settings: GenerateCommandSettings) -> None:
         head = head_file(settings.head)
         judge = judge_of(head, denoiser, settings.backbone, settings.cache_dir)
         inputs["head"] = file_digest(head)
-    run = run_settings(replace(settings, sampler=sampler.settings), inputs, IDENTITY)
-    dataset = file_stem(str(denoiser.meta.get("dataset", "unknown")))  # as the file says, whoever made it
-    parent = runs_of(dataset, "generate")
-    _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite))
-    with (
-        side_by_side(settings.trainer) as fabric,
-        opened_run_folder(folder, run, settings.overwrite, fabric.global_rank),
-    ):
+    run = run_settings(settings, inputs, IDENTITY)
+    parent = runs_of(file_stem(str(denoiser.meta.get("dataset", "unknown"))), "generate")  # as the file says
+    overwrite = settings.overwrite
+    _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, overwrite))
+    with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
         place(denoiser, fabric.device, settings.trainer.compile)
         where = folder if judge is None else folder / "candidates"
         output = ImageOutput(where, settings.format, seeds, cluster_ids_of(denoiser, labels))
@@ -66,7 +63,7 @@ def generate(settings: GenerateCommandSettings) -> None:
         results = {
             "num_images": len(seeds),
             "images": str(written),
-            "steps": sampler.settings.num_steps(denoiser.img_resolution),
+            "steps": settings.sampler.num_steps(denoiser.img_resolution),
             "sampler": sampler.protocol,
             "nimg": denoiser.meta.get("nimg"),
             **chosen,
@@ -91,7 +88,8 @@ def write_images(
         disable=not fabric.is_global_zero,
     )
     with progress, ThreadPoolExecutor(WRITERS) as writers:  # each file is waited for until it is on the disk
-        for rows, images in generated(sampler, denoiser, output.seeds, labels, batch_size, missing):
-            for _ in writers.map(output.write, rows, images):
+        for rows in torch.tensor(missing, dtype=torch.int64).split(batch_size):
+            images = sampler(denoiser, output.seeds[rows], None if labels is None else labels[rows]).cpu()
+            for _ in writers.map(output.write, rows.tolist(), images):
                 progress.update()
     fabric.barrier()

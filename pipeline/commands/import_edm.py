@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from lightning_modules.diffusion.interop import denoiser_from_edm, read_edm_pickle
+from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
 from pipeline.settings.door import program
 from pipeline.settings.schemas import ImportEDMSettings
@@ -15,10 +16,10 @@ from storage.fingerprints import file_stem
 
 
 def import_edm(settings: ImportEDMSettings) -> None:
-    """Read the network and its settings from the snapshot, and write them as a denoiser."""
+    """Write a published network as a denoiser file."""
     path = Path(settings.pickle)
     if not path.is_file():
-        raise UserError(f"pickle={path}: no such file. Give a snapshot that EDM published, such as a .pkl file.")
+        settings.refuse("pickle", "no such file. Give a snapshot that EDM published, such as a .pkl file")
     try:
         published = read_edm_pickle(path)
         denoiser = denoiser_from_edm(published)
@@ -27,16 +28,14 @@ def import_edm(settings: ImportEDMSettings) -> None:
     if denoiser.label_dim:  # labels are drawn uniformly; the file does not tell how often each class occurred
         denoiser.cluster_frequencies = torch.full((denoiser.label_dim,), 1 / denoiser.label_dim)
         denoiser.cluster_ids = torch.arange(denoiser.label_dim)
-
     denoiser.meta["label_dropout"] = published.network.get("label_dropout", 0)
 
-    inputs = {"pickle": file_digest(path)}
+    inputs, dataset = {"pickle": file_digest(path)}, file_stem(path.stem)
     run = run_settings(settings, inputs, ())
-    name = file_stem(path.stem)
-    folder = choose_run_folder(settings.run_dir, runs_of(name, "import-edm"), run, settings.overwrite)
+    folder = choose_run_folder(settings.run_dir, runs_of(dataset, "import-edm"), run, settings.overwrite)
     with opened_run_folder(folder, run, settings.overwrite):
-        written = folder / "denoiser.safetensors"
-        denoiser.save_pretrained(written, dataset=name, imported_from=inputs["pickle"])
+        written = folder / DENOISER
+        denoiser.save_pretrained(written, dataset=dataset, imported_from=inputs["pickle"])
         results = {
             "denoiser": str(written),
             "network": denoiser.settings.identity(),

@@ -51,20 +51,19 @@ class Clustering:
 
 
 def score(settings: ScoreSettings) -> None:
-    """Score the clusterings of a file, and draw those that are about the images of the data set."""
-    path, _, key = settings.assignments.partition("::")
-    source = open_source(settings.dataset, settings.cache_dir)
-    clusterings = read_clusterings(Path(path), key, settings.num_clusters, source)
-    table = {name: score_one(settings, Path(path), clustering, source) for name, clustering in clusterings.items()}
+    """Score one clustering of a file, or all that it holds, and picture those of the data set's images."""
+    (path, key), dataset = file_and_key("assignments", settings.assignments), settings.dataset
+    source = open_source(dataset, settings.cache_dir)
+    clusterings = read_clusterings(path, key, settings.num_clusters, source)
+    table = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
     text = as_csv(table)
     print(aligned(text))
 
     inputs = {"assignments": file_digest(path), "dataset": source.fingerprint}
     if settings.labels is not None:
-        inputs["labels"] = file_digest(label_file(settings.labels)[0])
-    title = settings.dataset.name
+        inputs["labels"] = file_digest(file_and_key("labels", settings.labels)[0])
     run = run_settings(settings, inputs, ("assignments", "labels", "num_clusters"))
-    folder = choose_run_folder(settings.run_dir, runs_of(Path(path).stem, "score"), run, settings.overwrite)
+    folder = choose_run_folder(settings.run_dir, runs_of(path.stem, "score"), run, settings.overwrite)
     with opened_run_folder(folder, run, settings.overwrite):
         with atomic_path(folder / "scores.csv") as temporary:
             temporary.write_text(text)
@@ -73,22 +72,28 @@ def score(settings: ScoreSettings) -> None:
         print(f"table       {folder / 'scores.csv'}")
         seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
         for problem in dict.fromkeys(c.problem for c in clusterings.values() if c.problem):
-            print(f"no pictures, and no labels of dataset={title}: {problem}. Set dataset= to that of these images.")
+            print(f"no pictures, and no labels of dataset={dataset.name}: {problem}. Set dataset= to theirs.")
         if not seen:
             return
-        shown_map = map_for(settings, source)
-        images = thumbnails(source, settings.dataset.resolution, settings.dataset.channels)
+        images, shown_map = thumbnails(source, dataset.resolution, dataset.channels), map_for(settings, source)
         for name, labels in seen.items():
             part = folder if len(clusterings) == 1 else folder / file_stem(name)
-            pictures = write_pictures(part, labels, images, shown_map, f"{title}, {name}")
+            pictures = write_pictures(part, labels, images, shown_map, f"{dataset.name}, {name}")
             print(f"pictures    {', '.join(map(str, pictures))}")
+
+
+def file_and_key(setting: str, value: str) -> tuple[Path, str]:
+    """The file and the key of `FILE::key`; a `UserError` that names the setting where there is no such file."""
+    name, _, key = str(value).partition("::")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"{setting}={value}: no such file. Give FILE or FILE::key.")
+    return path, key
 
 
 def read_clusterings(path: Path, key: str, num_clusters: int | None, source: ImageSource) -> dict[str, Clustering]:
     """The assignment `key`, or every one in the file, by name."""
-    if not path.is_file():
-        raise UserError(f"assignments={path}: no such file. Give FILE or FILE::key.")
-    if is_artifact(path):
+    if path.suffix == ".safetensors" and is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters)
         return {path.stem: clustering_of(path, "", labels.cluster_ids, labels.num_clusters, labels.ids, source)}
     clusterings, ids = {}, ids_in_csv(path)
@@ -110,9 +115,9 @@ def clustering_of(
     return Clustering(cluster_ids, num_clusters, ids, known)
 
 
-def score_one(settings: ScoreSettings, path: Path, clustering: Clustering, source: ImageSource) -> dict[str, float]:
+def score_one(path: Path, clustering: Clustering, labels_setting: str | None, source: ImageSource) -> dict[str, float]:
     """The scores of one clustering, against `labels=`, the labels in its file, or those of the data set."""
-    labels, known = labels_for(settings, path, clustering, source), clustering.of_images
+    labels, known = labels_for(path, clustering, labels_setting, source), clustering.of_images
     if labels is not None or known is None:
         return cluster_scores(clustering.cluster_ids, clustering.num_clusters, labels)
     if len(known) < len(clustering.cluster_ids):
@@ -120,58 +125,47 @@ def score_one(settings: ScoreSettings, path: Path, clustering: Clustering, sourc
             f"{path} knows {len(clustering.cluster_ids):,} images; scored are the {len(known):,} of "
             f"dataset={source.name}. labels=FILE, in the file's order or by id, scores all."
         )
-    # by the images' ids, not by the file's lines
+    # By the images' ids, not by the file's lines.
     return cluster_scores(known.cluster_ids, known.num_clusters, source.labels)
 
 
 def map_for(settings: ScoreSettings, source: ImageSource) -> EmbeddingMap | None:
     """The map of `embeddings=`, else of the data set's embeddings in the cache; None where there are none."""
-    if settings.embeddings is None or settings.map_images == 0:
-        cached = Condition.of(settings).embeddings_if_there(source)
-        return map_of(cached, Path(settings.cache_dir), settings.map_images)
-    name, _, key = settings.embeddings.partition("::")
-    if not Path(name).is_file():
-        settings.refuse("embeddings", "no such file. Give FILE or FILE::key")
-    values = read_embeddings(Path(name), key)
+    cache_dir, map_images = settings.cache_dir, settings.map_images
+    if settings.embeddings is None or map_images == 0:
+        return map_of(Condition.of(settings).embeddings_if_there(source), Path(cache_dir), map_images)
+    path, key = file_and_key("embeddings", settings.embeddings)
+    values = read_embeddings(path, key)
     if len(values) != len(source):
-        settings.refuse("embeddings", f"{len(values)} embeddings for {len(source)} images")
-    identity = fingerprint([file_digest(name), key])
-    return make_embedding_map(values, identity, source.name, settings.cache_dir, settings.map_images)
+        raise UserError(f"embeddings={settings.embeddings}: {len(values)} embeddings for {len(source)} images.")
+    return make_embedding_map(values, fingerprint([file_digest(path), key]), source.name, cache_dir, map_images)
 
 
-def label_file(labels: str) -> tuple[Path, str]:
-    """The file and the key of `labels=`."""
-    name, _, key = labels.partition("::")
-    if not Path(name).is_file():
-        raise UserError(f"labels={labels}: no such file. Give FILE or FILE::key.")
-    return Path(name), key or label_key(Path(name)) or ""
-
-
-def labels_for(settings: ScoreSettings, path: Path, clustering: Clustering, source: ImageSource) -> Tensor | None:
+def labels_for(path: Path, clustering: Clustering, setting: str | None, source: ImageSource) -> Tensor | None:
     """The true labels of the images, in the file's order: `labels=`, else those in the file itself; None without.
 
     Raises:
         UserError: `labels=` are those of other images, or it cannot be told which label is whose.
     """
-    if settings.labels is None:
-        key = label_key(path)
-        return None if key is None else read_cluster_ids(path, key, ids=None)[0]
-    file, key = label_file(settings.labels)
+    if setting is None:
+        own = label_key(path)
+        return None if own is None else read_cluster_ids(path, own, ids=None)[0]
+    file, key = file_and_key("labels", setting)
+    key = key or label_key(file) or ""
     ids, label_ids, known = clustering.ids, ids_in_csv(file), clustering.of_images
     if label_ids is not None and ids is None and known is not None and len(known) == len(clustering.cluster_ids):
         ids = source.ids if set(source.ids) <= set(label_ids) else None
     if label_ids is not None and ids is not None:
         return read_cluster_ids(file, key, ids)[0]
-    for given, other, some in (("assignments", "labels", ids), ("labels", "assignments", label_ids)):
+    for given, other, some in ((f"assignments={path}", "labels=", ids), (f"labels={file}", "assignments=", label_ids)):
         if some is not None and some != source.ids and some != sorted(some):
             raise UserError(
-                f"{given}={getattr(settings, given)} has image ids in an order of its own and "
-                f"{other}={getattr(settings, other)} has none, so it cannot be told which label is whose. "
-                "Give both as CSV files with a column id, or sort the lines by id."
+                f"{given} has image ids in an order of its own and {other} has none, so it cannot be told which label "
+                "is whose. Give both as CSV files with a column id, or sort the lines by id."
             )
     labels, _ = read_cluster_ids(file, key, ids=None)
     if len(labels) != len(clustering.cluster_ids):
-        settings.refuse("labels", f"{len(labels)} labels for {len(clustering.cluster_ids)} cluster ids")
+        raise UserError(f"labels={setting}: {len(labels)} labels for {len(clustering.cluster_ids)} cluster ids.")
     return labels
 
 

@@ -7,11 +7,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.evaluation.measures import Measurement, Plan
-from pipeline.evaluation.metrics_table import Score, frechet_name, metric_of, score_of
+from pipeline.evaluation.measures import Plan
+from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of, metric_of
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
@@ -35,9 +35,9 @@ def summarise(
     A score's name alone gives the mean over the sets.
     """
     scores = {
-        score.name: summary_of(score, one, results, reference, identities[one.backbone])
-        for one in plan.measurements
-        for score in one.scores
+        score: summary_of(score, metric, results, reference, identities[metric.backbone])
+        for metric in plan
+        for score in metric.scores
     }
     return {
         **{name: score["mean"] for name, score in scores.items()},
@@ -49,26 +49,26 @@ def summarise(
 
 
 def summary_of(
-    score: Score,
-    one: Measurement,
+    score: str,
+    metric: Metric,
     results: Sequence[Mapping[str, Any]],
     reference: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A score on every set, with all that it depends on."""
-    values = [result["scores"][score.name] for result in results]
-    deviations = [result["scores"].get(f"{score.name}_std") for result in results]
+    values = [result["scores"][score] for result in results]
+    deviations = [result["scores"].get(f"{score}_std") for result in results]
     return {
         "sets": values,
-        "best": score.best(values),
+        "best": best_of(score, values),
         "mean": fmean(values),
         "protocol": {
-            "extractor": {"name": one.backbone, **identity},
+            "extractor": {"name": metric.backbone, **identity},
             "extractor_is": EXTRACTORS.get(identity["kind"], "a frozen network with its own processing"),
             "generated": [result["generated"] for result in results],
-            "reference": dict(reference) if one.metric.compares else None,
+            "reference": dict(reference) if metric.compares else None,
             "features": "of uint8 pixels, in float32; sums in float64",
-            **one.metric.protocol(score.name, one.settings, results[0], reference["num_images"]),
+            **metric.protocol(score, metric.settings, results[0], reference["num_images"]),
         },
         **({} if None in deviations else {"std_within_set": deviations}),
     }
@@ -84,7 +84,8 @@ def notes(
     """What a reader of the numbers has to know beside the protocol."""
     said = []
     counts = {result["generated"]["num_images"] for result in results}
-    if plan.frechet_backbones and counts != {PUBLISHED_COUNT}:
+    distances = [score for metric in plan if metric.name in FRECHET for score in metric.scores]
+    if distances and counts != {PUBLISHED_COUNT}:
         said.append(
             "Fréchet distances fall with the number of images: compare these, of "
             f"{' and '.join(f'{count:,}' for count in sorted(counts))} generated images, with others of as many only. "
@@ -95,7 +96,7 @@ def notes(
             f"{reference['file']} does not say which images and which extractor made it. EDM's files are made with "
             "NVIDIA's Inception pickle: distances from them by another port of Inception differ slightly."
         )
-    for name in map(frechet_name, plan.frechet_backbones):
+    for name in distances:
         if scores[name]["best"] < NO_DISTANCE:
             said.append(f"{name} is 0 but for rounding: to this extractor, the images are the data set itself.")
     for number, result in enumerate(results, start=1):
@@ -131,7 +132,7 @@ def table(summary: Mapping[str, Any], folder: Path) -> str:
     lines = [" " * 18 + "".join(f"{head:>10}" for head in heads)]
     for name, score in summary["scores"].items():
         values = score["sets"] + ([score["best"], score["mean"]] if num_sets > 1 else [])
-        lines.append(f"{score_of(name).label:<18}" + "".join(f" {number(v):>9}" for v in values))
+        lines.append(f"{label_of(name):<18}" + "".join(f" {number(v):>9}" for v in values))
         lines[-1] += "   " + how(name, score)
     first = next(iter(summary["scores"].values()))["protocol"]
     generated, reference = first["generated"], first["reference"]
@@ -176,11 +177,10 @@ def described(reference: Mapping[str, Any]) -> str:
 
 def show_in_tensorboard(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Scores as scalars and the pictures, a step per set."""
-    logger = TensorBoardLogger(folder, name="", version="tensorboard")
-    for number, result in enumerate(results, start=1):
-        logger.log_metrics({f"evaluate/{name}": value for name, value in result["scores"].items()}, step=number)
-        if result["memorisation"] is not None:
-            with Image.open(result["memorisation"]["picture"]) as picture:
-                pixels = np.array(picture.convert("RGB"))
-            logger.experiment.add_image("evaluate/nearest_training_images", pixels, number, dataformats="HWC")
-    logger.finalize("success")
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for number, result in enumerate(results, start=1):
+            for name, value in result["scores"].items():
+                writer.add_scalar(f"evaluate/{name}", value, number)
+            if result["memorisation"] is not None:
+                pixels = np.array(Image.open(result["memorisation"]["picture"]).convert("RGB"))
+                writer.add_image("evaluate/nearest_training_images", pixels, number, dataformats="HWC")

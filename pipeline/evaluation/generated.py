@@ -34,8 +34,8 @@ class GeneratedFiles:
 
     def __init__(self, path: Path, dataset: DatasetSettings, cache_dir: str) -> None:
         kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
-        settings = DatasetSettings(kind=kind, name="generated", path=str(path))
-        self.source = open_source(settings, cache_dir, setting="generated")
+        named = DatasetSettings(kind=kind, name="generated", path=str(path))
+        self.source = open_source(named, cache_dir, setting="generated")
         self.path, self.dataset = path, dataset
         self._read(0)  # tell of another size now
         self.fingerprint = self.source.fingerprint

@@ -1,7 +1,7 @@
 """From the metrics asked for to their numbers: on which extractor each is taken, whether it can be, what comes out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +11,10 @@ from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.images import ImageStore
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.features import Features, GeneratedSet
-from pipeline.evaluation.metrics_table import FRECHET, IMAGES, METRICS, REAL, Metric, Score, Sides, frechet_metric
+from pipeline.evaluation.metrics_table import FRECHET, IMAGES, METRICS, REAL, Metric, Sides, frechet_metric
 from storage.errors import UserError
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """A metric on an extractor, with the metric's own settings."""
-
-    metric: Metric
-    backbone: str
-    settings: Any
-
-    @property
-    def scores(self) -> list[Score]:
-        """The numbers that it gives."""
-        return self.metric.scores_on(self.backbone)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is measured, in the order of the table."""
-
-    measurements: Sequence[Measurement]
-
-    @property
-    def backbones(self) -> list[str]:
-        """Each extractor once."""
-        return list(dict.fromkeys(one.backbone for one in self.measurements))
-
-    @property
-    def frechet_backbones(self) -> list[str]:
-        """Those that a Fréchet distance is taken on."""
-        return [one.backbone for one in self.measurements if one.metric.name in FRECHET]
-
-    def keep(self, side: str) -> set[str]:
-        """Extractors whose features of each image of this side are needed."""
-        return {one.backbone for one in self.measurements if side in one.metric.needs}
+Plan = Sequence[Metric]  # each with its extractor and its settings, in the order of the table
 
 
 def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
@@ -63,18 +30,23 @@ def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
     chosen = {"evaluation.backbone": own_backbone, "neighbour_backbone": settings.neighbour_backbone or neighbours}
     if settings.memorisation and settings.reference is None:
         wanted.append("memorisation")
-    measurements = {}
-    for name in dict.fromkeys(wanted):
+    plan: dict[str, Metric] = {}
+    for name in wanted:
         metric = METRICS[name]
         backbone = metric.backbone or chosen[metric.chosen_by]
         if backbone is None:
             raise UserError(f"evaluation.backbone=null, but {name} is taken on it. Set evaluation.backbone=pixels.")
         metric = frechet_metric(backbone) if name in FRECHET else metric  # fd on Inception is fid
-        own = None if metric.settings is None else getattr(settings, metric.settings.group)
-        measurements[metric.name] = Measurement(metric, backbone, own)
-    plan = Plan(list(measurements.values()))
-    check_reference_file(settings, plan)
-    return plan
+        scores = {score.format(backbone=backbone): arrow for score, arrow in metric.scores.items()}
+        own = getattr(settings, metric.group) if metric.group else None
+        plan[metric.name] = replace(metric, backbone=backbone, scores=scores, settings=own)
+    check_reference_file(settings, list(plan.values()))
+    return list(plan.values())
+
+
+def backbones(plan: Plan, of: Sequence[str] = tuple(METRICS), side: str = "") -> list[str]:
+    """The extractors, each once: of some metrics, or of those that need each image's features of a side."""
+    return list(dict.fromkeys(m.backbone for m in plan if m.name in of and (not side or side in m.needs)))
 
 
 def check_reference_file(settings: EvaluateSettings, plan: Plan) -> None:
@@ -85,13 +57,10 @@ def check_reference_file(settings: EvaluateSettings, plan: Plan) -> None:
             asked for.
     """
     for name in ("reference", "save_reference"):
-        if getattr(settings, name) is not None and len(plan.frechet_backbones) != 1:
-            settings.refuse(
-                name,
-                f"it holds the statistics of one extractor: ask for one of {', '.join(FRECHET)}, not "
-                f"metrics={settings.metrics}",
-            )
-    unfit = [one.metric.name for one in plan.measurements if REAL in one.metric.needs]
+        if getattr(settings, name) is not None and len(backbones(plan, FRECHET)) != 1:
+            expected = f"it holds the statistics of one extractor: ask for one of {', '.join(FRECHET)}"
+            settings.refuse(name, f"{expected}, not metrics={settings.metrics}")
+    unfit = [metric.name for metric in plan if REAL in metric.needs]
     if settings.reference is not None and unfit:
         settings.refuse(
             "reference",
@@ -114,17 +83,16 @@ def check_sizes(plan: Plan, num_generated: int, num_real: int | None, generated:
     sides = f"{generated} has {num_generated:,} images" + ("" if num_real is None else f" and {dataset} {num_real:,}")
     if fewest < 2:
         raise UserError(f"{sides}: a distance needs at least 2 on each side, and some thousands to mean much.")
-    for one in plan.measurements:
-        most = getattr(one.settings, "num_images", None)
-        there = min(fewest, most or fewest) if one.metric.compares else num_generated
-        for name, more in one.metric.sizes.items():
-            needed = getattr(one.settings, name) + more
-            if needed > there:
-                key = one.settings.key(name)
-                limit = "" if most is None else f", and {one.settings.key('num_images')}={most}"
-                raise UserError(
-                    f"{key}={needed - more} needs at least {needed:,} images, but {sides}{limit}. "
-                    f"Set {key}={there - more} or less (and report it), or leave {one.metric.name} out of metrics=."
+    for metric in plan:
+        own, most = metric.settings, getattr(metric.settings, "num_images", None)
+        there = min(fewest, most or fewest) if metric.compares else num_generated
+        for name, more in metric.sizes.items():
+            if getattr(own, name) + more > there:
+                limit = "" if most is None else f", and {own.key('num_images')}={most}"
+                own.refuse(
+                    name,
+                    f"it needs at least {getattr(own, name) + more:,} images, but {sides}{limit}. Set "
+                    f"{own.key(name)}={there - more} (and report it), or leave {metric.name} out of metrics=",
                 )
 
 
@@ -146,11 +114,12 @@ def measure(
     by_name = {extractor.name: extractor for extractor in extractors}
     scores: dict[str, float] = {}
     reports: dict[str, Any] = {"memorisation": None}
-    for one in plan.measurements:
-        sides = Sides(generated[one.backbone], real[one.backbone], by_name[one.backbone], device, images)
-        found = one.metric.measure(sides, one.settings)
-        names = {name for score in one.scores for name in (score.name, f"{score.name}_std")}
-        scores |= {name: value for name, value in found.items() if name in names}
-        if IMAGES in one.metric.needs:
-            reports[one.metric.name] = {"backbone": one.backbone, **found}
+    for metric in plan:
+        backbone = metric.backbone
+        found = metric.measure(
+            Sides(generated[backbone], real[backbone], by_name[backbone], device, images), metric.settings
+        )
+        scores |= {name: value for name, value in found.items() if name.removesuffix("_std") in metric.scores}
+        if IMAGES in metric.needs:
+            reports[metric.name] = {"backbone": backbone, **found}
     return {"scores": scores, **reports}

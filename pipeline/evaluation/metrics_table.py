@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.evaluation_settings import InceptionScoreSettings, KIDSettings, PRDCSettings
-from storage.settings import Settings, plain
+from storage.settings import plain
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ AUTHENTIC = (
     "share of generated images whose distance to the nearest training image is at least that image's distance to its "
     "nearest other training image (arXiv 2102.08921)"
 )
-
 # What a metric needs beside mean and covariance of both sides' features.
 GENERATED, REAL = "generated", "real"  # the features of each generated, or of each real image
 IMAGES = "images"  # the images themselves, of both sides
@@ -39,7 +38,7 @@ class Sides:
         generated, real: their features.
         extractor: what the features come from.
         device: where rows are compared.
-        images: the generated images, the real ones, and the picture to write; None where the metric needs none.
+        images: the generated images, the real ones, and the picture to write; None where there are no real ones.
     """
 
     generated: "Features"
@@ -57,23 +56,6 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Score:
-    """A number that a metric gives, and how it is printed."""
-
-    name: str
-    arrow: str  # ↓: lower is better, ↑: higher is; empty: neither
-
-    @property
-    def label(self) -> str:
-        """`fid ↓`, as tables have it."""
-        return f"{self.name} {self.arrow}".rstrip()
-
-    def best(self, values: Sequence[float]) -> float | None:
-        """The highest or the lowest, whichever is better; None where neither is."""
-        return max(values) if self.arrow == "↑" else min(values) if self.arrow == "↓" else None
-
-
-@dataclass(frozen=True)
 class Metric:
     """An entry of the table.
 
@@ -82,12 +64,14 @@ class Metric:
         meaning: for `--help`.
         measure: both sides and the metric's settings → its scores by name, with `NAME_std` for a score's standard
             deviation. With `IMAGES`, more than its scores: the report that stands in the summary.
-        scores: the numbers; `fd_{backbone}` is named after its extractor.
+        scores: the names of its numbers (`{backbone}` is the extractor's), each with ↓ where lower is better, ↑ where
+            higher is, nothing where neither is.
         needs: beside means and covariances: `GENERATED`, `REAL`, `IMAGES`.
-        backbone: the extractor that it is defined on; empty: that of the setting `chosen_by`.
-        settings: class of its settings.
-        sizes: settings that ask for so many images of each side, and how many more it takes.
         compares: whether it looks at the data set at all.
+        backbone: the extractor; empty: the one of the setting `chosen_by`.
+        group: the config group of its settings.
+        settings: these, once they are known.
+        sizes: settings that ask for so many images of each side, and how many more it takes.
         protocol: (score, settings, result of a set, number of real images) → what belongs beside the score in the
             summary.
         beside: that protocol → what belongs beside the score in a table.
@@ -96,19 +80,16 @@ class Metric:
     name: str
     meaning: str
     measure: Callable[[Sides, Any], Mapping[str, Any]]
-    scores: tuple[Score, ...]
+    scores: Mapping[str, str]
     needs: frozenset[str] = frozenset()
+    compares: bool = True
     backbone: str = ""
     chosen_by: str = "evaluation.backbone"
-    settings: type[Settings] | None = None
+    group: str = ""
+    settings: Any = None
     sizes: Mapping[str, int] = field(default_factory=dict)
-    compares: bool = True
     protocol: Callable[[str, Any, Mapping[str, Any], int | None], Mapping[str, Any]] = lambda *_: {}
     beside: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: ()
-
-    def scores_on(self, backbone: str) -> list[Score]:
-        """Its scores where it is taken on this extractor."""
-        return [Score(score.name.format(backbone=backbone), score.arrow) for score in self.scores]
 
 
 def frechet(sides: Sides, settings: None) -> dict[str, float]:
@@ -142,11 +123,10 @@ def neighbourhoods(sides: Sides, settings: PRDCSettings) -> dict[str, float]:
 
     ours, theirs = (rows[evenly_spaced(len(rows), settings.num_images).to(rows.device)] for rows in sides.rows)
     by_k = {k: prdc(ours, theirs, k) for k in {settings.k_precision_recall, settings.k_density_coverage}}
-    return {score.name: by_k[k_of(score.name, settings)][score.name] for score in METRICS["prdc"].scores}
+    return {score: by_k[k_of(score, settings)][score] for score in METRICS["prdc"].scores}
 
 
 def k_of(score: str, settings: PRDCSettings) -> int:
-    """The neighbour that a score takes."""
     return settings.k_precision_recall if score in ("precision", "recall") else settings.k_density_coverage
 
 
@@ -181,17 +161,17 @@ def memorised_protocol(score: str, settings: None, result: Mapping[str, Any], nu
 
 
 ENTRIES = (
-    Metric("fid", "Fréchet distance on Inception", frechet, (Score("fid", "↓"),), backbone="inception"),
-    Metric("fdd", "Fréchet distance on DINOv2 ViT-L/14", frechet, (Score("fdd", "↓"),), backbone="dinov2_vitl14"),
-    Metric("fd", "Fréchet distance on evaluation.backbone", frechet, (Score("fd_{backbone}", "↓"),)),
+    Metric("fid", "Fréchet distance on Inception", frechet, {"fid": "↓"}, backbone="inception"),
+    Metric("fdd", "Fréchet distance on DINOv2 ViT-L/14", frechet, {"fdd": "↓"}, backbone="dinov2_vitl14"),
+    Metric("fd", "Fréchet distance on evaluation.backbone", frechet, {"fd_{backbone}": "↓"}),
     Metric(
         "kid",
         "kernel distance on Inception",
         kid,
-        (Score("kid", "↓"),),
-        frozenset({GENERATED, REAL}),
+        {"kid": "↓"},
+        needs=frozenset({GENERATED, REAL}),
         backbone="inception",
-        settings=KIDSettings,
+        group=KIDSettings.group,
         sizes={"subset_size": 0},
         protocol=lambda _, settings, *__: {**plain(settings), "kernel": "(⟨x, y⟩ / D + 1)³", "seed": SEED},
         beside=lambda protocol: [f"{protocol['num_subsets']} subsets of {protocol['subset_size']:,}"],
@@ -200,22 +180,22 @@ ENTRIES = (
         "is",
         "Inception score",
         inception,
-        (Score("inception_score", "↑"),),
-        frozenset({GENERATED}),
-        backbone="inception",
-        settings=InceptionScoreSettings,
-        sizes={"num_splits": 0},
+        {"inception_score": "↑"},
+        needs=frozenset({GENERATED}),
         compares=False,
+        backbone="inception",
+        group=InceptionScoreSettings.group,
+        sizes={"num_splits": 0},
         protocol=lambda _, settings, *__: {**plain(settings), "seed": SEED},
     ),
     Metric(
         "prdc",
         "precision, recall, density, coverage",
         neighbourhoods,
-        tuple(Score(name, "↑") for name in ("precision", "recall", "density", "coverage")),
-        frozenset({GENERATED, REAL}),
+        dict.fromkeys(("precision", "recall", "density", "coverage"), "↑"),
+        needs=frozenset({GENERATED, REAL}),
         chosen_by="neighbour_backbone",
-        settings=PRDCSettings,
+        group=PRDCSettings.group,
         sizes={"k_precision_recall": 1, "k_density_coverage": 1},
         protocol=neighbourhood_protocol,
         beside=beside_neighbourhood,
@@ -224,8 +204,8 @@ ENTRIES = (
         "memorisation",
         "copies of training images",
         memorised,
-        (Score("authenticity", ""), Score("copies", "")),
-        frozenset({GENERATED, REAL, IMAGES}),
+        {"authenticity": "", "copies": ""},
+        needs=frozenset({GENERATED, REAL, IMAGES}),
         chosen_by="neighbour_backbone",
         protocol=memorised_protocol,
         beside=lambda protocol: (
@@ -234,27 +214,35 @@ ENTRIES = (
     ),
 )
 METRICS = {entry.name: entry for entry in ENTRIES}
+FRECHET = tuple(entry.name for entry in ENTRIES if entry.measure is frechet)
 
 
 def frechet_metric(backbone: str) -> Metric:
     """The Fréchet distance on an extractor: the metric that is defined on it, or `fd`."""
-    own = (entry for entry in ENTRIES if entry.measure is frechet and entry.backbone == backbone)
-    return next(own, METRICS["fd"])
+    return next((METRICS[name] for name in FRECHET if METRICS[name].backbone == backbone), METRICS["fd"])
 
 
 def frechet_name(backbone: str) -> str:
     """What the Fréchet distance on an extractor is called: `fid` on Inception, `fdd` on DINOv2 ViT-L, else `fd_…`."""
-    return frechet_metric(backbone).scores_on(backbone)[0].name
+    return next(iter(frechet_metric(backbone).scores)).format(backbone=backbone)
 
 
 def metric_of(score: str) -> Metric:
-    """The metric that gives a score of this name; a Fréchet distance for a name that no metric has."""
-    return next((entry for entry in ENTRIES if score in (own.name for own in entry.scores)), METRICS["fd"])
+    """The metric that gives a score of this name; where none has it, the Fréchet distance of some extractor."""
+    return next((entry for entry in ENTRIES if score in entry.scores), METRICS["fd"])
 
 
-def score_of(name: str) -> Score:
-    """The score of this name; of a summary's Fréchet distance too, whatever its extractor."""
-    return next((score for score in metric_of(name).scores if score.name == name), Score(name, "↓"))
+def arrow_of(score: str) -> str:
+    """↓ where lower is better, ↑ where higher is; empty where neither is."""
+    return metric_of(score).scores.get(score, "↓")
 
 
-FRECHET = tuple(entry.name for entry in ENTRIES if entry.measure is frechet)
+def label_of(score: str) -> str:
+    """The score as tables have it: `fid ↓`."""
+    return f"{score} {arrow_of(score)}".rstrip()
+
+
+def best_of(score: str, values: Sequence[float]) -> float | None:
+    """The highest or the lowest, whichever is better; None where neither is."""
+    arrow = arrow_of(score)
+    return max(values) if arrow == "↑" else min(values) if arrow == "↓" else None

@@ -123,8 +123,18 @@ class Extractors:
         Args:
             open_store: gives the images of `source`; called where something has to be computed.
             keep: names of the extractors whose features of each image are needed, which rank 0 alone gets.
+
+        Raises:
+            UserError: this rank has other extractors than rank 0, as where it can't read their weights: sums would
+                hang.
         """
         rank = dist.get_rank() if dist.is_initialized() else 0
+        own = [extractor.identity for extractor in extractors]
+        if from_rank_0(own) != own:
+            raise UserError(
+                f"rank {rank} has another feature extractor than rank 0. Place the extractor's weights where every "
+                "rank can read them, or set evaluation.backbone=pixels."
+            )
         folder = Path(self.cache_dir) / "statistics"
         folder.mkdir(parents=True, exist_ok=True)
         found: dict[str, Features | None] = {}

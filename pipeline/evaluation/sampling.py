@@ -1,7 +1,6 @@
 """From a denoiser to images: the sampler as a function, and the labels that it is asked for."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +71,6 @@ class Sampler:
                 )
             )
         return denoiser.encoder.decode(images)
-
-
-def generated(
-    sampler: Sampler, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None, batch_size: int, rows: list[int]
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of the `rows` of seeds and labels, with their uint8 images [B, C, H, W]."""
-    for part in torch.tensor(rows, dtype=torch.int64).split(batch_size):
-        yield part.tolist(), sampler(denoiser, seeds[part], None if labels is None else labels[part]).cpu()
 
 
 def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:

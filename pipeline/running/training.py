@@ -11,10 +11,10 @@ from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import DenoiserFile, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
-from datamodules.backbones.backbones import frechet_name
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from lightning_modules.edm_module import EDMModule
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
+from pipeline.evaluation.metrics_table import frechet_name
 from pipeline.evaluation.reference import Extractors
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.chart import draw_png

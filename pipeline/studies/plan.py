@@ -11,9 +11,9 @@ from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
 from lightning_modules.clustering.bound_settings import BoundSettings
 from lightning_modules.clustering.clustering_settings import TEMISettings
-from pipeline.evaluation.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.evaluate_settings import EvaluateSettings, check_metrics
 from pipeline.evaluation.measures import check_sizes, plan_of
-from pipeline.evaluation.metrics_table import FRECHET, METRICS
+from pipeline.evaluation.metrics_table import FRECHET
 from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job
@@ -218,7 +218,7 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
     Where `study.clusters` is `bound`, that is the bound alone until it is known, and where there is a
     `study.final_kimg`, the final training follows from the distances. Planning again then gives the rest.
     """
-    check_metrics(study)
+    check_comparable(study)
     planner = Planner(study, bound, source, typed)
     if study.clusters == FROM_THE_BOUND:
         job = planner.jobs[planner.first_bound()]
@@ -252,12 +252,10 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
     return Plan(runs, list(planner.jobs.values()), left_out, final, later)
 
 
-def check_metrics(study: StudySettings) -> None:
+def check_comparable(study: StudySettings) -> None:
     """Raise a `UserError` where the models could not be compared, hours later."""
     wanted = study.metrics
-    unknown = [name for name in wanted if name not in METRICS]
-    if unknown:
-        raise UserError(f"study.metrics={wanted}: there is no {unknown[0]}. There are: {', '.join(METRICS)}.")
+    check_metrics("study.metrics", wanted)
     if not set(wanted) & set(FRECHET):
         raise UserError(
             f"study.metrics={wanted}: a study compares its models by a Fréchet distance. "

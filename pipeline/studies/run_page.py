@@ -14,7 +14,7 @@ from datamodules.images.images import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import number
-from pipeline.evaluation.metrics_table import score_of
+from pipeline.evaluation.metrics_table import label_of
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import history_chart, loss_chart
@@ -193,7 +193,7 @@ def table_of_scores(scores: Mapping[str, Any]) -> Table:
         within = f" ± {fmean(deviations):.2g}" if deviations else ""
         summed_up = [number(score["best"]), number(score["mean"]) + within] if count > 1 else []
         values = [number(value) + ("" if summed_up else within) for value in score["sets"]]
-        rows.append([score_of(name).label, *values, *summed_up])
+        rows.append([label_of(name), *values, *summed_up])
     header = ["score", *(f"set {position}" for position in range(1, count + 1)), *(["best", "mean"] * (count > 1))]
     bars = " ±: standard deviation within a set." if any("std_within_set" in score for score in scores.values()) else ""
     return Table(f"Every score on every set of generated images; ↓: lower is better, ↑: higher.{bars}", header, rows)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.settings.door import run_command
 
 
@@ -48,6 +51,22 @@ TINY_EDM = [
 def summary(folder: Path | str) -> dict[str, Any]:
     """What a command wrote of itself into its run folder."""
     return json.loads((Path(folder) / "summary.json").read_text())
+
+
+@pytest.fixture
+def model(workplace: Path) -> Path:
+    """An untrained denoiser of the clusters 2, 5 and 7, whose images nevertheless differ."""
+    torch.manual_seed(0)
+    network = NetworkSettings(
+        "ddpmpp", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0
+    )
+    denoiser = build_denoiser(network, img_resolution=8, img_channels=1, label_dim=3, augment_dim=9)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    denoiser.cluster_frequencies, denoiser.cluster_ids = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([2, 5, 7])
+    denoiser.save_pretrained(workplace / "denoiser.safetensors", dataset="digits")
+    return workplace / "denoiser.safetensors"
 
 
 @pytest.fixture

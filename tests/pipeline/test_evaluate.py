@@ -15,21 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from datamodules.backbones.backbones import Backbone, build_backbone
+from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.backbones.backbones import build_backbone
 from datamodules.images.dataset_settings import DatasetSettings
-from lightning_modules.diffusion.denoiser import build_denoiser
-from lightning_modules.diffusion.network_settings import NetworkSettings
 
 from .conftest import Cedm, summary
 
-NETWORK = {
-    "architecture": "ddpmpp",
-    "model_channels": 8,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
 SCORES = ("fd_pixels", "precision", "recall", "density", "coverage")
 PLAIN_FD = ["metrics=[fd]", "memorisation=false"]
 
@@ -50,19 +42,6 @@ def drawn(workplace: Path) -> Path:
     """300 "generated" digits: noise on real ones."""
     noise = np.random.default_rng(0).normal(0, 30, (300, 8, 8))
     return write_pngs(workplace / "drawn", np.clip(digits()[::5][:300] + noise, 0, 255).astype(np.uint8))
-
-
-@pytest.fixture
-def model(workplace: Path) -> Path:
-    """An untrained denoiser of three clusters, whose images nevertheless differ."""
-    torch.manual_seed(0)
-    denoiser = build_denoiser(NetworkSettings(**NETWORK), 8, 1, label_dim=3, augment_dim=9)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    denoiser.cluster_frequencies, denoiser.cluster_ids = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([2, 5, 7])
-    denoiser.save_pretrained(workplace / "model.safetensors", dataset="digits")
-    return workplace / "model.safetensors"
 
 
 def test_the_numbers_are_those_of_torch_fidelity(cedm: Cedm, drawn: Path, workplace: Path) -> None:
@@ -169,7 +148,7 @@ def test_a_distance_sees_the_borders(dinov2: Path) -> None:
     """Which the processor would crop away."""
     from pipeline.evaluation.reference import Extractors
 
-    extractors = Extractors({"name": "pixels"}, {"dinov2_vitl14": dinov2}, DatasetSettings(), "cache")
+    extractors = Extractors(BackboneSettings(), {"dinov2_vitl14": dinov2}, DatasetSettings(), "cache")
     settings = extractors.settings("dinov2_vitl14")
     images = torch.full((2, 3, 20, 20), 128, dtype=torch.uint8)
     images[1, :, 0] = 255
@@ -235,11 +214,10 @@ def test_three_sets_are_all_reported_and_a_stopped_run_goes_on(
     (alone,) = workplace.glob("runs/digits/evaluate/*")
     assert summary(alone)["fd_pixels"] == pytest.approx(score["sets"][2], rel=1e-6)
 
-
-def test_several_folders_are_several_sets(cedm: Cedm, drawn: Path, workplace: Path) -> None:
-    other = write_pngs(workplace / "other", digits()[:50])
-    assert cedm("evaluate", f"generated=[{drawn},{other}]", *PLAIN_FD, "run_dir=run").code == 0
-    assert [g["num_images"] for g in summary("run")["scores"]["fd_pixels"]["protocol"]["generated"]] == [300, 50]
+    for name, images in {"many": digits()[:70], "few": digits()[:50]}.items():
+        write_pngs(workplace / name, images)
+    assert cedm("evaluate", "generated=[many,few]", *PLAIN_FD, "run_dir=folders").code == 0
+    assert [g["num_images"] for g in summary("folders")["scores"]["fd_pixels"]["protocol"]["generated"]] == [70, 50]
 
 
 def test_reference_files_of_edm_serve_and_are_written(cedm: Cedm, drawn: Path) -> None:
@@ -278,23 +256,18 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
         (["generated=gone"], ["generated=gone", "cedm generate"]),
         (["generated=empty"], ["no images"]),
         (["generated=few", "metrics=[fdi]"], ["'fdi'", "Did you mean fd", "fid, fdd"]),
-        (["generated=few", "metrics=[]"], ["at least one"]),
         (["generated=few"], ["prdc.k_density_coverage=5", "has 5 images"]),
-        (["generated=few", "metrics=[kid]", "memorisation=false"], ["kid.subset_size=1000", "kid.subset_size=5"]),
-        (["generated=few", "metrics=[is]", "memorisation=false"], ["inception_score.num_splits=10"]),
         (["generated=large"], ["16×16", "8×8", "never resized"]),
         (["generated=colour"], ["3 channels", "dataset.channels"]),
         (["generated=text.zip"], ["not a readable ZIP", "generated"]),
         (["generated=damaged.zip"], ["0.png"]),
         (["generated=few", "sets=3"], ["sets=3"]),
-        (["generated=[few,model.safetensors]"], ["a list is of images"]),
-        (["generated=model.safetensors", "num=1"], ["num=1"]),
-        (["generated=model.safetensors", "dataset=cifar10"], ["8×8", "32×32"]),
-        (["generated=model.safetensors", "clusters=[4]"], ["clusters=[4]"]),
+        (["generated=[few,denoiser.safetensors]"], ["a list is of images"]),
+        (["generated=denoiser.safetensors", "dataset=cifar10"], ["8×8", "32×32"]),
+        (["generated=denoiser.safetensors", "clusters=[4]"], ["clusters=[4]"]),
         (["generated=few", "metrics=[fd]", "evaluation.backbone=null"], ["evaluation.backbone=null"]),
         (["generated=few", "neighbour_backbone=pixel"], ["neighbour_backbone=pixel"]),
         (["generated=few", "metrics=[fd,fid]", "save_reference=a.npz"], ["one of fid"]),
-        (["generated=few", "metrics=[fd]", "reference=a.pkl"], [".npz"]),
         (["generated=few", "metrics=[fd]", "reference=gone.npz"], ["gone.npz"]),
         (["generated=few", "metrics=[fd]", "reference=other.npz"], ["3 features", "64"]),
         (["generated=few", "metrics=[fd,prdc]", "reference=other.npz"], ["prdc", "metrics=[fd]"]),
@@ -304,8 +277,6 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
             ["generated=few", "metrics=[fdd]", "evaluation.weights.dinov2_vitl14=no"],
             ["evaluation.weights.dinov2_vitl14"],
         ),
-        (["generated=few", "prdc.k_density_coverage=0"], ["prdc.k_density_coverage=0"]),
-        (["generated=few", "sets=0"], ["sets=0"]),
     ],
 )
 def test_a_mistake_ends_in_one_message(

@@ -4,13 +4,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.images.dataset_settings import DatasetSettings
+
 from pipeline.evaluation.reference import Extractors
 
 
 def name_of(source: str = "0123456789abcdef", weights: str = "weights 1", **dataset: Any) -> str:
     settings = DatasetSettings(**{"kind": "folder", "path": "/data", "resolution": 32, "channels": 3} | dataset)
-    found = Extractors({}, {}, settings, "cache").cached(
+    found = Extractors(BackboneSettings(), {}, settings, "cache").cached(
         "statistics",
         SimpleNamespace(name="mine", fingerprint=source),  # type: ignore[arg-type]
         SimpleNamespace(name="dino", identity={"weights": weights}),  # type: ignore[arg-type]
