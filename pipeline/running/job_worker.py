@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -57,7 +58,13 @@ def perform(order: Order) -> int:
         os.environ.update(order.environment)
         torch.set_num_threads(int(order.environment["OMP_NUM_THREADS"]))
         with logged(order):
-            return run_command(order.command, list(order.words)) if order.num_devices == 1 else run_alone(order)
+            try:
+                return run_command(order.command, order.words) if order.num_devices == 1 else run_alone(order)
+            except SystemExit as stop:
+                return stop.code if isinstance(stop.code, int) else 1
+            except Exception:  # a fault of ours ends this job, and no other one
+                traceback.print_exc()
+                return 1
 
 
 @functools.cache

@@ -10,11 +10,8 @@ from pipeline.running.job_worker import Order
 def perform_python(order: Order) -> int:
     def run_python(_: str, words: list[str]) -> int:
         os.chdir(order.folder)
-        try:
-            with stop_at_once():
-                exec(words[0], {})
-        except SystemExit as stop:
-            return int(stop.code or 0)
+        with stop_at_once():
+            exec(words[0], {})
         return 0
 
     job_worker.run_command = run_python

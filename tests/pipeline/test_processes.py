@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from pipeline.running.processes import tasks_without_srun
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
@@ -85,3 +86,20 @@ def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path) -> None:
     run([sys.executable, "-m", "pipeline", "cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace)
     one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors") for name in ("one", "two"))
     assert (one.cluster_ids == two.cluster_ids).float().mean() > 0.99
+
+
+def test_a_slurm_job_of_several_tasks_needs_srun(cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for the other tasks; what needs one process, and an interactive job, just runs."""
+    for key, value in {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(key, value)
+    assert cedm("embed").code == 0
+    for words in (["train", "conditioning=none", *TINY_EDM], ["cluster", *TINY_TEMI]):
+        refused = cedm(*words)
+        assert (refused.code, "Put srun in front" in refused.err) == (2, True), refused.err
+    assert cedm("cluster", "clustering=random").code == 0
+    assert tasks_without_srun() == 2
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert tasks_without_srun() == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    assert cedm("cluster", *TINY_TEMI, "trainer.accelerator=cpu").code == 0

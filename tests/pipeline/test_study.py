@@ -172,7 +172,7 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     assert outside.count("data:image/png;base64,") == 2  # real and generated
 
     log = next(workplace.glob("runs/digits/study-jobs/train-none-*/log.txt")).read_text()
-    assert f"pipeline.commands.train {words[0]} " in log
+    assert f"$ cedm train {words[0]} " in log
 
     files = {path: path.stat().st_mtime_ns for path in workplace.glob("runs/digits/study-jobs/*/summary.json")}
     again = cedm("study", *words)

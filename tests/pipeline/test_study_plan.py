@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from datamodules.images.sources import ImageSource
 from pipeline.commands.study import announce
-from pipeline.studies.jobs import Job, Plan, Run
+from pipeline.running.jobs import Job
+from pipeline.running.resources import Resources
+from pipeline.studies.jobs import Plan, Run
 from pipeline.studies.plan import training_images
 from pipeline.studies.results import gather
 from storage.files import write_json
@@ -35,7 +37,7 @@ def test_a_training_costs_its_distances_too() -> None:
 def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
     write_json(workplace / "done/summary.json", {"command": "train"})
     plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
-    announce(OmegaConf.create(), cast(ImageSource, None), plan, [])
+    announce(OmegaConf.create(), cast(ImageSource, None), plan, Resources("cpu"))
     assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
 
 
