@@ -13,7 +13,6 @@ from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
 from storage.errors import named_by
 
 
-
 def build_backbone(
     settings: BackboneSettings,
     resolution: int,

@@ -6,7 +6,6 @@ from typing import Any
 
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.images.dataset_settings import DatasetSettings
-
 from pipeline.evaluation.reference import Extractors
 
 
