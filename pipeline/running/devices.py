@@ -19,14 +19,12 @@ def devices_of(trainer: TrainerSettings) -> list[torch.device]:
     else:
         count = here if wanted in ("auto", -1, "-1") else int(wanted) if str(wanted).isdigit() else 0
         numbers = list(range(count))
-    if device.type == "cpu":
-        return [device] * max(1, len(numbers))  # processes
-    if not numbers or max(numbers) >= here:
+    if not numbers or (device.type != "cpu" and max(numbers) >= here):
         raise UserError(
             f"trainer.devices={wanted}: this machine has {here} of the kind {device.type}. "
-            "Set trainer.devices=auto, a number, or a list such as [0,1]."
+            "Set trainer.devices=auto, a number, or a list of GPUs such as [0,1]."
         )
-    return [torch.device(device.type, number) for number in numbers]
+    return [torch.device("cuda", number) if device.type == "cuda" else device for number in numbers]
 
 
 def device_of(accelerator: str) -> torch.device:

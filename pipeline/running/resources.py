@@ -2,10 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from pipeline.running.devices import devices_of
 from pipeline.running.ray_cluster import check_ray, devices_of_cluster
 from pipeline.running.trainer_settings import TrainerSettings
 from storage.cores import cores_of_each
@@ -71,43 +71,25 @@ class Resources:
         return told
 
 
-def resources_of(settings: TrainerSettings, devices_per_job: int = 1, address: str | None = None) -> Resources:
+def resources_of(trainer: TrainerSettings, devices_per_job: int = 1, address: str | None = None) -> Resources:
     """What `trainer.accelerator` and `trainer.devices` mean for jobs: each GPU or each process on a CPU is a device.
 
     Raises:
-        UserError: not as many devices, `devices` is neither a number nor a list of GPUs, or Ray is needed and absent.
+        UserError: there are not as many devices, or Ray is needed and not installed.
     """
-    if address is not None:
-        gpus, nodes = devices_of_cluster(address)
-        kind = "gpu" if settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and gpus) else "cpu"
-        devices = number_of(settings.devices, gpus if kind == "gpu" else nodes)
-        if kind == "gpu" and not 1 <= devices <= gpus:
-            raise UserError(f"trainer.devices={settings.devices}: the Ray cluster at {address} has {gpus} GPUs.")
-        return Resources(kind, devices, devices_per_job, address=address)
-    gpus = torch.cuda.device_count()
-    if settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and gpus):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible[:gpus] if visible[0] else [str(index) for index in range(gpus)]
-        wanted = settings.devices
-        chosen = range(number_of(wanted, gpus)) if isinstance(wanted, int | str) else list(wanted)
-        if not chosen or not set(chosen) <= set(range(gpus)):
-            raise UserError(f"trainer.devices={wanted}: this machine has {gpus} GPUs. Set trainer.accelerator=cpu.")
-        return Resources("gpu", len(chosen), devices_per_job, ",".join(names[index] for index in chosen))
-    count = number_of(settings.devices, devices_per_job)
-    if count < 1:
-        raise UserError(f"trainer.devices={count}: set a number of processes from 1 on, such as trainer.devices=2.")
-    return Resources("mps" if settings.accelerator == "mps" else "cpu", count, devices_per_job)
-
-
-def number_of(devices: Any, every: int) -> int:
-    """`devices` as a number; auto and -1 mean every one.
-
-    Raises:
-        UserError: it is no number.
-    """
-    if devices in ("auto", -1, "-1"):
-        return every
-    try:
-        return int(devices)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"trainer.devices={devices}: set a number, such as trainer.devices=2, or auto.") from error
+    every, wanted = trainer.devices in ("auto", -1, "-1"), trainer.devices
+    if address is None:
+        devices = devices_of(trainer)
+        if devices[0].type != "cuda":
+            return Resources(devices[0].type, devices_per_job if every else len(devices), devices_per_job)
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        visible = ",".join(names.split(",")[device.index] for device in devices)
+        return Resources("gpu", len(devices), devices_per_job, visible)
+    gpus, nodes = devices_of_cluster(address)
+    kind = "gpu" if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and gpus) else "cpu"
+    count = (gpus if kind == "gpu" else nodes) if every else int(wanted) if str(wanted).isdigit() else 0
+    if not 1 <= count <= (gpus if kind == "gpu" else count):
+        raise UserError(
+            f"trainer.devices={wanted}: the Ray cluster at {address} has {gpus} GPUs. Set a number of devices, or auto."
+        )
+    return Resources(kind, count, devices_per_job, address=address)

@@ -76,7 +76,7 @@ def test_a_job_finds_nothing_of_the_one_before_nor_of_a_launcher(monkeypatch: py
     look = (
         "import json, signal; open('found', 'w').write(json.dumps([os.getcwd(), str(torch.get_default_dtype()), "
         "torch.get_num_threads(), torch.rand(()).item(), str(signal.getsignal(signal.SIGTERM)).split(' at')[0], "
-        f"sorted(os.environ.keys() & {told}))]))"
+        f"sorted(os.environ.keys() & {told})]))"
     )
     mess = (
         "torch.set_default_dtype(torch.float64); torch.set_num_threads(2); os.environ['MESS'] = '1'; os.chdir('/'); "
