@@ -54,7 +54,7 @@ def study_runs(
     `full_kimg` is the duration of a full training.
 
     Raises:
-        UserError: the study and the user set the same thing, a run cannot be meant, or none is left.
+        UserError: the study and the user set the same thing, a run is not possible, or none is left.
     """
     kimg = float(study.duration_kimg or study.duration_share * full_kimg)
     fixed = [f"training.duration_kimg={kimg:g}", *study.settings]
