@@ -1,6 +1,7 @@
 """The settings of the clustering methods: `clustering=`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from storage.settings import Settings, setting
 
@@ -75,7 +76,7 @@ class CLIPSettings(ClusteringSettings):
 
     method: str = setting("clip", "how images are clustered")
     num_clusters: int | None = setting(None, "as many as there are class names")
-    class_names: list[str] | str | None = setting(
+    class_names: Any = setting(
         None, "a list, or a text file with a name per line; null: the data set's own"
     )
     prompt: str = setting("a photo of a {}.", "{} stands for the class name")
