@@ -19,7 +19,7 @@ def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as Python, so it can raise what a parser raises
         raise UserError(f"{path}: cannot be read as a plain array ({error}). Save numbers with numpy.save.") from error
 
 

@@ -76,10 +76,13 @@ class CLIPSettings(ClusteringSettings):
 
     method: str = setting("clip", "how images are clustered")
     num_clusters: int | None = setting(None, "as many as there are class names")
-    class_names: Any = setting(
-        None, "a list, or a text file with a name per line; null: the data set's own"
-    )
+    class_names: Any = setting(None, "a list, or a text file with a name per line; null: the data set's own")
     prompt: str = setting("a photo of a {}.", "{} stands for the class name")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt.count("{}") != 1 or self.prompt.count("{") != 1:
+            self.refuse("prompt", 'one {} is expected in the place of the class name, such as "a photo of a {}."')
 
 
 METHODS: dict[str, type[ClusteringSettings]] = {

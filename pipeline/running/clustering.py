@@ -159,7 +159,8 @@ class Clustering:
         if isinstance(settings, TEMISettings):
             beta = f" with β = {settings.beta}" if settings.objective == "temi" else ""  # the others have none
             title = f"{self.source.name}, {settings.objective.upper()}{beta}"
-        return title if settings.num_clusters is None else f"{title}, C = {settings.num_clusters:,}"
+        named = isinstance(settings, LabelsSettings | CLIPSettings)  # as many clusters as there are names
+        return title if named else f"{title}, C = {settings.num_clusters:,}"
 
     def _pseudo_labels(
         self, cluster_ids: Tensor, num_clusters: int, confidence: Tensor, names: list[str] | None = None

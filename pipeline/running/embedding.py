@@ -46,7 +46,7 @@ class Embedder:
         except (MissingArtifactError, DamagedArtifactError):
             pass
         devices = devices_of(self.trainer)
-        precision, cache_dir = self._precision(devices[0]), self.condition.cache_dir
+        precision, cache_dir = self.precision(devices[0]), self.condition.cache_dir
         if len(devices) == 1:
             return make_embeddings(
                 source,
@@ -54,7 +54,7 @@ class Embedder:
                 cache_dir,
                 device=devices[0],
                 batch_size=self.condition.backbone.batch_size,
-                num_workers=self._workers(devices),
+                num_workers=self.workers(devices),
                 precision=precision,
             )
 
@@ -84,8 +84,8 @@ class Embedder:
             Path(folder),
             [rows for rows in own if not shard_path(Path(folder), rows).exists()],
             batch_size=self.condition.backbone.batch_size,
-            num_workers=self._workers(devices[:count]),
-            precision=self._precision(device),
+            num_workers=self.workers(devices[:count]),
+            precision=self.precision(device),
         )
         return True
 
@@ -93,14 +93,14 @@ class Embedder:
         dataset = self.condition.dataset
         return build_backbone(self.condition.backbone, dataset.resolution, dataset.channels, self.condition.cache_dir)
 
-    def _precision(self, device: torch.device) -> str:
+    def precision(self, device: torch.device) -> str:
         """`embedding.precision`; auto is bfloat16 on GPUs that compute in it, float32 elsewhere."""
         if self.embedding.precision != "auto":
             return self.embedding.precision
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16-mixed" if fast else "32-true"
 
-    def _workers(self, devices: list[torch.device]) -> int:
+    def workers(self, devices: list[torch.device]) -> int:
         """`embedding.num_workers`; auto: the cores shared among the GPUs. A CPU has no time that loaders could fill."""
         if self.embedding.num_workers != "auto":
             return int(self.embedding.num_workers)

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
+from omegaconf.errors import ConfigKeyError, ConfigTypeError, MissingMandatoryValue, ValidationError
 
 from pipeline.settings.commands import COMMANDS, module_name
 from pipeline.settings.hints import suggest
@@ -64,8 +64,8 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
         raise UserError(f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`.") from error
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), given, name)) from error
-    except ValidationError as error:
-        raise UserError(wrong_type(str(error.full_key), given, schema)) from error
+    except (ValidationError, ConfigTypeError) as error:
+        raise UserError(wrong_type(str(error.full_key) or misfit(given, schema), given, schema)) from error
     assert isinstance(settings, SharedSettings)
     return settings
 
@@ -92,6 +92,15 @@ def unknown_key(key: str, cfg: DictConfig, name: str) -> str:
     key = leaves(OmegaConf.select(cfg, key), key)[0][0]
     known = [known_key for known_key, _ in leaves(cfg) if known_key != key]
     return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
+
+
+def misfit(given: DictConfig, schema: DictConfig) -> str:
+    """The key where a list, a group or a single value stands in the place of another of them."""
+    for key, _ in leaves(schema):
+        found, expected = (OmegaConf.select(node, key) for node in (given, schema))
+        if found is not None and OmegaConf.is_config(found) and type(found) is not type(expected):
+            return key
+    return ""
 
 
 def wrong_type(key: str, given: DictConfig, schema: DictConfig) -> str:

@@ -1,30 +1,30 @@
 """What tells one clustering from another: in the cache, and above its pictures."""
 
-import hydra
+from pathlib import Path
+
 import pytest
-from omegaconf import DictConfig
-from pipeline.settings.command import CONFIGS
-from pipeline.settings.inputs import pseudo_labels_file, source_of
 
-from datamodules.images.sources import ImageSource
-from pipeline.commands.cluster import title_of
+from datamodules.images.sources import open_source
+from pipeline.running.clustering import Clustering
+from pipeline.running.condition import Condition
+from pipeline.settings.compose import compose
 
 
-def composed(*overrides: str) -> tuple[DictConfig, ImageSource]:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        cfg = hydra.compose("cluster", overrides=["dataset.max_images=10", *overrides])
-    return cfg, source_of(cfg)
+def composed(*words: str) -> Clustering:
+    settings = compose("cluster", ["dataset.max_images=10", *words])
+    source = open_source(settings.dataset, settings.cache_dir)
+    return Clustering(Condition.of(settings), source, Path("run"), map_images=0)
 
 
 @pytest.mark.parametrize(("setting", "differ"), [("clustering.precision", True), ("trainer.precision", False)])
-def test_temi_in_bfloat16_is_another_clustering(setting: str, differ: bool) -> None:
-    """The precision of the diffusion model's training is not TEMI's."""
-    paths = {pseudo_labels_file(*composed(f"{setting}={precision}")) for precision in ("32-true", "bf16-mixed")}
+def test_the_precision_of_temi_and_not_that_of_the_diffusion_model_makes_other_clusters(setting: str, differ: bool):
+    clusterings = [composed(f"{setting}={precision}") for precision in ("32-true", "bf16-mixed")]
+    paths = {clustering.condition.pseudo_labels_path(clustering.source) for clustering in clusterings}
     assert (len(paths) == 2) == differ
 
 
 @pytest.mark.parametrize(
-    ("overrides", "title"),
+    ("words", "title"),
     [
         (["clustering.beta=0.7"], "digits, TEMI with β = 0.7, C = 40"),
         (["clustering.objective=pmi"], "digits, PMI, C = 40"),
@@ -32,5 +32,5 @@ def test_temi_in_bfloat16_is_another_clustering(setting: str, differ: bool) -> N
         (["clustering=labels"], "digits, given labels"),
     ],
 )
-def test_titles_name_beta_only_where_there_is_one(overrides: list[str], title: str) -> None:
-    assert title_of(*composed(*overrides)) == title
+def test_titles_name_beta_only_where_there_is_one(words: list[str], title: str):
+    assert composed(*words).title == title

@@ -10,8 +10,8 @@ from lightning_modules.diffusion.denoiser import build_denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
-from pipeline.commands.train import accumulation
 from pipeline.running.cost import Cost, duration, measure_cost
+from pipeline.running.models import passes_of
 from storage.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_a_cpu_is_not_meant_for_200_mimg() -> None:
     cost = Cost(images=200_000_000, images_per_s=1.6, measured_batch=4, num_devices=1, device="cpu")
     assert cost.warning is not None
     assert "4 years" in cost.warning
-    assert "training.duration_kimg=5 " in cost.warning.replace(",", " ")
+    assert "training.duration_kimg=5;" in cost.warning.replace(",", " ")
     small = Cost(images=150_000, images_per_s=900, measured_batch=128, num_devices=1, device="cpu")
     assert small.warning is None
 
@@ -67,11 +67,11 @@ def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
     [(1024, 1, 128, 8), (1024, 4, 128, 2), (1024, 8, 128, 1), (96, 1, 64, 2), (90, 1, 64, 2), (64, 2, None, 1)],
 )
 def test_the_fewest_passes_that_fit(batch: int, world: int, largest: int | None, passes: int) -> None:
-    assert accumulation(batch, world, largest) == passes
+    assert passes_of(TrainingSettings(batch_size=batch, max_batch_per_device=largest), world) == passes
 
 
 def test_a_batch_that_falls_into_tiny_passes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"training.batch_size=1021: .* Type training.batch_size=1024"):
-        accumulation(1021, 1, 128)
+    with pytest.raises(UserError, match=r"training.batch_size=1021: .* training.batch_size=1024"):
+        passes_of(TrainingSettings(batch_size=1021, max_batch_per_device=128), 1)
     with pytest.raises(UserError, match=r"cannot be shared by 3 devices"):
-        accumulation(64, 3, None)
+        passes_of(TrainingSettings(batch_size=64, max_batch_per_device=None), 3)

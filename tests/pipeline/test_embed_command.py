@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from pipeline.running.embedding import devices_of, precision_on, workers_per_device
+from datamodules.embeddings.embedding_settings import EmbeddingSettings
+from pipeline.running.condition import Condition
+from pipeline.running.devices import devices_of
+from pipeline.running.embedding import Embedder
+from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.settings.compose import compose
 from storage.errors import UserError
 
 from .conftest import Cedm
@@ -27,10 +31,9 @@ def test_two_processes_embed_the_bytes_of_one(cedm: Cedm, workplace: Path, monke
 
 def test_a_failing_process_ends_the_others(cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(workplace))
-    (workplace / "pipeline/commands").mkdir(parents=True)
+    (workplace / "pipeline").mkdir()
     (workplace / "pipeline/__init__.py").touch()
-    (workplace / "pipeline/commands/__init__.py").touch()
-    (workplace / "pipeline/commands/embed.py").write_text(
+    (workplace / "pipeline/__main__.py").write_text(
         "import os, sys, time\n"
         "first = os.environ['CEDM_EMBED_SHARE'].startswith('0/')\n"
         "sys.exit(3) if first else time.sleep(60)\n"
@@ -44,10 +47,10 @@ def test_a_failing_process_ends_the_others(cedm: Cedm, workplace: Path, monkeypa
     ("setting", "message"),
     [
         ("trainer.accelerator=gpu", "no GPU that PyTorch can use"),
-        ("embedding.precision=bf16", "type one of embedding.precision=auto"),
-        ("embedding.num_workers=two", "type auto or a whole number"),
-        ("backbone=timm", "which model? Type backbone.model=NAME"),
-        ("backbone=dino_vitb16 backbone.path=nowhere", "backbone.path=nowhere: no such folder"),
+        ("embedding.precision=bf16", "one of auto, 32-true"),
+        ("embedding.num_workers=two", "embedding.num_workers=two"),
+        ("backbone=timm", "backbone.model=NAME"),
+        ("backbone=dino_vitb16 backbone.path=nowhere", "nowhere: no such folder"),
     ],
 )
 def test_settings_that_cannot_be_meant(cedm: Cedm, setting: str, message: str) -> None:
@@ -64,8 +67,7 @@ def test_devices_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)), raising=False)
 
     def devices(wanted: object, accelerator: str = "auto") -> list[str]:
-        cfg = OmegaConf.create({"trainer": {"accelerator": accelerator, "devices": wanted}})
-        return [str(device) for device in devices_of(cfg)]
+        return [str(device) for device in devices_of(TrainerSettings(accelerator=accelerator, devices=wanted))]
 
     assert devices("auto") == devices(-1) == devices(4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     assert devices([1, 3]) == ["cuda:1", "cuda:3"]
@@ -74,11 +76,6 @@ def test_devices_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None
     for wrong in (5, 0, [4], "all"):
         with pytest.raises(UserError, match="this machine has 4 of the kind cuda"):
             devices(wrong)
-    cfg = OmegaConf.create(
-        {
-            "trainer": {"accelerator": "auto", "devices": "auto"},
-            "embedding": {"precision": "auto", "num_workers": "auto"},
-        }
-    )
-    assert precision_on(cfg, devices_of(cfg)[0]) == "bf16-mixed"
-    assert workers_per_device(cfg, devices_of(cfg)) == 7
+    embedder = Embedder(Condition.of(compose("embed", [])), EmbeddingSettings(), TrainerSettings())
+    assert embedder.precision(devices_of(embedder.trainer)[0]) == "bf16-mixed"
+    assert embedder.workers(devices_of(embedder.trainer)) == 7
