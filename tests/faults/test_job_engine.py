@@ -69,7 +69,7 @@ def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path, name: 
         await_end(folder, JOBS_GONE_WITHIN_S)
         again = begin(name, folder, *devices)
         deadline = time.monotonic() + 60
-        while not any("Going on from" in log.read_text() for log in folder.glob("**/cluster*/log.txt")):
+        while not any("Resuming from" in log.read_text() for log in folder.glob("**/cluster*/log.txt")):
             assert time.monotonic() < deadline, again.words()
             time.sleep(0.2)
         again.signal(signal.SIGKILL, "rank 0")
@@ -86,7 +86,7 @@ def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path, number: int, co
         assert job.wait(STOPPED_WITHIN_S) == code, job.words()
         await_end(folder, 1)
         logs = [path.read_text() for path in folder.glob("**/cluster*/log.txt")]
-        assert any("Stopped. The same command goes on from" in log for log in logs), logs
+        assert any("Stopped. Run the same command" in log for log in logs), logs
 
 
 def test_a_job_of_several_devices_ends_with_its_command(trials: Trials, tmp_path: Path) -> None:
