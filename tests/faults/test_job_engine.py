@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TEMI, Trials
+from .conftest import EDM, TEMI, Trials
 from .jobs import Job, real_command
 
 pytestmark = pytest.mark.faults
@@ -17,10 +17,19 @@ STOPPED_WITHIN_S = 30
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
 SHORT = [*TEMI, "map_images=0"]
 LONG = "clustering.max_epochs=1000"  # about a minute, a snapshot every 50 epochs
-SNAPSHOT = "**/cluster*/snapshots/step-*.ckpt"
+SNAPSHOT = "**/snapshots/step-*.ckpt"
+MODEL = [word for word in EDM if not word.startswith(("conditioning", "dataset", "training.duration_kimg"))]
 COMMANDS = {
     "bound": ["bound", *SHORT, "bound.grid=[3,6]", "run_dir=out"],
-    "study": ["study", "study=granularity", *SHORT, "study.clusters=[3,6]", "study.measure=[bound]", "run_dir=out"],
+    "study": [
+        "study",
+        "study=granularity",
+        *SHORT,
+        *MODEL,
+        "study.clusters=[3,6]",
+        "study.duration_kimg=20",
+        "run_dir=out",
+    ],
     "auto": ["study", "study=auto", *SHORT, "bound.grid=[3,6]", "run_dir=out"],
 }
 for words in COMMANDS.values():  # the numbers of clusters are theirs to choose
@@ -69,7 +78,7 @@ def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path, name: 
         await_end(folder, JOBS_GONE_WITHIN_S)
         again = begin(name, folder, *devices)
         deadline = time.monotonic() + 60
-        while not any("Going on from" in log.read_text() for log in folder.glob("**/cluster*/log.txt")):
+        while not any("Resuming from" in log.read_text() for log in folder.glob("**/log.txt")):
             assert time.monotonic() < deadline, again.words()
             time.sleep(0.2)
         again.signal(signal.SIGKILL, "rank 0")
@@ -85,8 +94,8 @@ def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path, number: int, co
         job.signal(number, "rank 0")
         assert job.wait(STOPPED_WITHIN_S) == code, job.words()
         await_end(folder, 1)
-        logs = [path.read_text() for path in folder.glob("**/cluster*/log.txt")]
-        assert any("Stopped. The same command goes on from" in log for log in logs), logs
+        logs = [path.read_text() for path in folder.glob("**/log.txt")]
+        assert any("Stopped. Run the same command" in log for log in logs), logs
 
 
 def test_a_job_of_several_devices_ends_with_its_command(trials: Trials, tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def test_processes_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -
     assert (found.slots, found.threads, found.on_ray) == (2, 2, True)
     assert found.settings == ["trainer.accelerator=cpu", "trainer.devices=2"]
     assert not resources_of(TrainerSettings("cpu", "auto"), devices_per_job=2).on_ray
-    for settings, words in ((TrainerSettings("cpu", 0), "this machine has 1 of the kind cpu"), (TrainerSettings("cpu", 1), "devices_per_job=2")):
+    for devices, words in ((0, "trainer.devices=0"), (1, "devices_per_job=2")):
         with pytest.raises(UserError, match=words):
-            resources_of(settings, devices_per_job=2)
+            resources_of(TrainerSettings("cpu", devices), devices_per_job=2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert found.threads == 1  # as the user says
 
@@ -165,7 +165,7 @@ def test_each_gpu_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible("gpu", [0, 2]) == "0,2"
     assert resources_of(TrainerSettings("gpu", [2])).environment["CUDA_VISIBLE_DEVICES"] == "2"
     for devices in (4, [3]):
-        with pytest.raises(UserError, match="3 of the kind cuda"):
+        with pytest.raises(UserError, match="has 3 of the kind cuda"):
             visible("gpu", devices)
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,6 +13,7 @@ from datamodules.images.sources import ImageSource
 from pipeline.commands.study import announce
 from pipeline.running.jobs import Job
 from pipeline.running.resources import Resources
+from pipeline.settings.compose import compose
 from pipeline.studies.jobs import Plan, Run
 from pipeline.studies.plan import training_images
 from pipeline.studies.results import gather
@@ -21,17 +22,11 @@ from storage.files import write_json
 
 def test_a_training_costs_its_distances_too() -> None:
     """After 4, 8 and, as it ends there, 10 kimg; an image costs 2·6 − 1 forward passes, of which a training takes 3."""
-    values: dict[str, dict[str, Any]] = {
-        "training": {"duration_kimg": 10},
-        "evaluation": {"every_kimg": 4, "num_images": 30, "backbone": "pixels"},
-        "sampler": {"steps": 6},
-        "dataset": {"resolution": 8},
-    }
-    assert training_images(OmegaConf.create(values)) == 10_000 + 3 * 30 * 11 / 3
-    values["evaluation"]["every_kimg"] = 10 / 3  # as a study with curve_points=3 sets it
-    assert training_images(OmegaConf.create(values)) == 10_000 + 3 * 30 * 11 / 3
-    values["evaluation"]["backbone"] = None
-    assert training_images(OmegaConf.create(values)) == 10_000
+    asked = ["evaluation.num_images=30", "sampler.steps=6", "training.duration_kimg=10"]
+    assert training_images(compose("train", [*asked, "evaluation.every_kimg=4"])) == 10_000 + 3 * 30 * 11 / 3
+    three = compose("train", [*asked, f"evaluation.every_kimg={10 / 3}"])  # as study.curve_points=3 sets it
+    assert training_images(three) == 10_000 + 3 * 30 * 11 / 3
+    assert training_images(compose("train", [*asked, "evaluation.backbone=null"])) == 10_000
 
 
 def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
@@ -44,7 +39,7 @@ def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFix
 def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
     """Trained for longer, it was judged on more images."""
     jobs, runs = [], []
-    cfg = OmegaConf.create({"conditioning": "none", "backbone": {"name": "pixels"}, "seed": 0})
+    settings = compose("train", ["conditioning=none"])
     for name, num_images in (("temi-3", 10), ("temi-3-final", 500)):
         along = {"name": "fd_pixels", "num_generated": num_images, "kimg_and_distance": [[1.0, 2.0]]}
         protocol = {"num_images": num_images, "generated": [{"steps": 18}]}
@@ -55,7 +50,7 @@ def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
         for command, values in found.items():
             jobs.append(Job(f"{command}-{name}", command, (), workplace / f"{command}-{name}"))
             write_json(jobs[-1].folder / "summary.json", {"command": command} | values)
-        runs.append(Run(name, "temi", (), cfg))
+        runs.append(Run(name, "temi", (), settings))
     results = gather(Plan(runs[:1], jobs, [], final=runs[1]), "auto", "How many?", "digits")
     assert results.final is not None
     assert [run.name for run in results.trained] == ["temi-3", "temi-3-final"]
