@@ -7,8 +7,6 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -77,10 +75,3 @@ def enlarge(images: Tensor, scale: int) -> Tensor:
         smooth = F.interpolate(flat, scale_factor=scale, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
         return smooth.reshape(*images.shape[:-2], *smooth.shape[-2:])
     return images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
-
-
-def show_in_tensorboard(trainer: Trainer, tag: str, picture: Image.Image, step: int) -> None:
-    """Add a picture to the run's TensorBoard."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, np.array(picture), step, dataformats="HWC")

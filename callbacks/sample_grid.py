@@ -8,8 +8,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.image_grid import image_grid, show_in_tensorboard
+from callbacks.image_grid import image_grid
 from callbacks.schedule import EveryKimg
+from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
 from storage.files import atomic_path

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.gallery import gallery
-from callbacks.image_grid import show_in_tensorboard
 from callbacks.schedule import EveryEpochs
+from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.temi_module import TEMIModule
 from metrics.utilization import ClusterUtilization
 

@@ -1,19 +1,19 @@
 """`cedm cluster`: embeddings → pseudo-labels, and for TEMI the head that can label new images."""
 
 import sys
+from pathlib import Path
 
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.clustering.clustering_settings import CLIPSettings, LabelsSettings, TEMISettings
-from pipeline.running.cluster_scores import cluster_summary, describe
 from pipeline.running.condition import Condition
 from pipeline.running.run_folder import (
     choose_run_folder,
     opened_run_folder,
     run_settings,
     runs_of,
-    write_summary_where_asked,
+    write_summary_beside,
 )
 from pipeline.settings.door import typed_command
 from pipeline.settings.schemas import SharedSettings
@@ -36,8 +36,11 @@ def cluster(settings: SharedSettings) -> None:
     labels = None if settings.overwrite else made_before(condition, source)
     if labels is not None:
         print(f"Nothing to do: the pseudo-labels are there already.\n{describe(labels, path)}")
-        results = cluster_summary(labels, source, path)
-        write_summary_where_asked(settings.run_dir, "cluster", results, inputs, run)
+        if settings.run_dir is not None:
+            from pipeline.running.cluster_scores import cluster_summary  # torchmetrics takes seconds to import
+
+            results = cluster_summary(labels, source, path)
+            write_summary_beside(Path(settings.run_dir), "cluster", results, inputs, run)
         print(f"Next: {typed_command('train')}")
         return
 
@@ -88,3 +91,11 @@ def name_of(condition: Condition) -> str:
     if isinstance(clustering, LabelsSettings | CLIPSettings):
         return clustering.method
     return f"{clustering.method}-{clustering.num_clusters}"
+
+
+def describe(labels: PseudoLabels, path: Path) -> str:
+    """Two lines for the terminal."""
+    counts = labels.counts[labels.counts > 0]
+    use = f"{labels.num_used} of {labels.num_clusters} (utilization ratio {labels.utilization_ratio:.3f})"
+    sizes = f"{int(counts.min())} to {int(counts.max())} images each"
+    return f"pseudo-labels  {path}\nclusters used  {use}, {sizes}"

@@ -16,7 +16,7 @@ from pipeline.running.run_folder import (
     run_settings,
     runs_of,
     write_summary,
-    write_summary_where_asked,
+    write_summary_beside,
 )
 from pipeline.settings.door import typed_command
 from pipeline.settings.schemas import SharedSettings
@@ -64,7 +64,8 @@ def embed(settings: SharedSettings) -> None:
     inputs = {"dataset": source.fingerprint}
     run = run_settings(settings, inputs, ("dataset", "backbone"))
     if done_before:
-        write_summary_where_asked(settings.run_dir, "embed", results, inputs, run)
+        if settings.run_dir is not None:
+            write_summary_beside(Path(settings.run_dir), "embed", results, inputs, run)
     else:
         parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
         folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)

@@ -35,11 +35,3 @@ def cluster_scores(cluster_ids: Tensor, num_clusters: int, labels: Tensor | None
 def cluster_summary(labels: PseudoLabels, source: ImageSource, path: Path) -> dict[str, Any]:
     """What `summary.json` says of pseudo-labels that lie in `path`."""
     return {**cluster_scores(labels.cluster_ids, labels.num_clusters, source.labels), "pseudo_labels": str(path)}
-
-
-def describe(labels: PseudoLabels, path: Path) -> str:
-    """Two lines for the terminal."""
-    counts = labels.counts[labels.counts > 0]
-    use = f"{labels.num_used} of {labels.num_clusters} (utilization ratio {labels.utilization_ratio:.3f})"
-    sizes = f"{int(counts.min())} to {int(counts.max())} images each"
-    return f"pseudo-labels  {path}\nclusters used  {use}, {sizes}"

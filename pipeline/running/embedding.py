@@ -21,7 +21,7 @@ from datamodules.embeddings.shards import embed_shards, missing_shards, shard_pa
 from datamodules.images.sources import ImageSource
 from pipeline.running.condition import Condition
 from pipeline.running.devices import devices_of
-from pipeline.running.processes import end_with_parent, end_with_starter, needs_own_process
+from pipeline.running.parents import end_with_parent, end_with_starter, needs_own_process
 from pipeline.running.trainer_settings import TrainerSettings
 from storage.cores import cores_of_each
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError

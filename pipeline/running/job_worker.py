@@ -18,7 +18,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from callbacks.stop_request import Stopped, request, stop_at_once
-from pipeline.running.processes import RUN_FOLDER_VARIABLE, STARTER_VARIABLE, end_with_parent
+from pipeline.running.parents import STARTER_VARIABLE, end_with_parent
+from pipeline.running.processes import RUN_FOLDER_VARIABLE
 from pipeline.settings.door import run_command
 
 LOG_FILE = "log.txt"

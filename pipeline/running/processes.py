@@ -4,27 +4,22 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning import Fabric, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from callbacks.stop_request import Stopped
+from pipeline.running.parents import end_with_parent, end_with_starter, in_sweep
 from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.door import OwnProcessNeeded
 from storage.errors import UserError
 
-PARENT_POLL_SECONDS = 0.3
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
-STARTER_VARIABLE = "CEDM_STARTER"  # the process that a job must not outlive, where it is one of its own
 
 for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
     logging.getLogger(library).setLevel(logging.WARNING)
@@ -91,17 +86,6 @@ def join(
     return machine, folder
 
 
-def in_sweep() -> bool:
-    """Whether this is one run of a sweep (`-m`)."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def needs_own_process() -> None:
-    """Raise `OwnProcessNeeded` in a sweep, which processes that run this command again would start as a whole."""
-    if in_sweep():
-        raise OwnProcessNeeded
-
-
 def tasks_without_srun() -> int:
     """The number of tasks that a SLURM allocation has and that nobody has started; 0 where all is well.
 
@@ -155,24 +139,6 @@ def side_by_side(settings: TrainerSettings) -> Iterator[Fabric]:
             for process in getattr(fabric.strategy.launcher, "procs", []):
                 process.terminate()
         raise
-
-
-def end_with_parent(parent: int) -> None:
-    """From now on this process ends as soon as the one that started it is gone, whatever it is waiting for."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def end_with_starter() -> None:
-    """Where this process is a job of its own: end with the process that has started it."""
-    starter = os.environ.pop(STARTER_VARIABLE, None)  # the processes that this one starts have another
-    if starter is not None:
-        end_with_parent(int(starter))
 
 
 def adopt_torchrun(settings: TrainerSettings) -> TrainerSettings:

@@ -186,25 +186,19 @@ def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs
     return path
 
 
-def write_summary_where_asked(
-    run_dir: str | None,
-    command: str,
-    results: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    settings: Mapping[str, Any],
+def write_summary_beside(
+    folder: Path, command: str, results: Mapping[str, Any], inputs: Mapping[str, str], settings: Mapping[str, Any]
 ) -> None:
-    """For a stage whose result lies in the cache already: a `summary.json` where the user named a `run_dir`.
+    """For a stage whose result lies in the cache already: a `summary.json` in the `run_dir` that the user named.
 
     That may hold this very run, stopped before its end, when another run made the same in the meantime.
 
     Raises:
         UserError: it holds another run.
     """
-    if run_dir is not None:
-        folder = Path(run_dir)
-        if read_settings(folder) not in (None, settings) and read_summary(folder, command) is None:
-            raise UserError(f"run_dir={run_dir} holds another run. Set another run_dir for {command}.")
-        print(f"summary     {write_summary(folder, command, results, inputs)}")
+    if read_settings(folder) not in (None, settings) and read_summary(folder, command) is None:
+        raise UserError(f"run_dir={folder} holds another run. Set another run_dir for {command}.")
+    print(f"summary     {write_summary(folder, command, results, inputs)}")
 
 
 def is_first_process() -> bool:
