@@ -12,6 +12,8 @@ DISTRIBUTION = "cluster-conditioned-diffusion"
 
 def main() -> None:
     """Run the command that was typed, and end with its exit code."""
+    if sys.platform == "win32":
+        sys.exit("error: Windows itself is not supported. Install and run this inside WSL.")
     import_our_own(Path(__file__).resolve().parents[1])
     prepare_process()
     sys.exit(run(sys.argv[1:]))

@@ -4,10 +4,13 @@
 """
 
 # isort: skip_file
+# ruff: noqa: E402  # the process is prepared before PyTorch is imported
 import platform
 import sys
 
-import pipeline  # noqa: F401  # before PyTorch: how OpenMP threads wait
+from pipeline.settings.machine import prepare_process
+
+prepare_process()  # before PyTorch: how OpenMP threads wait, and what becomes of freed memory
 import torch
 
 from bench_edm import bench_edm
