@@ -105,7 +105,7 @@ def train_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
     """The distance along the training, the gallery and the loss."""
     pictures, notes = pictures_of(folder)
     loss = loss_chart({folder.name: (folder, "temi")})
-    page = replace(page, pictures=pictures, notes=notes, curves=[loss] if loss else [])
+    page = replace(page, pictures=pictures, notes=notes, curves=loss)
     if not (along := dict(summary.get("distances") or {})):
         return page
     name, points = along.pop("name"), along.pop("kimg_and_distance")
@@ -128,7 +128,7 @@ def cluster_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:
         [f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used."] if "num_used" in summary else []
     )
     said += [f"Compared with the labels, their NMI is {summary['nmi']:.1f} %."] if "nmi" in summary else []
-    return replace(page, answer=said, curves=[loss] if loss else [])
+    return replace(page, answer=said, curves=loss)
 
 
 def bound_page(page: Page, folder: Path, summary: Mapping[str, Any]) -> Page:

@@ -14,7 +14,7 @@ from pipeline.studies.analysis import spread
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import FINAL
 from pipeline.studies.page import Page
-from pipeline.studies.results import SCORES, Result, Results
+from pipeline.studies.results import CONTROLS, SCORES, Result, Results
 from pipeline.studies.run_page import pictures_of, typed
 
 
@@ -39,7 +39,7 @@ def study_page(summary: Mapping[str, Any]) -> Page:
         charts=charts,
         tables=[table for table in (table_of_runs(results), *bound) if table.rows],
         pictures=pictures,
-        curves=[loss] if loss is not None else [],
+        curves=loss,
         protocols={f"{results.metric}, {when}": how for when, how in results.protocol.items()},
         command=typed(summary),
         single_commands=[shlex.join(["cedm", *shlex.split(job["command"])[1:]]) for job in summary["jobs"].values()],
@@ -67,7 +67,7 @@ def answer_of(results: Results, charts: Sequence[Chart]) -> list[str]:
 def run_to_show(runs: Sequence[Result]) -> Result | None:
     """The best model on clusters of the images, or else the best there is."""
     measured = [run for run in runs if run.distances] or list(runs)
-    own = [run for run in measured if run.is_clustering] or measured
+    own = [run for run in measured if run.method not in CONTROLS] or measured
     return min(own, key=lambda run: mean(run.distances or [0.0]), default=None)
 
 
