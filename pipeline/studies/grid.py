@@ -33,10 +33,11 @@ def expand(
     keys = list(dict.fromkeys(key for text in templates for _, key, _, _ in Formatter().parse(text) if key))
     lists = {"clusters": study.clusters, **study.lists}
     for key in keys:
-        if not isinstance(lists.get(key), list) or not lists[key]:
+        values = lists.get(key, "not there")
+        if not isinstance(values, list) or not values:
             raise UserError(
-                f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is "
-                f"{lists.get(key, 'not there')}. Set study.{key}=[…]."
+                f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is {values}. "
+                f"Set study.{key}=[…]."
             )
     of_C = [key for key in keys if f"clustering.num_clusters={{{key}}}" in templates]
     for values in itertools.product(*(lists[key] for key in keys)):
@@ -62,7 +63,9 @@ def study_runs(
         fixed.append(f"evaluation.every_kimg={kimg / study.curve_points:g}")
     runs, left_out = [], []
     for group, templates in study.runs.items():
-        given = without_backbone(typed) if "clustering=clip" in templates else typed
+        given = typed
+        if "clustering=clip" in templates:  # another backbone is meant for the other runs: none but CLIP's makes these
+            given = [text for text in typed if key_of(text).split(".")[0] != "backbone"]
         refuse_both(given, [*fixed, *templates, "seed="], group)
         for (name, words, values), seed in itertools.product(expand(group, templates, study), study.seeds):
             if len(study.seeds) > 1:
@@ -98,11 +101,6 @@ def why_left_out(run: Run, source: ImageSource, templates: Sequence[str]) -> str
         except UserError as error:
             return str(error)
     return None
-
-
-def without_backbone(typed: Sequence[str]) -> list[str]:
-    """What the user types for the other runs is not meant for CLIP's clusters, which no other backbone can make."""
-    return [text for text in typed if key_of(text).split(".")[0] != "backbone"]
 
 
 def fitting(typed: Sequence[str], own: Sequence[str]) -> list[str]:

@@ -41,6 +41,7 @@ class Planner:
     def __init__(self, study: StudySettings, bound: BoundSettings, source: ImageSource, typed: Sequence[str]) -> None:
         self.study, self.bound, self.source, self.typed = study, bound, source, list(typed)
         self.jobs: dict[str, Job] = {}
+        self.clusterings: dict[str, str] = {}  # file of pseudo-labels → job
         usual = composed("train", self.typed, origin="study")
         self.full_kimg, self.first_seed = usual.training.duration_kimg, usual.seed
         self.num_images = study.num_images or usual.evaluation.num_final
@@ -71,11 +72,8 @@ class Planner:
     def cluster(self, name: str, condition: Condition, words: Sequence[str]) -> str:
         """The pseudo-labels of a condition, after the embeddings where they are needed; the job's name."""
         needs = [self.embed(condition, words)] if condition.needs_no("embed") is None else []
-        mark = f"-{fingerprint(condition.pseudo_labels_path(self.source).name)[:8]}"  # tells them from all others
-        same = next((job.name for job in self.jobs.values() if job.folder.name.endswith(mark)), None)
-        if same is None:
-            self.jobs[name] = Job(name, "cluster", tuple(words), self.parent / f"{name}{mark}", tuple(needs))
-        return same or name
+        file = condition.pseudo_labels_path(self.source).name
+        return self.add(self.clusterings.setdefault(file, name), "cluster", words, needs, file)
 
     def train(self, run: Run) -> str:
         """The diffusion model of a run, after what it needs; the job's name."""
@@ -97,12 +95,10 @@ class Planner:
 
     def distance(self, run: Run, train: str) -> str:
         """The final model's distance on several sets of sampling seeds."""
-        sets = self.study.sampling_sets
-        words = [*run.words, word("generated", self.jobs[train].folder), *self.measured(), f"sets={sets}"]
-        identity = [self.identity(run), *self.measured(), sets]
-        return self.add(
-            f"evaluate-{run.name}", "evaluate", words, [train], identity, self.distance_images(run.settings)
-        )
+        measured = [*self.measured(), f"sets={self.study.sampling_sets}"]
+        words = [*run.words, word("generated", self.jobs[train].folder), *measured]
+        images = self.distance_images(run.settings)
+        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], [self.identity(run), measured], images)
 
     def distance_images(self, settings: SharedSettings) -> float:
         """What the distance of one model costs, in training images."""
@@ -185,20 +181,6 @@ class Planner:
         identity = [read, Condition.of(asked).backbone_identity]
         return self.add("bound", "bound", words, needs, identity)
 
-    def first_bound(self) -> str:
-        """The bound before there is any run, on the C of its grid that the data set is large enough for."""
-        grid = [C for C in self.bound.grid or BoundSettings().grid or [] if len(self.source) >= 2 * C]
-        if not grid:
-            raise UserError(f"bound.grid: {self.source.name!r} has {len(self.source)} images, too few for any C of it.")
-        return self.bound_job(grid)
-
-    def bound_of(self, runs: Sequence[Run]) -> None:
-        """The bound on the C of the TEMI runs."""
-        clusterings = [run.condition.clustering for run in runs if run.condition.method == "temi"]
-        grid = self.bound.grid or sorted({one.num_clusters for one in clusterings if one.num_clusters is not None})
-        if grid:
-            self.bound_job(grid)
-
 
 def training_images(settings: SharedSettings) -> float:
     """What a training costs with the distances along it, the one at its end among them, in training images."""
@@ -221,7 +203,10 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
     check_comparable(study)
     planner = Planner(study, bound, source, typed)
     if study.clusters == FROM_THE_BOUND:
-        job = planner.jobs[planner.first_bound()]
+        grid = [C for C in bound.grid or BoundSettings().grid or [] if len(source) >= 2 * C]
+        if not grid:
+            raise UserError(f"bound.grid: {source.name!r} has {len(source)} images, too few for any C of it.")
+        job = planner.jobs[planner.bound_job(grid)]
         found = job.summary()
         check_evaluation(planner, [*typed, "clustering=temi"])
         if found is None:
@@ -241,7 +226,10 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
         if "confidence" in study.measure and run.condition.method == "temi":
             planner.confidence(run, train)
     if "bound" in study.measure:
-        planner.bound_of(runs)
+        clusterings = [run.condition.clustering for run in runs if run.condition.method == "temi"]
+        grid = bound.grid or sorted({one.num_clusters for one in clusterings if one.num_clusters is not None})
+        if grid:
+            planner.bound_job(grid)
     check_evaluation(planner, runs[0].words)
     final, later = None, ("", 0)
     if study.final_kimg is not None:
