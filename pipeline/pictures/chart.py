@@ -195,18 +195,14 @@ def draw_png(chart: Chart, path: Path) -> None:
     with png_figure(path, 7.5, max(4.5, 1.2 + 0.26 * len(chart.bar_names))) as figure:
         axes = figure.add_subplot()
         axes.set_title(chart.title)
-        if chart.has_data:
-            draw_axes(axes, chart)
-            for series in chart.series:
-                draw_series(axes, series)
-            if chart.from_zero and not chart.bar_names:
-                axes.set_ylim(bottom=0)
-            if chart.legend_lines > 1:
-                beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-                axes.legend(frameon=False, fontsize=9, **(beside if chart.legend_lines > 8 else {}))
-        else:
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
+        draw_axes(axes, chart)
+        for series in chart.series:
+            draw_series(axes, series)
+        if chart.from_zero and not chart.bar_names:
+            axes.set_ylim(bottom=0)
+        if chart.legend_lines > 1:
+            beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+            axes.legend(frameon=False, fontsize=9, **(beside if chart.legend_lines > 8 else {}))
 
 
 def draw_series(axes: Axes, series: Series) -> None:

@@ -8,8 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from pipeline.pictures.chart import Chart, Series, colour_of, colours_of
 
-MOST_POINTS = 400  # of a curve: a page is no archive
-SHARE = 0.02  # each point of the smoothed loss averages this share of all points before it
+POINTS = 100  # of a curve: a page is no archive
 
 Curve = Sequence[tuple[float, float]]
 
@@ -25,28 +24,23 @@ def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
     return [(float(step), value) for step, value in sorted(points.items())]
 
 
-def smoothed(curve: Curve, share: float = SHARE) -> list[tuple[float, float]]:
-    """Each value averaged with those before it, over `share` of the curve, and thinned to what a page can show."""
-    if not curve:
-        return []
-    window, count = max(1, round(share * len(curve))), np.arange(1, len(curve) + 1)
-    sums = np.cumsum([value for _, value in curve])
-    means = (sums - np.where(count > window, np.roll(sums, window), 0)) / np.minimum(count, window)
-    step = -(-len(curve) // MOST_POINTS)
-    return [(x, float(mean)) for (x, _), mean in zip(curve, means, strict=True)][::-1][::step][::-1]  # with the last
+def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
+    """The curve in as many parts of equal length, each as its last step and the mean of its values."""
+    parts = np.array_split(np.array(curve), min(points, len(curve)))
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts]
 
 
 def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> list[Chart]:
     """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points."""
-    curves = {run: smoothed(read_curve(folder, "train/loss")) for run, (folder, _) in runs.items()}
+    curves = {run: read_curve(folder, "train/loss") for run, (folder, _) in runs.items()}
     colours = colours_of({run: method for run, (_, method) in runs.items()})
     series = [
-        Series(run, *zip(*curve, strict=True), style="curve", colour=colours[run])
+        Series(run, *zip(*smoothed(curve), strict=True), style="curve", colour=colours[run])
         for run, curve in curves.items()
         if len(curve) > 1
     ]
     x_name = "thousand training images seen" if unit == "kimg" else unit
-    how = f"Of the batches, each point averaged over the last {100 * SHARE:g} % of the curve."
+    how = f"Of the batches, each point averaged over a part of the curve; it has at most {POINTS}."
     return [Chart("loss", "Training loss", x_name, name, series, how=how)] if series else []
 
 

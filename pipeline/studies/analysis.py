@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import mean, stdev
 from typing import Literal
 
@@ -61,9 +62,8 @@ def images_to_reach(curve: Curve, target: float) -> Between:
     is taken as straight. Where the first point is below already, it was reached somewhere before it; where none is,
     somewhere after the last.
     """
-    curve = sorted(curve)
     last, best = 0.0, math.inf
-    for kimg, distance in curve:
+    for kimg, distance in sorted(curve, key=itemgetter(0)):
         if distance <= target:
             if math.isinf(best):
                 return Between(0.0, kimg)

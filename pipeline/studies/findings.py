@@ -124,10 +124,8 @@ def efficiency(results: Results) -> Chart:
         for name, found in reached.items():
             kimg = "never" if math.isinf(found.high) else str(found)
             rows.append([name, f"{target:.3g}", kimg, str(saved.get(name, ""))])
-        groups = dict.fromkeys(run.group for run in rivals)
-        best = [max((r for r in rivals if r.group == group), key=lambda r: saved[r.name].high) for group in groups]
-        times = ", ".join(f"{name_of(run.group)} {saved[run.name]} ({run.name})" for run in best)
-        if best:
+        times = ", ".join(f"{name_of(run.group)} {saved[run.name]} ({run.name})" for run in rivals)
+        if rivals:
             there = f"{results.metric} is {target:.3g}, after {reached[base.name]} kimg"
             said.append(f"Without condition ({base.name}) the lowest {there}. Times fewer images for it: {times}.")
     header = ["model", f"{results.metric} to reach", "after kimg", "times fewer images"]

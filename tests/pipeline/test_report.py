@@ -128,7 +128,7 @@ def test_a_summary_that_is_none(cedm: Cedm, workplace: Path, text: str) -> None:
 def test_pages_of_a_clustering_a_training_and_an_evaluation(cedm: Cedm, workplace: Path) -> None:
     few = [word for word in TINY if not word.startswith(("clustering", "network.model"))]
     assert cedm("cluster", *MODEL, "trainer.accelerator=cpu", "run_dir=groups").code == 0
-    assert cedm("train", *MODEL, *few, "run_dir=model").code == 0
+    assert cedm("train", *MODEL, *few, "evaluation.log_every_kimg=0.1", "run_dir=model").code == 0
     measured = cedm("evaluate", "generated=model", "metrics=[fd]", "num=50", "sets=2", *few, "run_dir=measured")
     assert measured.code == 0, measured.err
     for folder in ("groups", "model", "measured"):
@@ -139,7 +139,8 @@ def test_pages_of_a_clustering_a_training_and_an_evaluation(cedm: Cedm, workplac
     )
     assert "EDM loss" not in groups
     assert 'alt="Images of the largest clusters."' in groups
-    assert "Real: randomly chosen images" in model
+    assert all(words in model for words in ("Real: randomly chosen images", "Training loss", "fd_pixels is"))
+    assert model.count("data:image/png;base64,") == 2  # real and generated
     summary = json.loads(Path("measured/summary.json").read_text())
     assert all(f"{value:,.3f}" in measured_page for value in summary["scores"]["fd_pixels"]["sets"])
     assert all(seeds in measured_page for seeds in ("0 to 49", "50 to 99"))

@@ -28,26 +28,20 @@ def test_spread(values: list[float], text: str) -> None:
     assert (spread(values).std is None) == (len(values) == 1)
 
 
+LINE = [(40, 4), (10, 10), (30, 5), (20, 8)]  # in any order
+NOISY = [(10, 9), (20, 6), (30, 8), (40, 2)]  # the best so far is what goes on to fall
+
+
 @pytest.mark.parametrize(
-    ("target", "text"),
+    ("curve", "target", "text"),
     [
-        (5.0, "30"),
-        (8.0, "20"),
-        (6.5, "25"),
-        (4.0, "40"),
-        (10.0, "at most 10"),
-        (11.0, "at most 10"),
-        (3.9, "at least 40"),
+        *((LINE, target, text) for target, text in ((5.0, "30"), (8.0, "20"), (6.5, "25"), (4.0, "40"))),
+        *((LINE, target, text) for target, text in ((10.0, "at most 10"), (11.0, "at most 10"), (3.9, "at least 40"))),
+        (NOISY, 4.0, "35"),
     ],
 )
-def test_images_to_reach_a_distance(target: float, text: str) -> None:
-    """A straight line from (10, 10) to (20, 8), (30, 5), (40, 4), given in any order."""
-    assert str(images_to_reach([(40, 4), (10, 10), (30, 5), (20, 8)], target)) == text
-
-
-def test_what_was_reached_is_not_lost_to_noise() -> None:
-    """Between (20, 6), where a worse point follows, and (40, 2): the best so far is what goes on to fall."""
-    assert str(images_to_reach([(10, 9), (20, 6), (30, 8), (40, 2)], 4)) == "35"
+def test_images_to_reach_a_distance(curve: list[tuple[float, float]], target: float, text: str) -> None:
+    assert str(images_to_reach(curve, target)) == text
 
 
 @pytest.mark.parametrize(
@@ -94,14 +88,11 @@ def test_few_points_are_not_called_a_correlation(n: int, orders: int, shown: boo
     assert abs(found.pearson.value) < 0.95
 
 
-@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1, 1], [1, 2, 3, 4, 5])])
-def test_where_nothing_can_be_said(x: list[float], y: list[float]) -> None:
-    assert correlation(x, y) is None
-
-
-def test_noise_is_not_called_a_correlation() -> None:
-    rng = np.random.default_rng(1)
-    found = correlation(rng.standard_normal(12), rng.standard_normal(12))
+def test_where_nothing_can_be_said_or_shown() -> None:
+    assert correlation([1, 2, 3], [1, 2, 3]) is None
+    assert correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) is None
+    noise = np.random.default_rng(1).standard_normal((2, 12))
+    found = correlation(*noise)
     assert found is not None
     assert not found.is_shown
 
