@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -146,8 +145,8 @@ def draw_map(path: Path, shown: EmbeddingMap, cluster_ids: Tensor, named: Sequen
             middle = members[np.linalg.norm(members - np.median(members, axis=0), axis=1).argmin()]
             if all(np.linalg.norm(middle - other) > room for other in numbers):
                 numbers.append(middle)
-                halo = [withStroke(linewidth=3, foreground="white")]
-                axes.annotate(str(cluster), middle, ha="center", va="center", weight="bold", path_effects=halo)
+                ground = {"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 1}
+                axes.annotate(str(cluster), middle, ha="center", va="center", weight="bold", bbox=ground)
         sample = f"t-SNE of {len(ids):,} of {len(cluster_ids):,} embeddings, {len(clusters):,} clusters"
         axes.set_title(f"{title}\n{sample}\nnumbers: clusters of the gallery")
         axes.set(xticks=[], yticks=[])

@@ -194,19 +194,14 @@ def table_of_scores(scores: Mapping[str, Any]) -> Table:
 
 
 def protocols_of(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Score → how it was measured; what several of them share is said once."""
+    """Scores → how they were measured: what they all share, and what is a score's own."""
     whole = {
         name: {**score["protocol"], "generated": as_one(score["protocol"]["generated"])}
         for name, score in scores.items()
     }
-    if len(whole) == 1:
-        return whole
     shared = as_one(list(whole.values()), differing=False)
-    own: dict[str, tuple[list[str], dict[str, Any]]] = {}  # precision and recall, density and coverage share theirs
-    for name, protocol in whole.items():
-        rest = {key: value for key, value in protocol.items() if key not in shared}
-        own.setdefault(str(rest), ([], rest))[0].append(name)
-    return {"all scores": shared, **{", ".join(names): rest for names, rest in own.values() if rest}}
+    own = {name: {key: value for key, value in one.items() if key not in shared} for name, one in whole.items()}
+    return {", ".join(scores): shared, **{name: rest for name, rest in own.items() if rest}}
 
 
 def pictures_in(folder: Path) -> dict[str, Image.Image]:

@@ -93,9 +93,10 @@ def test_every_set_and_every_protocol_of_an_evaluation() -> None:
     assert table.header == ["score", "set 1", "set 2", "best", "mean"]
     assert table.rows[0] == ["fd_pixels ↓", "4", "2", "2", "3"]
     assert table.rows[3] == ["copies", "4", "2", "", "3"]
-    shared, own = protocols_of(scores).items()
+    shared, *own = protocols_of(scores).items()
+    assert shared[0] == "fd_pixels, precision, recall, copies"
     assert shared[1]["generated"] == {"num_images": 50, "seeds": ["0 to 49", "50 to 99"]}
-    assert own == ("precision, recall", {"k": 3})
+    assert own == [("precision", {"k": 3}), ("recall", {"k": 3})]
     assert list(protocols_of({"fid": score()})) == ["fid"]
 
 
