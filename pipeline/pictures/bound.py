@@ -113,7 +113,8 @@ class BoundFindings:
         series = []
         for beta, colour in zip(sorted({m.beta for m in self.measurements}), PALETTE[1:], strict=False):
             means = mean_ratios(self.measurements, beta)
-            series.append(Series(f"β = {beta:g}", list(means), *zip(*means.values(), strict=True), colour=colour))
+            ratios, errors = [ratio for ratio, _ in means.values()], [std for _, std in means.values()]
+            series.append(Series(f"β = {beta:g}", list(means), ratios, errors, colour=colour))
         level = Series(f"threshold {self.threshold:g}", [], [self.threshold], style="level", colour=GREY)
         seeds, found = {m.seed for m in self.measurements}, self.range
         return Chart(

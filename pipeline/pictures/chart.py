@@ -216,7 +216,7 @@ def draw_series(axes: Axes, series: Series) -> None:
         xs = [float(x) for x in series.x]
         axes.errorbar(xs, series.y, yerr=series.errors, fmt=marks, markersize=4.5, capsize=3, **common)
     for x, y, mark in zip(series.x, series.y, series.marks or (), strict=series.marks is not None):
-        axes.annotate(mark, (x, y), (0, 5), textcoords="offset points", ha="center", color=series.colour)  # type: ignore[arg-type]
+        axes.annotate(mark, (x, y), (0, 5), textcoords="offset points", ha="center", color=series.colour)
 
 
 def draw_axes(axes: Axes, chart: Chart) -> None:

@@ -26,16 +26,16 @@ def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
 
 def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
     """The curve in as many parts of equal length, each as its last step and the mean of its values."""
-    parts = np.array_split(np.array(curve), min(points, len(curve)))
-    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts]
+    parts = np.array_split(np.reshape(curve, (-1, 2)), min(points, len(curve)) or 1)
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts if len(part)]
 
 
 def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> list[Chart]:
     """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points."""
-    curves = {run: read_curve(folder, "train/loss") for run, (folder, _) in runs.items()}
+    curves = {run: smoothed(read_curve(folder, "train/loss")) for run, (folder, _) in runs.items()}
     colours = colours_of({run: method for run, (_, method) in runs.items()})
     series = [
-        Series(run, *zip(*smoothed(curve), strict=True), style="curve", colour=colours[run])
+        Series(run, [x for x, _ in curve], [y for _, y in curve], style="curve", colour=colours[run])
         for run, curve in curves.items()
         if len(curve) > 1
     ]

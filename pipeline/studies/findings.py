@@ -114,7 +114,10 @@ def efficiency(results: Results) -> Chart:
     """Distance against images seen, and how many times fewer of them each condition needs than none does."""
     measured = [run for run in results.runs if run.curve]
     colours = colours_of({run.name: run.method for run in measured})
-    series = [Series(run.name, *zip(*run.curve, strict=True), colour=colours[run.name]) for run in measured]
+    series = [
+        Series(run.name, [kimg for kimg, _ in run.curve], [y for _, y in run.curve], colour=colours[run.name])
+        for run in measured
+    ]
     rows, said = [], []
     for base in [run for run in measured if run.method == "none"]:
         rivals = [run for run in measured if run.method != "none" and run.seed == base.seed]

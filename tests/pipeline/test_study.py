@@ -189,7 +189,7 @@ def test_a_job_that_fails_is_named_and_the_others_go_on(cedm: Cedm, workplace: P
     (workplace / "few.csv").write_text("id,cluster\n" + "".join(f"train/{row:05d},{row % 2}\n" for row in range(5)))
     own = own_study(workplace, "  none: [conditioning=none]\n  theirs: [assignments=few.csv]\n")
     result = cedm("study", own, "study=mine", *SMALL, "run_dir=out")
-    assert result.code == 1
+    assert result.code == 2
     assert "train-theirs" in result.err
     assert "1797" in result.err  # in the job's own words
     assert "evaluate-theirs: not run, because train-theirs failed" in result.err
