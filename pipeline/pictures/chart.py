@@ -201,8 +201,7 @@ def draw_png(chart: Chart, path: Path) -> None:
         if chart.from_zero and not chart.bar_names:
             axes.set_ylim(bottom=0)
         if chart.legend_lines > 1:
-            beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-            axes.legend(frameon=False, fontsize=9, **(beside if chart.legend_lines > 8 else {}))
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
 def draw_series(axes: Axes, series: Series) -> None:

@@ -26,7 +26,6 @@ def study_page(summary: Mapping[str, Any]) -> Page:
     charts = [CHARTS[name](results) for name in summary["plots"]]
     shown = results.final or run_to_show(results.runs)
     pictures, notes = pictures_of(Path(shown.folder), shown.name) if shown is not None else ({}, [])
-    loss = loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained})
     bound = BoundFindings.from_summary(results.bound).tables if results.bound else []
     return Page(
         title=f"{results.name} on {results.dataset}",
@@ -41,7 +40,7 @@ def study_page(summary: Mapping[str, Any]) -> Page:
         charts=charts,
         tables=[table for table in (table_of_runs(results), *bound) if table.rows],
         pictures=pictures,
-        curves=loss,
+        curves=loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained}),
         protocols={f"{results.metric}, {when}": how for when, how in results.protocol.items()},
         command=typed(summary),
         single_commands=[shlex.join(["cedm", *shlex.split(job["command"])[1:]]) for job in summary["jobs"].values()],
