@@ -99,8 +99,7 @@ class BoundFindings:
 
     def table(self, beta: float) -> Table:
         used = {(m.num_clusters, m.seed): str(m.num_used) for m in self.measurements if m.beta == beta}
-        seeds = sorted({seed for _, seed in used})
-        rows = []
+        seeds, rows = sorted({seed for _, seed in used}), []
         for C, (ratio, std) in mean_ratios(self.measurements, beta).items():
             mark = " ✓" if beta == UPPER_BETA and ratio >= self.threshold else ""
             spread = f" ± {std:.3f}" if len(seeds) > 1 else ""
@@ -115,7 +114,7 @@ class BoundFindings:
         for beta, colour in zip(sorted({m.beta for m in self.measurements}), PALETTE[1:], strict=False):
             means = mean_ratios(self.measurements, beta)
             ratios, errors = [ratio for ratio, _ in means.values()], [std for _, std in means.values()]
-            series.append(Series(f"β = {beta:g}", list(means), ratios, errors, "line", colour))
+            series.append(Series(f"β = {beta:g}", list(means), ratios, errors, colour=colour))
         level = Series(f"threshold {self.threshold:g}", [], [self.threshold], style="level", colour=GREY)
         seeds, found = {m.seed for m in self.measurements}, self.range
         return Chart(

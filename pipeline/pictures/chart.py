@@ -1,7 +1,7 @@
 """A chart as data, and its two drawings: one to zoom into on a page, and a PNG file for documents."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.pictures.table import Table
 from storage.files import atomic_path
@@ -27,13 +27,12 @@ CONDITIONS = {  # method → (as people write it, its colour in every chart)
     "none": ("no condition", GREY),
     "clip": ("CLIP", "#56B4E9"),
 }
-
-Style = Literal["line", "curve", "dots", "level", "bars"]
+MODES = {"line": ("lines+markers", "o-"), "curve": ("lines", "-"), "dots": ("markers", "o")}  # plotly's, matplotlib's
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud of dots, horizontal level or row of bars. Series of one name share a line of the legend.
+    """One line, cloud of dots, horizontal level or set of bars.
 
     Attributes:
         name: as the legend shows it.
@@ -41,7 +40,7 @@ class Series:
         y: one value for each x; a level has a single one.
         error: half the height of the error bars; None: none.
         style: line, curve (without marks for its points), dots, level (dashed, across the whole chart) or bars, which
-            lie from top to bottom in the order of the series; `x_name` and `y_name` change places then.
+            lie from the lowest value at the top to the highest; `x_name` and `y_name` change places then.
         colour: hexadecimal.
         marks: a short text beside each point.
     """
@@ -50,16 +49,14 @@ class Series:
     x: Sequence[float | str]
     y: Sequence[float]
     error: Sequence[float | None] | None = None
-    style: Style = "line"
+    style: Literal["line", "curve", "dots", "level", "bars"] = "line"
     colour: str = PALETTE[0]
     marks: Sequence[str] | None = None
 
     @property
     def errors(self) -> list[float] | None:
         """`error` with 0 where a single value has none; None where no point has one."""
-        if self.error is None or not any(self.error):
-            return None
-        return [value or 0.0 for value in self.error]
+        return [value or 0.0 for value in self.error] if self.error is not None and any(self.error) else None
 
 
 @dataclass(frozen=True)
@@ -72,22 +69,20 @@ class Chart:
         finding: what it shows, in a sentence or two, from the numbers.
         how: how the numbers were measured, what bars and shades mean.
         table: the numbers behind the finding.
+        x_log, y_log: logarithmic axes.
         shaded: (low, high, text) of a range of x.
-        x_log, y_log: logarithmic axes; that of x is marked at the points.
-        from_zero: y starts at 0.
     """
 
     name: str
     title: str
     x_name: str
     y_name: str
-    series: list[Series]
+    series: Sequence[Series]
     finding: str = ""
     how: str = ""
     table: Table | None = None
     x_log: bool = False
     y_log: bool = False
-    from_zero: bool = True
     shaded: tuple[float, float, str] | None = None
 
     @property
@@ -98,33 +93,17 @@ class Chart:
     @property
     def bar_names(self) -> list[str]:
         """The bars of all series from top to bottom."""
-        return [str(x) for series in self.series if series.style == "bars" for x in series.x]
+        bars = [bar for series in self.series if series.style == "bars" for bar in zip(series.y, series.x, strict=True)]
+        return [str(name) for _, name in sorted(bars)]
 
     @property
-    def in_legend(self) -> list[bool]:
-        """Whether each series has a line of the legend: the first of each name."""
-        names = [series.name for series in self.series]
-        return [name not in names[:position] for position, name in enumerate(names)]
-
-    @property
-    def x_ticks(self) -> list[float]:
-        """The marks of a logarithmic x axis: those of the points whose numbers find room side by side."""
-        xs = sorted({float(x) for series in self.series if series.style != "level" for x in series.x})
-        ticks: list[float] = []
-        for x in xs:
-            if not ticks or x >= ticks[-1] * (xs[-1] / xs[0]) ** (1 / 16):
-                ticks.append(x)
-        return ticks
-
-    @property
-    def y_ticks(self) -> list[float]:
-        """The marks of a logarithmic y axis."""
-        ys = [y for series in self.series for y in series.y if y > 0]
-        return log_ticks(min(ys), max(ys)) if ys else []
+    def from_zero(self) -> bool:
+        """Whether y starts at 0: not for dots and curves, whose differences would not be seen."""
+        return not self.y_log and any(series.style not in ("curve", "dots") for series in self.series)
 
     @property
     def legend_lines(self) -> int:
-        return sum(self.in_legend) + (self.shaded is not None)
+        return len(self.series) + (self.shaded is not None)
 
 
 def colour_of(method: str, position: int = 0) -> str:
@@ -132,90 +111,70 @@ def colour_of(method: str, position: int = 0) -> str:
     return CONDITIONS[method][1] if method in CONDITIONS else PALETTE[position % len(PALETTE)]
 
 
+def colours_of(methods: Mapping[str, str]) -> dict[str, str]:
+    """Name → colour, from name → method: that of its condition where no other has the same, else by position."""
+    count = Counter(methods.values())
+    return {
+        name: colour_of(method if count[method] == 1 else "", position)
+        for position, (name, method) in enumerate(methods.items())
+    }
+
+
 def name_of(method: str) -> str:
     """A condition as people write it."""
     return CONDITIONS[method][0] if method in CONDITIONS else method
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Where a logarithmic axis is marked: powers of ten, or 1, 2, 5 of each, or finer, until there are four marks."""
-    if low == high:
-        low, high = low / 10, high * 10
-    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    for digits in ((1,), (1, 2, 5)):
-        ticks = [float(f"{digit * decade:.6g}") for decade in decades for digit in digits]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) >= 4:
-            return inside
-    return [float(f"{tick:.6g}") for tick in MaxNLocator(6).tick_values(low, high) if tick > 0]
-
-
-def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """`0.5`, `40`, `10,000`."""
-    return [f"{tick:,.10g}" for tick in ticks]
-
-
 def plotly_figure(chart: Chart) -> go.Figure:
     """The chart for a browser."""
-    figure, entries = go.Figure(), chart.legend_lines
-    for series, in_legend in zip(chart.series, chart.in_legend, strict=True):
-        add_to_plotly(figure, series, in_legend and entries > 1)
+    figure, bars = go.Figure(), chart.bar_names
+    for series in chart.series:
+        add_to_plotly(figure, series)
     if chart.shaded is not None:
         low, high, text = chart.shaded  # its text stands in the legend, where it can't cover lines and points
         shade = {"fillcolor": BLUE, "opacity": 0.12, "line_width": 0, "layer": "below"}
         figure.add_vrect(x0=low, x1=high, name=text, showlegend=True, **shade)
-    below = 24 * -(-entries // 3)  # the legend's lines
+    below = 24 * -(-chart.legend_lines // 3)
     figure.update_layout(
-        template="none",
+        template="plotly_white",
         margin={"l": 60, "r": 16, "t": 34, "b": 60 + below},
-        height=(140 + 26 * len(chart.bar_names) if chart.bar_names else 420) + below,
+        height=(140 + 26 * len(bars) if bars else 420) + below,
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-        showlegend=entries > 1,
-        hovermode="closest",
+        showlegend=chart.legend_lines > 1,
         hoverlabel={"namelength": -1},
-        font={"family": "system-ui, sans-serif", "size": 13},
         barmode="overlay",
     )
-    axis: dict[str, Any] = {"showline": True, "linecolor": "#888888", "gridcolor": "rgba(128,128,128,.2)"}
-    axis |= {"zeroline": False, "automargin": True, "hoverformat": ".4~g"}
-    if chart.bar_names:  # each name on a line of its own, so that a phone shows all
-        figure.update_xaxes(title_text=chart.y_name, rangemode="tozero", **axis)
-        names_from_the_top = {"categoryorder": "array", "categoryarray": chart.bar_names, "autorange": "reversed"}
-        figure.update_yaxes(title_text=chart.x_name, dtick=1, **names_from_the_top, **axis)
-        return figure
-    figure.update_xaxes(title_text=chart.x_name, **axis)
-    figure.update_yaxes(title_text=chart.y_name, rangemode="tozero" if chart.from_zero else None, **axis)
-    if chart.x_log:
-        figure.update_xaxes(type="log", tickvals=chart.x_ticks, ticktext=tick_texts(chart.x_ticks))
-    if chart.y_log:  # plotly's own marks say 5 for 0.5
-        ticks = {"tickvals": chart.y_ticks, "ticktext": tick_texts(chart.y_ticks)}
-        figure.update_yaxes(type="log", rangemode=None, **ticks)
+    logarithmic = {"type": "log", "tickformat": ",.6~r"}  # without a format, the mark of 0.5 says 5
+    of_x: dict[str, Any] = {"title_text": chart.x_name, **(logarithmic if chart.x_log else {})}
+    of_y: dict[str, Any] = {"title_text": chart.y_name, **(logarithmic if chart.y_log else {})}
+    of_y["rangemode"] = "tozero" if chart.from_zero else "normal"
+    if bars:  # each name on a line of its own, so that a phone shows all
+        of_x, of_y = of_y, {**of_x, "dtick": 1, "categoryorder": "total descending"}
+    figure.update_xaxes(hoverformat=".4~g", **of_x)
+    figure.update_yaxes(hoverformat=".4~g", **of_y)
     return figure
 
 
-def add_to_plotly(figure: go.Figure, series: Series, in_legend: bool) -> None:
-    common: dict[str, Any] = {"name": series.name, "showlegend": in_legend, "legendgroup": series.name}
+def add_to_plotly(figure: go.Figure, series: Series) -> None:
+    common: dict[str, Any] = {"name": series.name, "showlegend": True}
+    error = None if series.errors is None else {"type": "data", "array": series.errors}
     if series.style == "level":
-        figure.add_hline(series.y[0], line={"color": series.colour, "dash": "dash", "width": 2}, **common)
-        return
-    error = None if series.errors is None else {"type": "data", "array": series.errors, "thickness": 1.2, "width": 4}
-    if series.style == "bars":
+        figure.add_hline(series.y[0], line={"color": series.colour, "dash": "dash"}, **common)
+    elif series.style == "bars":
         lengths = {"x": list(series.y), "y": list(series.x), "error_x": error, "orientation": "h"}
         figure.add_bar(**lengths, marker_color=series.colour, **common)
-        return
-    mode = {"dots": "markers", "curve": "lines"}.get(series.style, "lines+markers")
-    figure.add_scatter(
-        x=list(series.x),
-        y=list(series.y),
-        error_y=error,
-        mode=f"{mode}+text" if series.marks else mode,
-        text=series.marks,
-        textposition="top center",
-        textfont={"size": 11, "color": series.colour},
-        marker={"color": series.colour, "size": 8},
-        line={"color": series.colour, "width": 1.5 if series.style == "curve" else 2},
-        **common,
-    )
+    else:
+        mode, _ = MODES[series.style]
+        figure.add_scatter(
+            x=list(series.x),
+            y=list(series.y),
+            error_y=error,
+            mode=f"{mode}+text" if series.marks else mode,
+            text=series.marks,
+            textposition="top center",
+            marker={"color": series.colour, "size": 8},
+            **common,
+        )
 
 
 @contextmanager
@@ -236,61 +195,45 @@ def draw_png(chart: Chart, path: Path) -> None:
     with png_figure(path, 7.5, max(4.5, 1.2 + 0.26 * len(chart.bar_names))) as figure:
         axes = figure.add_subplot()
         axes.set_title(chart.title)
-        if chart.has_data:
-            for series, in_legend in zip(chart.series, chart.in_legend, strict=True):
-                draw_series(axes, series, label=series.name if in_legend else None)
-            draw_axes(axes, chart)
-        else:
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "no data", ha="center", va="center", color="#888888", transform=axes.transAxes)
+        draw_axes(axes, chart)
+        for series in chart.series:
+            draw_series(axes, series)
+        if chart.from_zero and not chart.bar_names:
+            axes.set_ylim(bottom=0)
+        if chart.legend_lines > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
 
-def draw_series(axes: Axes, series: Series, label: str | None) -> None:
+def draw_series(axes: Axes, series: Series) -> None:
+    common: dict[str, Any] = {"color": series.colour, "label": series.name}
     if series.style == "level":
-        axes.axhline(series.y[0], color=series.colour, linestyle="--", linewidth=1.5, label=label)
+        axes.axhline(series.y[0], linestyle="--", **common)
     elif series.style == "bars":
-        axes.barh(
-            list(map(str, series.x)), series.y, 0.7, xerr=series.errors, color=series.colour, label=label, capsize=3
-        )
+        axes.barh(list(map(str, series.x)), series.y, 0.7, xerr=series.errors, capsize=3, **common)
     else:
-        axes.errorbar(
-            [float(x) for x in series.x],
-            series.y,
-            yerr=series.errors,
-            fmt={"dots": "o", "curve": "-"}.get(series.style, "o-"),
-            markersize=4.5,
-            linewidth=1.5,
-            capsize=3,
-            color=series.colour,
-            label=label,
-        )
+        _, marks = MODES[series.style]
+        xs = [float(x) for x in series.x]
+        axes.errorbar(xs, series.y, yerr=series.errors, fmt=marks, markersize=4.5, capsize=3, **common)
     for x, y, mark in zip(series.x, series.y, series.marks or (), strict=series.marks is not None):
-        beside: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-        axes.annotate(mark, (x, y), color=series.colour, **beside)
+        axes.annotate(mark, (x, y), (0, 5), textcoords="offset points", ha="center", color=series.colour)
 
 
 def draw_axes(axes: Axes, chart: Chart) -> None:
-    """Everything around the series: the shaded range, marks, names and the legend."""
+    """Everything around the series: the shaded range, marks and names."""
     if chart.shaded is not None:
         low, high, text = chart.shaded
         axes.axvspan(low, high, color=BLUE, alpha=0.12, linewidth=0, label=text)
-    if chart.x_log:
-        axes.set_xscale("log")
-        axes.set_xticks(chart.x_ticks, tick_texts(chart.x_ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
+    for axis, name, log in ((axes.xaxis, chart.x_name, chart.x_log), (axes.yaxis, chart.y_name, chart.y_log)):
+        axis.set_label_text(name)
+        if log:
+            axes.set(**{f"{axis.axis_name}scale": "log"})
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter("{x:,.6g}")
     if chart.bar_names:
+        axes.yaxis.update_units(chart.bar_names)  # fixes their order
         axes.invert_yaxis()
-    elif chart.y_log:
-        axes.set_yscale("log")
-        axes.set_yticks(chart.y_ticks, tick_texts(chart.y_ticks))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif chart.from_zero:
-        axes.set_ylim(bottom=0)
-    names = (chart.y_name, chart.x_name) if chart.bar_names else (chart.x_name, chart.y_name)
-    axes.set(xlabel=names[0], ylabel=names[1])
+        axes.set(xlabel=chart.y_name, ylabel=chart.x_name)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if chart.legend_lines > 1:
-        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if chart.legend_lines > 8 else {}
-        axes.legend(frameon=False, fontsize=9, **beside)

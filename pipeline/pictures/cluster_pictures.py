@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -52,11 +50,9 @@ def write_pictures(
     Returns:
         The pictures' paths.
     """
-    purity, classes = None, None
-    if images.source.labels is not None:
-        purity, majority = cluster_purity(labels.cluster_ids, images.source.labels, labels.num_clusters)  # [C] each
-        classes = [class_name(images.source.class_names, label) for label in majority.tolist()]
-    write_table(folder / "clusters.csv", labels, purity, classes)
+    table = table_of(labels, images.source)
+    used = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    write_csv(folder / "clusters.csv", [row for row in used if row["images"]])
     named = sample_clusters(labels.cluster_ids)
     pictures = [folder / "gallery.png", folder / "clusters.png"]
     drawn = gallery(
@@ -65,11 +61,11 @@ def write_pictures(
         labels.cluster_ids,
         labels.confidence if labels.has_confidence else None,
         title=f"{title}: {len(named)} of {labels.num_used:,} used clusters, from the largest to the smallest",
-        notes=gallery_notes(named, labels, purity, classes),
+        notes=gallery_notes(named, labels, table),
     )
     with atomic_path(pictures[0]) as temporary:
         drawn.save(temporary)
-    draw_clusters(pictures[1], labels.counts, purity, title)
+    draw_clusters(pictures[1], table, title)
     if shown_map is not None:
         pictures.append(folder / "map.png")
         draw_map(pictures[2], shown_map, labels.cluster_ids, named, title)
@@ -77,71 +73,53 @@ def write_pictures(
     return pictures
 
 
-def class_name(names: Sequence[str] | None, label: int) -> str:
-    """A class as a person calls it; a name that is a mere number is called a class."""
-    name = names[label] if names else str(label)
-    return f"class {name}" if name.isdigit() else name
+def table_of(labels: PseudoLabels, source: ImageSource) -> dict[str, Sequence[Any]]:
+    """Columns with a value for each cluster: its images, their mean confidence where there is one.
 
-
-def gallery_notes(
-    clusters: Sequence[int], labels: PseudoLabels, purity: Tensor | None, classes: Sequence[str] | None
-) -> dict[int, str]:
-    """What stands under a cluster's name: what it was called when it was made, else its purity and class."""
-    names = labels.meta.get("cluster_names")
-    if names:
-        return {cluster: names[cluster] for cluster in clusters}
-    if purity is None or classes is None:
-        return {}
-    return {cluster: f"{100 * float(purity[cluster]):.0f} % {classes[cluster]}" for cluster in clusters}
-
-
-def write_table(path: Path, labels: PseudoLabels, purity: Tensor | None, classes: Sequence[str] | None) -> None:
-    """A line of CSV per cluster: its images, their mean confidence where there is one, purity and class with labels."""
-    sums = torch.zeros(labels.num_clusters, dtype=torch.float64)
-    means = sums.index_add_(0, labels.cluster_ids, labels.confidence.double()) / labels.counts
+    With labels also the share of its most frequent class, NaN without images, and that class's name.
+    """
     columns: dict[str, Sequence[Any]] = {"cluster": range(labels.num_clusters), "images": labels.counts.tolist()}
     if labels.has_confidence:
+        sums = torch.zeros(labels.num_clusters, dtype=torch.float64)
+        means = sums.index_add_(0, labels.cluster_ids, labels.confidence.double()) / labels.counts
         columns["mean_confidence"] = means.tolist()
-    if purity is not None and classes is not None:
+    if source.labels is not None:
+        purity, majority = cluster_purity(labels.cluster_ids, source.labels, labels.num_clusters)  # [C] each
+        names = [source.class_names[label] if source.class_names else str(label) for label in majority.tolist()]
+        classes = [f"class {name}" if name.isdigit() else name for name in names]  # a mere number says too little
         columns |= {"purity": purity.tolist(), "largest_class": classes}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    write_csv(path, [row for row in rows if row["images"]])  # used clusters
+    return columns
 
 
-def draw_clusters(path: Path, counts: Tensor, purity: Tensor | None, title: str) -> None:
-    """Write a PNG file: the sizes of the used clusters, the largest first, and below them their purities.
+def gallery_notes(clusters: Sequence[int], labels: PseudoLabels, table: Mapping[str, Sequence[Any]]) -> dict[int, str]:
+    """What stands under a cluster's name: what it was called when it was made, else its purity and class."""
+    if names := labels.meta.get("cluster_names"):
+        return {cluster: names[cluster] for cluster in clusters}
+    if "purity" not in table:
+        return {}
+    return {C: f"{100 * table['purity'][C]:.0f} % {table['largest_class'][C]}" for C in clusters}
 
-    Args:
-        counts: images in each cluster, [C].
-        purity: share of each cluster's most frequent class, [C], NaN for unused clusters; None without labels.
-    """
-    order = torch.argsort(counts, descending=True, stable=True)
-    order = order[counts[order] > 0]
-    mean = float(counts.sum()) / len(counts)
-    panels = [("images", counts[order].float(), mean, f"N / C = {mean:,.4g}")]
-    if purity is not None:
-        overall = 100 * float((purity[order] * counts[order]).sum() / counts.sum())
-        panels.append(("purity (largest class, %)", 100 * purity[order], overall, f"of all images {overall:.1f} %"))
+
+def draw_clusters(path: Path, table: Mapping[str, Sequence[Any]], title: str) -> None:
+    """Write a PNG file: the sizes of the used clusters, the largest first, and with labels their purities below."""
+    counts = np.array(table["images"])
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    mean = counts.mean()
+    panels = [("images", counts[order], mean, f"N / C = {mean:,.4g}", "upper right")]
+    if "purity" in table:
+        purity = 100 * np.array(table["purity"])[order]
+        overall = np.average(purity, weights=counts[order])
+        panels.append(("purity (largest class, %)", purity, overall, f"of all images {overall:.1f} %", "lower left"))
     with png_figure(path, 8, 1.2 + 2.4 * len(panels)) as figure:
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (name, heights, level, label), colour in zip(all_axes, panels, PALETTE[1:], strict=False):
-            draw_bars(axes, heights.numpy(), colour)
+        for axes, (name, heights, level, label, corner), colour in zip(all_axes, panels, PALETTE[1:], strict=False):
+            axes.stairs(heights, np.arange(len(order) + 1) + 0.5, fill=True, color=colour)
             axes.axhline(level, color="black", linewidth=1, linestyle="--", label=label)
-            axes.set(ylabel=name, ylim=(0, None if name == "images" else 102))
+            axes.set(ylabel=name, ylim=(0, None))
             axes.spines[["top", "right"]].set_visible(False)
-            corner = "upper right" if name == "images" else "lower left"  # where the bars leave room
-            axes.legend(loc=corner, framealpha=0.9, edgecolor="none")
+            axes.legend(loc=corner, framealpha=0.9, edgecolor="none")  # where the bars leave room
         all_axes[0].set_title(f"{title}\n{len(order):,} of {len(counts):,} clusters used")
         all_axes[-1].set(xlabel="used clusters, the largest first", xlim=(0.4, len(order) + 0.6))
-
-
-def draw_bars(axes: Axes, heights: np.ndarray, colour: str) -> None:
-    """A bar per cluster; a dot where bars would be thinner than a pixel."""
-    ranks = np.arange(1, len(heights) + 1)
-    if len(ranks) <= 400:
-        axes.bar(ranks, heights, width=0.8 if len(ranks) <= 100 else 1, color=colour)
-    else:
-        axes.plot(ranks, heights, ".", markersize=3, alpha=0.5, color=colour)
 
 
 def draw_map(path: Path, shown: EmbeddingMap, cluster_ids: Tensor, named: Sequence[int], title: str) -> None:
@@ -167,8 +145,8 @@ def draw_map(path: Path, shown: EmbeddingMap, cluster_ids: Tensor, named: Sequen
             middle = members[np.linalg.norm(members - np.median(members, axis=0), axis=1).argmin()]
             if all(np.linalg.norm(middle - other) > room for other in numbers):
                 numbers.append(middle)
-                halo = [withStroke(linewidth=3, foreground="white")]
-                axes.annotate(str(cluster), middle, ha="center", va="center", weight="bold", path_effects=halo)
+                ground = {"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 1}
+                axes.annotate(str(cluster), middle, ha="center", va="center", weight="bold", bbox=ground)
         sample = f"t-SNE of {len(ids):,} of {len(cluster_ids):,} embeddings, {len(clusters):,} clusters"
         axes.set_title(f"{title}\n{sample}\nnumbers: clusters of the gallery")
         axes.set(xticks=[], yticks=[])

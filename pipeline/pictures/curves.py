@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from pipeline.pictures.chart import Chart, Series, colour_of, name_of
+from pipeline.pictures.chart import Chart, Series, colour_of, colours_of
 
-MOST_POINTS = 400  # of a curve: a page is no archive
-SINGLE_LINES = 7  # as many have names and colours of their own; more are told apart by their condition alone
-SHARE = 0.02  # each point of the smoothed loss averages this share of all points before it
+POINTS = 100  # of a curve: a page is no archive
 
 Curve = Sequence[tuple[float, float]]
 
@@ -26,39 +24,24 @@ def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
     return [(float(step), value) for step, value in sorted(points.items())]
 
 
-def smoothed(curve: Curve, share: float = SHARE) -> list[tuple[float, float]]:
-    """Each value averaged with those before it, over `share` of the curve, and thinned to what a page can show."""
-    if not curve:
-        return []
-    window, count = max(1, round(share * len(curve))), np.arange(1, len(curve) + 1)
-    sums = np.cumsum([value for _, value in curve])
-    means = (sums - np.where(count > window, np.roll(sums, window), 0)) / np.minimum(count, window)
-    step = -(-len(curve) // MOST_POINTS)
-    return [(x, float(mean)) for (x, _), mean in zip(curve, means, strict=True)][::-1][::step][::-1]  # with the last
+def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
+    """The curve in as many parts of equal length, each as its last step and the mean of its values."""
+    parts = np.array_split(np.reshape(curve, (-1, 2)), min(points, len(curve)) or 1)
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts if len(part)]
 
 
-def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> Chart | None:
-    """The smoothed training loss of the runs, name → (folder, method); None where none has left two points."""
+def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> list[Chart]:
+    """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points."""
     curves = {run: smoothed(read_curve(folder, "train/loss")) for run, (folder, _) in runs.items()}
-    named = sum(len(curve) > 1 for curve in curves.values()) <= SINGLE_LINES
-    apart = len({method for _, method in runs.values()}) == len(runs)
-    series = []
-    for position, (run, (_, method)) in enumerate(runs.items()):
-        if len(curves[run]) > 1:
-            xs, ys = zip(*curves[run], strict=True)
-            colour = colour_of(method if apart or not named else "", position)
-            series.append(Series(run if named else name_of(method), xs, ys, None, "curve", colour))
-    if not series:
-        return None
-    return Chart(
-        name="loss",
-        title="Training loss",
-        x_name="thousand training images seen" if unit == "kimg" else unit,
-        y_name=name,
-        series=series,
-        how=f"Of the batches, each point averaged over the last {100 * SHARE:g} % of the curve.",
-        from_zero=False,
-    )
+    colours = colours_of({run: method for run, (_, method) in runs.items()})
+    series = [
+        Series(run, [x for x, _ in curve], [y for _, y in curve], style="curve", colour=colours[run])
+        for run, curve in curves.items()
+        if len(curve) > 1
+    ]
+    x_name = "thousand training images seen" if unit == "kimg" else unit
+    how = f"Of the batches, each point averaged over a part of the curve; it has at most {POINTS}."
+    return [Chart("loss", "Training loss", x_name, name, series, how=how)] if series else []
 
 
 def history_chart(name: str, points: Curve, title: str, x_name: str, y_name: str) -> Chart:

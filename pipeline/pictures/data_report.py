@@ -42,25 +42,23 @@ def keep_report(files: list[Path], folder: Path) -> None:
 
 def describe(found: Survey, name: str, resolution: int) -> list[str]:
     """The survey as lines for a terminal."""
-    lines = [f"{name}: {found.num_images:,} images", f"sizes          {describe_sizes(found)}"]
-    lines.append("modes          " + ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items()))
-    small = enlarged(found.sizes, resolution)
-    if small:
-        lines.append(f"enlarged       {small:,} images are smaller than dataset.resolution={resolution}")
+    said = {"sizes": describe_sizes(found)}
+    said["modes"] = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
+    if small := enlarged(found.sizes, resolution):
+        said["enlarged"] = f"{small:,} images are smaller than dataset.resolution={resolution}"
     if found.class_counts is not None:
-        lines.append(f"labels         {describe_classes(found.class_counts, found.class_names)}")
+        said["labels"] = describe_classes(found.class_counts, found.class_names)
     if found.num_duplicates:
         copy, original = found.duplicates[0]
-        lines.append(f"duplicates     {found.num_duplicates:,}, exact copies such as {copy} of {original}")
+        said["duplicates"] = f"{found.num_duplicates:,}, exact copies such as {copy} of {original}"
     if found.left_out:
-        lines.append("left out       " + ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items()))
+        said["left out"] = ", ".join(f"{kind} ({count:,})" for kind, count in found.left_out.items())
     if found.skipped:
-        lines.append(f"skipped        {len(found.skipped):,}, which cannot be used:")
-        shown = list(found.skipped.items())[:SHOWN_SKIPPED]
-        lines += [f"               {image_id}: {reason}" for image_id, reason in shown]
-        if len(found.skipped) > len(shown):
-            lines.append(f"               … and {len(found.skipped) - len(shown):,} more")
-    return lines
+        lines = [f"{image_id}: {reason}" for image_id, reason in found.skipped.items()]
+        more = [f"… and {len(lines) - SHOWN_SKIPPED:,} more"] if len(lines) > SHOWN_SKIPPED else []
+        lines = [f"{len(lines):,}, which cannot be used:", *lines[:SHOWN_SKIPPED], *more]
+        said["skipped"] = f"\n{'':<15}".join(lines)
+    return [f"{name}: {found.num_images:,} images", *(f"{what:<15}{text}" for what, text in said.items())]
 
 
 def describe_sizes(found: Survey) -> str:

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import mean, stdev
 from typing import Literal
 
@@ -15,6 +16,7 @@ PERMUTATIONS = 9999  # all of them where there are no more: up to 7 pairs
 LEVEL = 0.95
 
 Verdict = Literal["better", "worse", "not significantly different", "not tested"]  # of a distance
+Curve = Sequence[Sequence[float]]  # of (kimg, distance)
 
 
 @dataclass(frozen=True)
@@ -38,62 +40,44 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """Where a curve reaches a value: at `kimg`, or somewhere before where its first point is below already."""
-
-    kimg: float
-    at_most: bool
-
-    def __str__(self) -> str:
-        return f"{'at most ' if self.at_most else ''}{self.kimg:.3g}"
-
-
-def images_to_reach(curve: Sequence[tuple[float, float]], target: float) -> Crossing | None:
-    """Where the running minimum of a curve of (kimg, distance) first is at or below `target`; None where it never is.
-
-    The best so far is what a training has reached, whatever noise comes after. Between two measured points the curve
-    is taken as straight.
-    """
-    before: tuple[float, float] | None = None
-    for kimg, distance in sorted(curve):
-        if distance <= target:
-            if before is None:
-                return Crossing(kimg, at_most=True)
-            share = (before[1] - target) / (before[1] - distance)
-            return Crossing(before[0] + share * (kimg - before[0]), at_most=False)
-        before = kimg, distance if before is None else min(before[1], distance)
-    return None
-
-
-@dataclass(frozen=True)
-class Saving:
-    """How many times fewer images one curve needs than another: between `low` and `high`, which are equal if known."""
+class Between:
+    """A number between `low` and `high`, which are equal where it is known; infinity: it may be anything above."""
 
     low: float
     high: float
 
     def __str__(self) -> str:
-        """`2.2`, `at least 4.0`, `at most 0.7` or `unknown`."""
+        """`2.2`, `at least 4`, `at most 0.7` or `unknown`."""
         if self.low == self.high:
-            return f"{self.low:.1f}"
+            return f"{self.low:.3g}"
         if math.isinf(self.high):
-            return f"at least {self.low:.1f}" if self.low else "unknown"
-        return f"at most {self.high:.1f}"
+            return f"at least {self.low:.3g}" if self.low else "unknown"
+        return f"at most {self.high:.3g}"
 
 
-def images_saved(base: Sequence[tuple[float, float]], rival: Sequence[tuple[float, float]]) -> Saving:
-    """How many times fewer images `rival` needs for the best that `base` reaches; both take their first crossing.
+def images_to_reach(curve: Curve, target: float) -> Between:
+    """After how many kimg the running minimum of a curve of (kimg, distance) first is at or below `target`.
 
-    Where a first point is at the target already, the crossing lies somewhere before it, and where the rival never gets
-    there, somewhere after its end.
+    The best so far is what a training has reached, whatever noise comes after. Between two measured points the curve
+    is taken as straight. Where the first point is below already, it was reached somewhere before it; where none is,
+    somewhere after the last.
     """
+    last, best = 0.0, math.inf
+    for kimg, distance in sorted(curve, key=itemgetter(0)):
+        if distance <= target:
+            if math.isinf(best):
+                return Between(0.0, kimg)
+            reached = last + (best - target) / (best - distance) * (kimg - last)
+            return Between(reached, reached)
+        last, best = kimg, min(best, distance)
+    return Between(last, math.inf)
+
+
+def images_saved(base: Curve, rival: Curve) -> Between:
+    """How many times fewer images `rival` needs for the best that `base` reaches; both take their first crossing."""
     target = min(distance for _, distance in base)
     ours, theirs = images_to_reach(base, target), images_to_reach(rival, target)
-    assert ours is not None
-    if theirs is None:
-        return Saving(0.0, ours.kimg / max(kimg for kimg, _ in rival))
-    ratio = ours.kimg / theirs.kimg
-    return Saving(0.0 if ours.at_most else ratio, math.inf if theirs.at_most else ratio)
+    return Between(ours.low / theirs.high, ours.high / theirs.low if theirs.low else math.inf)
 
 
 @dataclass(frozen=True)
@@ -127,58 +111,37 @@ def correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correl
     """Pearson and Spearman with percentile intervals from resampled pairs; None where nothing can be said.
 
     That is for fewer than four pairs, or where one side is constant. Resamples in which a side is constant are left
-    out.
+    out. The p-value of ρ is two-sided: over all orders of the pairs where they are few, else over random ones.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values on one side, {len(b)} on the other")
     if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     rows = np.random.default_rng(seed).integers(len(a), size=(RESAMPLES, len(a)))
     rows = rows[(np.ptp(a[rows], axis=1) > 0) & (np.ptp(b[rows], axis=1) > 0)]
+    tail = (1 - LEVEL) / 2
 
     def interval(value: float, x: np.ndarray, y: np.ndarray) -> Interval:
-        tail = (1 - LEVEL) / 2
         low, high = np.quantile(stats.pearsonr(x, y, axis=1).statistic, [tail, 1 - tail])
         return Interval(float(value), float(low), float(high))
 
-    return Correlation(
-        n=len(a),
-        pearson=interval(stats.pearsonr(a, b).statistic, a[rows], b[rows]),
-        spearman=interval(
-            stats.spearmanr(a, b).statistic, stats.rankdata(a[rows], axis=1), stats.rankdata(b[rows], axis=1)
-        ),
-        p_value=rank_p_value(a, b, seed),
-    )
+    ranks = stats.rankdata(a[rows], axis=1), stats.rankdata(b[rows], axis=1)
+    orders = stats.PermutationMethod(n_resamples=PERMUTATIONS, rng=seed)
+    rho = stats.pearsonr(stats.rankdata(a), stats.rankdata(b), method=orders)
+    pearson = interval(stats.pearsonr(a, b).statistic, a[rows], b[rows])
+    return Correlation(len(a), pearson, interval(rho.statistic, *ranks), float(rho.pvalue))
 
 
-def rank_p_value(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of Spearman's ρ: over all orders of the pairs where they are few, else over random ones."""
-    ours, theirs = stats.rankdata(x) - (len(x) + 1) / 2, stats.rankdata(y)
-    found = stats.permutation_test(
-        (ours,),
-        lambda shuffled, axis: (shuffled * theirs).sum(axis=axis),  # ρ up to a factor that no order changes
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        rng=seed,
-    )
-    return float(found.pvalue)
+def p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """How often chance alone makes such a difference of the means: Welch's two-sided t-test.
 
-
-def p_value(a: Sequence[float], b: Sequence[float], paired: bool) -> float | None:
-    """How often chance alone makes such a difference of the means: a two-sided t-test, None with one value on a side.
-
-    Args:
-        paired: value i of one side has something in common with value i of the other, as two models sampled from the
-            same seeds: a t-test of their differences; otherwise Welch's.
+    None with one value on a side.
     """
     if min(len(a), len(b)) < 2:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all equal: p is 0 or NaN
-        test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
-    return 1.0 if math.isnan(test.pvalue) else float(test.pvalue)
+        p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    return 1.0 if math.isnan(p) else p
 
 
 def block_p_values(table: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> list[float]:

@@ -14,6 +14,7 @@ WORDS: dict[Verdict, str] = {
     "not significantly different": "not significantly different from",
     "not tested": "not tested (a single value) against",
 }
+Pair = tuple[Model, Model]
 
 
 @dataclass(frozen=True)
@@ -37,32 +38,26 @@ class Comparison:
         return [str(self.model), str(self.rival), self.verdict, difference, p, str(model), str(rival)]
 
 
-def p_values(pairs: Sequence[tuple[Model, Model]]) -> list[float | None]:
-    """The p-values of the differences between the two of each pair; None where there are too few values for a test.
+def p_values(pairs: Sequence[Pair]) -> list[float | None]:
+    """The p-values of the differences between the two of each pair; None where they can't be tested.
 
     Where all models were trained once and measured on as many sets, they tell together how much sets differ by chance.
-    Of two models that were trained once, set i of the one is sampled from the same seeds as set i of the other.
     """
-    sides: list[Model] = []
-    for side in (side for pair in pairs for side in pair):
-        if side not in sides:
-            sides.append(side)
+    sides = [side for pair in pairs for side in pair]
+    rows = [side for position, side in enumerate(sides) if side not in sides[:position]]  # each once
     sets = {len(side.values) for side in sides}
     if all(len(side.runs) == 1 and min(side.values) > 0 for side in sides) and len(sets) == 1 and min(sets) > 1:
-        rows = [(sides.index(model), sides.index(rival)) for model, rival in pairs]
-        return list(block_p_values([side.values for side in sides], rows))
-    found: list[float | None] = []
-    for model, rival in pairs:
-        single = [len(side.runs) == 1 for side in (model, rival)]
-        if any(single) and not all(single):
-            found.append(None)  # trainings on one side, sets of one training on the other
-        else:
-            paired = all(single) and len(model.values) == len(rival.values)
-            found.append(p_value(model.values, rival.values, paired))
-    return found
+        places = [(rows.index(model), rows.index(rival)) for model, rival in pairs]
+        return list(block_p_values([side.values for side in rows], places))
+    # the sets of one training can't be compared with several trainings
+    mixed = [(len(model.runs) == 1) != (len(rival.runs) == 1) for model, rival in pairs]
+    return [
+        None if unlike else p_value(model.values, rival.values)
+        for (model, rival), unlike in zip(pairs, mixed, strict=True)
+    ]
 
 
-def compare(pairs: Sequence[tuple[Model, Model]]) -> list[Comparison]:
+def compare(pairs: Sequence[Pair]) -> list[Comparison]:
     """Whether the first of each pair is better than the second, with Holm's correction over all pairs."""
     found = p_values(pairs)
     corrected = holm([1.0 if p is None else p for p in found])
@@ -97,14 +92,15 @@ def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | Non
     return Table(caption, header, [one.cells for one in comparisons])
 
 
-def in_words(comparisons: Sequence[Comparison]) -> str:
-    """`better than a and b; not significantly different from c`; many rivals are counted."""
-    said = []
+def in_words(said: str, comparisons: Sequence[Comparison]) -> str:
+    """`said`; it is better than a and b; not significantly different from c.` Many rivals are counted."""
+    parts = [said]
     for judged, words in WORDS.items():
         rivals = [str(one.rival) for one in comparisons if one.verdict == judged]
         if rivals:
-            said.append(f"{words} {enumerated(rivals) if len(rivals) <= MOST_NAMED else f'{len(rivals)} others'}")
-    return "; ".join(said)
+            named = enumerated(rivals) if len(rivals) <= MOST_NAMED else f"{len(rivals)} others"
+            parts.append(f"{'' if parts[1:] else 'it is '}{words} {named}")
+    return "; ".join(parts) + "."
 
 
 def enumerated(texts: Sequence[str]) -> str:

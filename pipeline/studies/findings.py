@@ -3,14 +3,14 @@
 Verdicts and findings are computed, so that what doesn't hold in the numbers isn't said.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import mean
-from typing import Any
 
 from pipeline.pictures.bound import BoundFindings
-from pipeline.pictures.chart import Chart, Series, colour_of, name_of
+from pipeline.pictures.chart import Chart, Series, colour_of, colours_of, name_of
 from pipeline.pictures.table import Table
 from pipeline.studies.analysis import (
     Correlation,
@@ -22,7 +22,7 @@ from pipeline.studies.analysis import (
     verdict,
 )
 from pipeline.studies.comparisons import Comparison, compare, compare_best, enumerated, in_words, lowest, table_of
-from pipeline.studies.results import WITHOUT_C, Model, Results
+from pipeline.studies.results import CONTROLS, WITHOUT_C, Result, Results
 
 PREDICTORS = {  # of the distance, and what their axis says
     "nmi": "NMI (%)",
@@ -32,10 +32,6 @@ PREDICTORS = {  # of the distance, and what their axis says
     "utilization_ratio": "utilization ratio",
 }
 SPOKEN = {"C": "C", **{name: text.removesuffix(" (%)") for name, text in PREDICTORS.items()}}
-
-
-def distance_chart(results: Results, name: str, title: str, x_name: str, series: list[Series], **more: Any) -> Chart:
-    return Chart(name, title, x_name, f"{results.metric} (lower is better)", series, **more)
 
 
 def error_bars(results: Results, pooled: bool = True) -> str:
@@ -52,28 +48,24 @@ def error_bars(results: Results, pooled: bool = True) -> str:
 def granularity(results: Results) -> Chart:
     """Distance against C, with the conditions that have no C of their own as levels, and the bound's range shaded."""
     models, series = results.models, []
-    variants = list(dict.fromkeys((model.variant, model.method) for model in models))
-    for position, (variant, method) in enumerate(variants):
-        members = [model for model in models if (model.variant, model.method) == (variant, method)]
-        alone = [other for _, other in variants].count(method) == 1
-        name, colour = name_of(variant), colour_of(method if alone else variant, position)
+    for variant, colour in colours_of({model.variant: model.method for model in models}).items():
+        name, members = name_of(variant), [model for model in models if model.variant == variant]
         for level in [model for model in members if model.num_clusters is None]:
             series.append(Series(f"{name} ({level.spread})", [], [level.spread.mean], style="level", colour=colour))
         points = {model.num_clusters: model.spread for model in members if model.num_clusters is not None}
         if points:
             found = [points[C] for C in sorted(points)]
             means, errors = [point.mean for point in found], [point.std for point in found]
-            series.append(Series(name, sorted(points), means, errors, "line", colour))
+            series.append(Series(name, sorted(points), means, errors, colour=colour))
     bound = BoundFindings.from_summary(results.bound).range if results.bound else None
     controls, where = against_controls(results), against_bound(results)
-    said = (part for part, _ in (controls, where) if part)
-    return distance_chart(
-        results,
+    return Chart(
         "granularity",
         "Distance against the number of clusters",
         "number of clusters C",
+        results.metric_axis,
         series,
-        finding=" ".join(said),
+        finding=" ".join(said for said, _ in (controls, where) if said),
         how=error_bars(results),
         table=table_of(results, [*controls[1], *against_kmeans(results), *where[1]]),
         x_log=True,
@@ -83,15 +75,14 @@ def granularity(results: Results) -> Chart:
 
 def against_controls(results: Results) -> tuple[str, list[Comparison]]:
     """The best clustering against each control; of several random ones the best."""
-    own = [model for model in results.models if model.is_clustering]
+    own = [model for model in results.models if model.method not in CONTROLS]
     if not own:
         return "No clustering was measured.", []
     best = lowest(own)
     controls = [model for model in results.models if model.method in WITHOUT_C]
     random = [model for model in results.models if model.method == "random"]
     comparisons = compare_best(best, [*controls, *([lowest(random)] if random else [])], own)
-    said = f"The best clustering is {best}: {results.metric} {best.spread}"
-    return f"{said}; it is {in_words(comparisons)}." if comparisons else f"{said}.", comparisons
+    return in_words(f"The best clustering is {best}: {results.metric} {best.spread}", comparisons), comparisons
 
 
 def against_bound(results: Results) -> tuple[str, list[Comparison]]:
@@ -105,119 +96,113 @@ def against_bound(results: Results) -> tuple[str, list[Comparison]]:
     best, places = lowest(temi), [found.range.place_of(model.num_clusters or 0) for model in temi]
     place = places[temi.index(best)]
     said = f"TEMI's best C = {best.num_clusters} lies {place} the range of the bound, {found.range}"
-    if place == "inside":
-        return f"{said}.", []
     inside = [model for model, where in zip(temi, places, strict=True) if where == "inside"]
-    comparisons = compare_best(best, inside, temi)
-    return f"{said}; it is {in_words(comparisons)}." if inside else f"{said}, in which no C was tried.", comparisons
+    if place != "inside" and not inside:
+        return f"{said}, in which no C was tried.", []
+    comparisons = compare_best(best, inside, temi) if place != "inside" else []
+    return in_words(said, comparisons), comparisons
 
 
 def against_kmeans(results: Results) -> list[Comparison]:
     """TEMI's clusters against as many of k-means."""
-    models = results.models
-    temi, kmeans = ([model for model in models if model.method == method] for method in ("temi", "kmeans"))
-
-    def alike(model: Model) -> tuple[int | None, list[str]]:
-        return model.num_clusters, model.runs[0].values
-
-    return compare([(ours, theirs) for ours in temi for theirs in kmeans if alike(ours) == alike(theirs)])
+    temi, kmeans = ([model for model in results.models if model.method == method] for method in ("temi", "kmeans"))
+    pairs = [(ours, theirs) for ours in temi for theirs in kmeans if ours.num_clusters == theirs.num_clusters]
+    return compare([(ours, theirs) for ours, theirs in pairs if ours.runs[0].values == theirs.runs[0].values])
 
 
 def efficiency(results: Results) -> Chart:
     """Distance against images seen, and how many times fewer of them each condition needs than none does."""
     measured = [run for run in results.runs if run.curve]
-    apart, series = len({run.method for run in results.runs}) == len(results.runs), []
-    for position, run in enumerate(measured):
-        xs, ys = zip(*run.curve, strict=True)
-        series.append(Series(run.name, xs, ys, None, "line", colour_of(run.method if apart else "", position)))
+    colours = colours_of({run.name: run.method for run in measured})
+    series = [
+        Series(run.name, [kimg for kimg, _ in run.curve], [y for _, y in run.curve], colour=colours[run.name])
+        for run in measured
+    ]
     rows, said = [], []
     for base in [run for run in measured if run.method == "none"]:
         rivals = [run for run in measured if run.method != "none" and run.seed == base.seed]
         saved = {run.name: images_saved(base.curve, run.curve) for run in rivals}
         target = min(distance for _, distance in base.curve)
         reached = {run.name: images_to_reach(run.curve, target) for run in (base, *rivals)}
-        for name, crossing in reached.items():
-            rows.append([name, f"{target:.3g}", str(crossing or "never"), str(saved.get(name, ""))])
-        groups = dict.fromkeys(run.group for run in rivals)
-        best = [max((r for r in rivals if r.group == group), key=lambda r: saved[r.name].high) for group in groups]
-        times = ", ".join(f"{name_of(run.group)} {saved[run.name]} ({run.name})" for run in best)
-        if best:
+        for name, found in reached.items():
+            kimg = "never" if math.isinf(found.high) else str(found)
+            rows.append([name, f"{target:.3g}", kimg, str(saved.get(name, ""))])
+        times = ", ".join(f"{name_of(run.group)} {saved[run.name]} ({run.name})" for run in rivals)
+        if rivals:
             there = f"{results.metric} is {target:.3g}, after {reached[base.name]} kimg"
             said.append(f"Without condition ({base.name}) the lowest {there}. Times fewer images for it: {times}.")
     header = ["model", f"{results.metric} to reach", "after kimg", "times fewer images"]
-    return distance_chart(
-        results,
+    caption = "The best so far counts; between two points it is taken as straight."
+    return Chart(
         "efficiency",
         "Distance against images seen",
         "thousand training images seen",
+        results.metric_axis,
         series,
         finding=" ".join(said) or "No answer: it takes curves of a model without condition and of one with.",
         how="Each curve is one training, measured on one set of sampling seeds, the same for all, without error bars.",
-        table=Table("The best so far counts; between two points it is taken as straight.", header, rows)
-        if said
-        else None,
+        table=Table(caption, header, rows) if said else None,
         y_log=True,
     )
 
 
+def clusterings(results: Results, *scores: str) -> list[Result]:
+    """The measured runs on clusters of the images that have these scores."""
+    return [
+        run for run in results.runs if run.method not in CONTROLS and run.distances and {*scores} <= run.scores.keys()
+    ]
+
+
 def correlation_table(results: Results) -> dict[str, Correlation]:
     """Predictor → its correlation with the mean distance, over the clusterings of the images."""
-    runs = [run for run in results.runs if run.is_clustering and run.distances]
+    runs = clusterings(results)
+    predictors = {"C": [float(run.num_clusters or 0) for run in runs]}
+    predictors |= {key: [run.scores[key] for run in runs] for key in PREDICTORS if clusterings(results, key) == runs}
     distances = [mean(run.distances) for run in runs]
-    found = {"C": correlation([float(run.num_clusters or 0) for run in runs], distances)}
-    for key in PREDICTORS:
-        if runs and all(key in run.scores for run in runs):
-            found[key] = correlation([run.scores[key] for run in runs], distances)
+    found = {name: correlation(values, distances) for name, values in predictors.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def scatter(results: Results, score: str) -> Chart:
     """A clustering score against the distance, a dot for each clustering, marked with its C."""
-    runs = [run for run in results.runs if run.is_clustering and run.distances and score in run.scores]
-    series = []
-    for position, group in enumerate(dict.fromkeys(run.group for run in runs)):
+    runs, series = clusterings(results, score), []
+    for group, colour in colours_of({run.group: run.method for run in runs}).items():
         members = [run for run in runs if run.group == group]
         xs, ys = [run.scores[score] for run in members], [mean(run.distances) for run in members]
         marks = [str(run.num_clusters) for run in members]
-        series.append(Series(name_of(group), xs, ys, None, "dots", colour_of(group, position), marks))
+        series.append(Series(name_of(group), xs, ys, style="dots", colour=colour, marks=marks))
     name, found = SPOKEN[score], correlation_table(results).get(score)
-    return distance_chart(
-        results,
+    return Chart(
         f"correlation_{score}",
         f"The distance against {name}",
         PREDICTORS[score],
+        results.metric_axis,
         series,
         finding=f"{name}: Spearman's ρ = {found.spearman}, p = {found.p_value:.2g}."
         if found
         else f"No answer for {name}: unknown for some clusterings, or they are fewer than four or alike.",
         how="A dot for each clustering of the images, marked with C; no controls.",
-        from_zero=False,
     )
 
 
 def correlations(results: Results) -> Chart:
     """NMI against the distance, and which of all scores go with it."""
-    found = correlation_table(results)
-    shown = {
-        sign: [SPOKEN[name] for name, one in found.items() if one.is_shown and sign * one.spearman.value > 0]
-        for sign in (-1, 1)
-    }
-    said = [f"the higher {enumerated(shown[-1])}, the lower {results.metric}"] if shown[-1] else []
-    said += [f"the higher {enumerated(shown[1])}, the higher {results.metric}"] if shown[1] else []
-    rest = [SPOKEN[name] for name, one in found.items() if not one.is_shown]
+    kinds: dict[str, list[str]] = {"lower": [], "higher": [], "not shown": []}
+    rows, found = [], correlation_table(results)
+    for key, one in found.items():
+        sign = "higher" if one.spearman.value > 0 else "lower"
+        kinds[sign if one.is_shown else "not shown"].append(SPOKEN[key])
+        rows.append([SPOKEN[key], str(one.n), str(one.pearson), str(one.spearman), f"{one.p_value:.2g}"])
+    rest = kinds.pop("not shown")
+    said = [f"the higher {enumerated(names)}, the {sign} {results.metric}" for sign, names in kinds.items() if names]
     said += [f"not shown to go with {results.metric}: {enumerated(rest)}"] if rest else []
-    n = max((one.n for one in found.values()), default=0)
-    rows = [
-        [SPOKEN[name], str(one.n), str(one.pearson), str(one.spearman), f"{one.p_value:.2g}"]
-        for name, one in found.items()
-    ]
     header = ["score", "clusterings", "Pearson's r [95 %]", "Spearman's ρ [95 %]", "p of ρ"]
     caption = f"What goes with {results.metric}: intervals from bootstrap over the clusterings, p from permutations."
     return replace(
         scatter(results, "nmi"),
         name="correlation",
         title="Does a better clustering make better images?",
-        finding=f"Over {n} clusterings, by rank correlation: {'; '.join(said)}."
+        finding=f"Over {len(clusterings(results))} clusterings, by rank correlation: {'; '.join(said)}."
         if found
         else "No answer: fewer than four clusterings with a distance, or they are all alike.",
         table=Table(caption, header, rows) if found else None,
@@ -226,27 +211,19 @@ def correlations(results: Results) -> Chart:
 
 def bars(results: Results) -> Chart:
     """The distance of every run, the best first, and the best model against every other."""
-    ranked = sorted((run for run in results.runs if run.distances), key=lambda run: mean(run.distances))
-    methods, series = list(dict.fromkeys(run.method for run in ranked)), []
-    for run in ranked:
-        found, colour = spread(run.distances), colour_of(run.method, methods.index(run.method))
-        series.append(Series(name_of(run.method), [run.name], [found.mean], [found.std], "bars", colour))
+    runs, series = [run for run in results.runs if run.distances], []
+    for position, method in enumerate(dict.fromkeys(run.method for run in runs)):
+        members = [run for run in runs if run.method == method]
+        found, names = [spread(run.distances) for run in members], [run.name for run in members]
+        means, errors = [one.mean for one in found], [one.std for one in found]
+        series.append(Series(name_of(method), names, means, errors, "bars", colour_of(method, position)))
     finding, comparisons = "No distance was measured.", []
-    if results.models:
-        best = lowest(results.models)
-        comparisons = compare_best(best, [model for model in results.models if model != best], results.models)
-        said = f"; it is {in_words(comparisons)}" if comparisons else ""
-        finding = f"The best is {best}: {results.metric} {best.spread}{said}."
-    return distance_chart(
-        results,
-        "bars",
-        "The distance of every model",
-        "",
-        series,
-        finding=finding,
-        how=error_bars(results, pooled=False),
-        table=table_of(results, comparisons),
-    )
+    if models := results.models:
+        best = lowest(models)
+        comparisons = compare_best(best, [model for model in models if model != best], models)
+        finding = in_words(f"The best is {best}: {results.metric} {best.spread}", comparisons)
+    table, how = table_of(results, comparisons), error_bars(results, pooled=False)
+    return Chart("bars", "The distance of every model", "", results.metric_axis, series, finding, how, table)
 
 
 def conditions(results: Results) -> Chart:
@@ -254,17 +231,11 @@ def conditions(results: Results) -> Chart:
     temi, others = ([m for m in results.models if (m.method == "temi") == ours] for ours in (True, False))
     comparisons: list[Comparison] = []
     for condition in dict.fromkeys(model.variant for model in others):
-        rivals = [model for model in others if model.variant == condition]
-        comparisons += compare(
-            [
-                (model, rival)
-                for model in temi
-                for rival in rivals
-                if rival.method not in ("kmeans", "random") or rival.num_clusters == model.num_clusters
-            ]
-        )
+        pairs = [(model, rival) for model in temi for rival in others if rival.variant == condition]
+        chosen = ("kmeans", "random")  # their C
+        comparisons += compare([(a, b) for a, b in pairs if b.method not in chosen or a.num_clusters == b.num_clusters])
     said = [
-        f"{model} ({results.metric} {model.spread}) is {in_words(found)}."
+        in_words(f"{model}: {results.metric} {model.spread}", found)
         for model in temi
         if (found := [one for one in comparisons if one.model == model])
     ]
@@ -280,31 +251,31 @@ def conditions(results: Results) -> Chart:
 def confidence(results: Results) -> Chart:
     """How often a generated image falls into the cluster that was asked for, against the head's confidence."""
     runs = [(run, run.confidence) for run in results.runs if run.confidence is not None]
-    series, rows = [], []
-    for position, (run, found) in enumerate(runs):
+    colours = colours_of({run.name: run.method for run, _ in runs})
+    series, rows, said = [], [], []
+    for run, found in runs:
         xs, ys = [sure for sure, _ in found.deciles], [100 * agreed for _, agreed in found.deciles]
-        colour = colour_of(run.method if len(runs) == 1 else "", position)
-        series.append(Series(run.name, xs, ys, None, "line", colour))
-        row = [run.name, f"{100 * found.keep:.0f} %", f"{100 * found.agreement:.0f} %"]
-        row += [f"{100 * found.agreement_kept:.0f} %", *[""] * 3]
+        series.append(Series(run.name, xs, ys, colour=colours[run.name]))
+        shares = [f"{100 * share:.0f} %" for share in (found.keep, found.agreement, found.agreement_kept)]
+        keep, share, kept_share = shares
+        of_all, of_kept, judged = "", "", ""
         if found.distances_kept and run.distances:
-            p = p_value(found.distances_kept, run.distances, paired=False)  # the kept ones are of other seeds
+            p = p_value(found.distances_kept, run.distances)  # the kept ones are of other seeds
             judged = verdict(found.distances_kept, run.distances, p)
-            row[4:] = [str(spread(run.distances)), str(spread(found.distances_kept)), judged]
-        rows.append(row)
+            of_all, of_kept = str(spread(run.distances)), str(spread(found.distances_kept))
+        rows.append([run.name, *shares, of_all, of_kept, judged])
+        said.append(
+            f"{run.name}: {share} of the generated images fall into the cluster asked for, {kept_share} of the most "
+            f"confident {keep}" + (f", whose {results.metric} is {judged}." if judged else ".")
+        )
     header = ["model", "kept", "agreement of all", "of the kept", f"{results.metric} of all", "of the kept", "verdict"]
-    said = [
-        f"{name}: {share} of the generated images fall into the cluster asked for, {kept_share} of the most confident "
-        f"{keep}" + (f", whose {results.metric} is {judged}." if judged else ".")
-        for name, keep, share, kept_share, _, _, judged in rows
-    ]
     caption = "The most confident images are chosen within each cluster. Verdicts at 5 %: Welch's t-test over the sets."
     return Chart(
-        name="confidence",
-        title="Do images fall into the cluster that was asked for?",
-        x_name="maximum softmax probability",
-        y_name="images in the cluster asked for (%)",
-        series=series,
+        "confidence",
+        "Do images fall into the cluster that was asked for?",
+        "maximum softmax probability",
+        "images in the cluster asked for (%)",
+        series,
         finding=" ".join(said) or "No model on TEMI's clusters was measured.",
         how="Generated images sorted by the confidence of the clustering head, in tenths, over all sampling seeds.",
         table=Table(caption, header, rows) if rows else None,

@@ -6,7 +6,7 @@ from dataclasses import fields
 from string import Formatter
 
 from datamodules.images.sources import ImageSource
-from lightning_modules.clustering.clustering_settings import METHODS, CLIPSettings, ClusteringSettings
+from lightning_modules.clustering.clustering_settings import METHODS, ClusteringSettings
 from pipeline.settings.words import key_of
 from pipeline.studies.jobs import Run, composed
 from pipeline.studies.study_settings import StudySettings
@@ -18,6 +18,7 @@ INSTEAD = {
     "clustering.num_clusters": "study.clusters=[…]",
     "seed": "study.seeds=[…]",
 }
+CAN_BE_ABSENT = ("labels", "clip")  # clusters that not all data sets have; those of the study's own backbones, too
 
 
 def expand(
@@ -33,10 +34,11 @@ def expand(
     keys = list(dict.fromkeys(key for text in templates for _, key, _, _ in Formatter().parse(text) if key))
     lists = {"clusters": study.clusters, **study.lists}
     for key in keys:
-        if not isinstance(lists.get(key), list) or not lists[key]:
+        values = lists.get(key, "not there")
+        if not isinstance(values, list) or not values:
             raise UserError(
-                f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is "
-                f"{lists.get(key, 'not there')}. Set study.{key}=[…]."
+                f"study.runs.{group}: {{{key}}} stands for each value of the list study.{key}, which is {values}. "
+                f"Set study.{key}=[…]."
             )
     of_C = [key for key in keys if f"clustering.num_clusters={{{key}}}" in templates]
     for values in itertools.product(*(lists[key] for key in keys)):
@@ -62,7 +64,9 @@ def study_runs(
         fixed.append(f"evaluation.every_kimg={kimg / study.curve_points:g}")
     runs, left_out = [], []
     for group, templates in study.runs.items():
-        given = without_backbone(typed) if "clustering=clip" in templates else typed
+        given = typed
+        if "clustering=clip" in templates:  # another backbone is meant for the other runs: none but CLIP's makes these
+            given = [text for text in typed if key_of(text).split(".")[0] != "backbone"]
         refuse_both(given, [*fixed, *templates, "seed="], group)
         for (name, words, values), seed in itertools.product(expand(group, templates, study), study.seeds):
             if len(study.seeds) > 1:
@@ -70,39 +74,20 @@ def study_runs(
             own = [*fixed, f"seed={seed}", *words]
             every = (*fitting(given, own), *own)
             run = Run(name, group, every, composed("train", every, origin=f"study.runs.{group}"), values)
-            problem = why_left_out(run, source, templates)
-            if problem is not None:
-                left_out.append(f"{name}: left out, {problem}")
-                continue
-            if run.condition.needs_no("cluster") is None:
-                run.condition.check(source)
-            runs.append(run)
+            own_backbone = any(key_of(text) == "backbone" for text in templates)
+            try:
+                if run.condition.needs_no("cluster") is None:
+                    run.condition.check(source)
+                if own_backbone:
+                    _ = run.condition.backbone_identity  # asks for the weights
+                runs.append(run)
+            except UserError as error:
+                if not own_backbone and run.condition.method not in CAN_BE_ABSENT:
+                    raise
+                left_out.append(f"{name}: left out, {error}")
     if not runs:
         raise UserError("\n".join(["No run is left of this study.", *left_out]))
     return runs, left_out
-
-
-def why_left_out(run: Run, source: ImageSource, templates: Sequence[str]) -> str | None:
-    """Why there are no such clusters here: no labels, or nothing to make a backbone of the study's own choice from.
-
-    None where there are. A backbone that the user chose is not left out but refused, by its own message.
-    """
-    condition = run.condition
-    if condition.method == "labels" and source.labels is None:
-        return f"{source.name!r} has no labels."
-    if isinstance(condition.clustering, CLIPSettings) and not (condition.clustering.class_names or source.class_names):
-        return f"{source.name!r} tells no class names. Set clustering.class_names=[…]."
-    if any(key_of(text) == "backbone" for text in templates):
-        try:
-            _ = condition.backbone_identity  # asks for the weights
-        except UserError as error:
-            return str(error)
-    return None
-
-
-def without_backbone(typed: Sequence[str]) -> list[str]:
-    """What the user types for the other runs is not meant for CLIP's clusters, which no other backbone can make."""
-    return [text for text in typed if key_of(text).split(".")[0] != "backbone"]
 
 
 def fitting(typed: Sequence[str], own: Sequence[str]) -> list[str]:

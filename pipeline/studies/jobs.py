@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -50,6 +51,11 @@ class Plan:
 
     def job(self, name: str) -> Job | None:
         return next((job for job in self.jobs if job.name == name), None)
+
+    def summary(self, name: str) -> dict[str, Any] | None:
+        """What a job found; None where there is no such job, or it isn't finished."""
+        job = self.job(name)
+        return None if job is None else job.summary()
 
 
 def composed(command: str, words: Sequence[str], origin: str) -> SharedSettings:

@@ -70,6 +70,7 @@ def write_markdown(path: Path, page: Page) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """A text file, whole or not at all; where it lies."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

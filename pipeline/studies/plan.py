@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
@@ -20,13 +19,15 @@ from pipeline.running.jobs import Job
 from pipeline.running.run_folder import TRAINING_IDENTITY, run_settings
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import key_of, quoted, word
-from pipeline.studies.distances import distances_in
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import FINAL, Plan, Run, composed
+from pipeline.studies.results import distances_in
 from pipeline.studies.study_settings import FROM_THE_BOUND, StudySettings
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
+
+MARK = 8  # hexadecimal digits of a job's fingerprint, which its folder's name ends in
 
 
 class Planner:
@@ -41,68 +42,59 @@ class Planner:
     def __init__(self, study: StudySettings, bound: BoundSettings, source: ImageSource, typed: Sequence[str]) -> None:
         self.study, self.bound, self.source, self.typed = study, bound, source, list(typed)
         self.jobs: dict[str, Job] = {}
+        self.clusterings: dict[str, str] = {}  # file of pseudo-labels → job
         usual = composed("train", self.typed, origin="study")
         self.full_kimg, self.first_seed = usual.training.duration_kimg, usual.seed
         self.num_images = study.num_images or usual.evaluation.num_final
         self.parent = Path(study.jobs_dir)
 
     def add(
-        self, name: str, command: str, words: Sequence[str], needs: Sequence[str], identity: object, images: float = 0
-    ) -> str:
-        """One more job, unless there is one of this name; its name.
+        self, name: str, command: str, words: Sequence[str], needs: Sequence[Job], identity: object, images: float = 0
+    ) -> Job:
+        """One more job, or the one of this name.
 
-        `identity` is all that decides what it finds: settings as composed, and fingerprints of what they name. A folder
-        of the same identity is taken whatever it is called, as after `study.seeds=[0]` became `study.seeds=[0,1]`.
+        `identity` is what decides what it finds, beside the jobs that it needs: settings as composed, and fingerprints
+        of what they name. A folder of the same identity is taken whatever it is called, as after `study.seeds=[0]`
+        became `study.seeds=[0,1]`.
         """
         if name not in self.jobs:
-            known = fingerprint({"command": command, "identity": identity, "source": self.source.fingerprint})[:8]
+            marks = [job.folder.name[-MARK:] for job in needs]
+            known = fingerprint([command, identity, marks, self.source.fingerprint])[:MARK]
             folder = next(iter(sorted(self.parent.glob(f"{command}-*{known}"))), self.parent / f"{name}-{known}")
-            self.jobs[name] = Job(name, command, tuple(words), folder, tuple(needs), round(images))
-        return name
+            self.jobs[name] = Job(name, command, tuple(words), folder, tuple(job.name for job in needs), round(images))
+        return self.jobs[name]
 
-    def embed(self, condition: Condition, words: Sequence[str]) -> str:
-        """The embeddings that a clustering needs, and for TEMI the neighbours; the job's name."""
+    def embed(self, condition: Condition, words: Sequence[str]) -> Job:
+        """The embeddings that a clustering needs, and for TEMI the neighbours."""
         clustering = condition.clustering
         neighbours = clustering.num_neighbours if isinstance(clustering, TEMISettings) else 0
-        identity = {"backbone": condition.backbone_identity, "neighbours": neighbours}
         name = f"embed-{condition.backbone.name}" + (f"-{neighbours}-neighbours" if neighbours else "")
-        return self.add(name, "embed", words, [], identity)
+        return self.add(name, "embed", words, [], [condition.backbone_identity, neighbours])
 
-    def cluster(self, name: str, condition: Condition, words: Sequence[str]) -> str:
-        """The pseudo-labels of a condition, after the embeddings where they are needed; the job's name."""
+    def cluster(self, name: str, condition: Condition, words: Sequence[str]) -> Job:
+        """The pseudo-labels of a condition, after the embeddings where they are needed."""
         needs = [self.embed(condition, words)] if condition.needs_no("embed") is None else []
-        mark = f"-{fingerprint(condition.pseudo_labels_path(self.source).name)[:8]}"  # tells them from all others
-        same = next((job.name for job in self.jobs.values() if job.folder.name.endswith(mark)), None)
-        if same is None:
-            self.jobs[name] = Job(name, "cluster", tuple(words), self.parent / f"{name}{mark}", tuple(needs))
-        return same or name
+        file = condition.pseudo_labels_path(self.source).name  # holds the fingerprint of all that decides them
+        return self.add(self.clusterings.setdefault(file, name), "cluster", words, needs, file)
 
-    def train(self, run: Run) -> str:
-        """The diffusion model of a run, after what it needs; the job's name."""
+    def train(self, run: Run) -> Job:
+        """The diffusion model of a run, after what it needs; known by its settings and the files that they name."""
         clusters = run.condition.needs_no("cluster") is None
         needs = [self.cluster(f"cluster-{run.name}", run.condition, run.words)] if clusters else []
-        images = training_images(run.settings)
-        return self.add(f"train-{run.name}", "train", run.words, needs, self.identity(run), images)
-
-    def identity(self, run: Run) -> dict[str, Any]:
-        """All that decides what becomes of a run: its settings, and the content of the files that they name."""
         settings, files = run.settings, {}
-        if run.condition.needs_no("cluster") is None:
-            files["pseudo_labels"] = run.condition.pseudo_labels_path(self.source).name  # holds their fingerprint
         for key in ("assignments", "init_from"):
             path = getattr(settings, key) and Path(getattr(settings, key).split("::")[0])
             if path and path.is_file():
                 files[key] = file_digest(path, settings.cache_dir)
-        return {"settings": run_settings(settings, files, TRAINING_IDENTITY), "assignments": settings.assignments}
+        identity = [run_settings(settings, files, TRAINING_IDENTITY), settings.assignments]
+        return self.add(f"train-{run.name}", "train", run.words, needs, identity, training_images(settings))
 
-    def distance(self, run: Run, train: str) -> str:
+    def distance(self, run: Run) -> Job:
         """The final model's distance on several sets of sampling seeds."""
-        sets = self.study.sampling_sets
-        words = [*run.words, word("generated", self.jobs[train].folder), *self.measured(), f"sets={sets}"]
-        identity = [self.identity(run), *self.measured(), sets]
-        return self.add(
-            f"evaluate-{run.name}", "evaluate", words, [train], identity, self.distance_images(run.settings)
-        )
+        train, measured = self.train(run), [*self.measured(), f"sets={self.study.sampling_sets}"]
+        words = [*run.words, word("generated", train.folder), *measured]
+        images = self.distance_images(run.settings)
+        return self.add(f"evaluate-{run.name}", "evaluate", words, [train], measured, images)
 
     def distance_images(self, settings: SharedSettings) -> float:
         """What the distance of one model costs, in training images."""
@@ -112,41 +104,30 @@ class Planner:
         """What `cedm evaluate` is to measure, and on how many images of a set."""
         return [f"metrics=[{','.join(self.study.metrics)}]", f"num={self.num_images}", "memorisation=false"]
 
-    def confidence(self, run: Run, train: str) -> None:
+    def confidence(self, run: Run) -> None:
         """The most confident share of generated images on each set of sampling seeds, and the distance of these."""
-        study, made = self.study, []
-        candidates = round(self.num_images / study.keep)
-        head = run.condition.head_path(self.source)
-        for number in range(study.sampling_sets):
-            words = [
-                *run.words,
-                word("ckpt", self.jobs[train].folder),
-                word("head", head),
-                f"keep={study.keep}",
-                f"num={self.num_images}",
-                f"first_seed={number * candidates}",
-            ]
-            images = sampling_images(run.settings, candidates)
-            identity = [self.identity(run), head.name, study.keep, self.num_images, number]
-            made.append(self.add(f"generate-{run.name}-set{number}", "generate", words, [train], identity, images))
-        folders = ",".join(quoted(self.jobs[name].folder / "images") for name in made)
+        train, made = self.train(run), []
+        candidates = round(self.num_images / self.study.keep)
+        given = [*run.words, word("ckpt", train.folder), word("head", run.condition.head_path(self.source))]
+        for number in range(self.study.sampling_sets):
+            own = [f"keep={self.study.keep}", f"num={self.num_images}", f"first_seed={number * candidates}"]
+            images, name = sampling_images(run.settings, candidates), f"generate-{run.name}-set{number}"
+            made.append(self.add(name, "generate", [*given, *own], [train], own, images))
+        folders = ",".join(quoted(job.folder / "images") for job in made)
         words = [*run.words, f"generated=[{folders}]", *self.measured()]
-        identity = [self.identity(run), *self.measured(), study.sampling_sets, study.keep]
-        self.add(f"evaluate-{run.name}-confident", "evaluate", words, made, identity)
+        self.add(f"evaluate-{run.name}-confident", "evaluate", words, made, self.measured())
 
     def final(self, runs: Sequence[Run]) -> Run | None:
         """The best run once more, for `study.final_kimg`; None as long as the distance of one of them is unknown."""
-        found = {}
-        for run in runs:
-            summary = self.jobs[self.distance(run, self.train(run))].summary()
-            if summary is None:
-                return None
-            found[run.name] = mean(distances_in(summary)[1])
-        best = min(runs, key=lambda run: found[run.name])
+        found = [self.distance(run).summary() for run in runs]
+        distances = [mean(distances_in(summary)[1]) for summary in found if summary is not None]
+        if len(distances) < len(runs):
+            return None
+        best = runs[distances.index(min(distances))]
         words = self.longer(best.words)
         settings = composed("train", words, origin="study.final_kimg")
         final = Run(f"{best.name}{FINAL}", best.group, tuple(words), settings, best.values)
-        self.distance(final, self.train(final))
+        self.distance(final)
         return final
 
     def longer(self, words: Sequence[str]) -> list[str]:
@@ -171,8 +152,8 @@ class Planner:
         final = self.study.final_kimg
         return told + (f", then one of {final:g} kimg" if final else ""), round(images) + self.final_images()
 
-    def bound_job(self, grid: Sequence[int]) -> str:
-        """The upper bound on C from utilization ratios, after the clusterings of its grid; the job's name."""
+    def bound_job(self, grid: Sequence[int]) -> Job:
+        """The upper bound on C from utilization ratios, after the clusterings of its grid."""
         bound = self.bound
         typed = [text for text in self.typed if key_of(text) != "clustering.beta"]  # which the bound itself chooses
         given = [*typed, "clustering=temi"]
@@ -181,23 +162,9 @@ class Planner:
         settings = [f"bound.{key}={value}" for key, value in bound.identity().items() if key != "grid"]
         words = [*given, *settings, f"bound.grid=[{','.join(map(str, grid))}]"]
         asked = composed("bound", words, origin="study.measure=[bound]")
-        read = run_settings(asked, {}, ("bound", "dataset", "clustering", "seed"))
-        identity = [read, Condition.of(asked).backbone_identity]
-        return self.add("bound", "bound", words, needs, identity)
-
-    def first_bound(self) -> str:
-        """The bound before there is any run, on the C of its grid that the data set is large enough for."""
-        grid = [C for C in self.bound.grid or BoundSettings().grid or [] if len(self.source) >= 2 * C]
-        if not grid:
-            raise UserError(f"bound.grid: {self.source.name!r} has {len(self.source)} images, too few for any C of it.")
-        return self.bound_job(grid)
-
-    def bound_of(self, runs: Sequence[Run]) -> None:
-        """The bound on the C of the TEMI runs."""
-        clusterings = [run.condition.clustering for run in runs if run.condition.method == "temi"]
-        grid = self.bound.grid or sorted({one.num_clusters for one in clusterings if one.num_clusters is not None})
-        if grid:
-            self.bound_job(grid)
+        return self.add(
+            "bound", "bound", words, needs, run_settings(asked, {}, ("bound", "dataset", "clustering", "seed"))
+        )
 
 
 def training_images(settings: SharedSettings) -> float:
@@ -221,7 +188,10 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
     check_comparable(study)
     planner = Planner(study, bound, source, typed)
     if study.clusters == FROM_THE_BOUND:
-        job = planner.jobs[planner.first_bound()]
+        grid = [C for C in bound.grid or BoundSettings().grid or [] if len(source) >= 2 * C]
+        if not grid:
+            raise UserError(f"bound.grid: {source.name!r} has {len(source)} images, too few for any C of it.")
+        job = planner.bound_job(grid)
         found = job.summary()
         check_evaluation(planner, [*typed, "clustering=temi"])
         if found is None:
@@ -235,13 +205,16 @@ def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, t
         study = replace(study, clusters=found["worth_training"])
     runs, left_out = study_runs(study, planner.full_kimg, source, typed)
     for run in runs:
-        train = planner.train(run)
+        planner.train(run)
         if "distance" in study.measure:
-            planner.distance(run, train)
+            planner.distance(run)
         if "confidence" in study.measure and run.condition.method == "temi":
-            planner.confidence(run, train)
+            planner.confidence(run)
     if "bound" in study.measure:
-        planner.bound_of(runs)
+        clusterings = [run.condition.clustering for run in runs if run.condition.method == "temi"]
+        grid = bound.grid or sorted({one.num_clusters for one in clusterings if one.num_clusters is not None})
+        if grid:
+            planner.bound_job(grid)
     check_evaluation(planner, runs[0].words)
     final, later = None, ("", 0)
     if study.final_kimg is not None:

@@ -1,18 +1,18 @@
 """What the jobs of a study found, gathered from their `summary.json` files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import mean
 from typing import Any
 
 from pipeline.pictures.chart import name_of
 from pipeline.studies.analysis import Spread, spread
-from pipeline.studies.distances import distances_in
 from pipeline.studies.jobs import Plan, Run
 
 SCORES = ("num_used", "utilization_ratio", "kl_from_uniform", "accuracy", "nmi", "ami", "ari")
-CONTROLS = ("none", "labels", "random")  # what is not a clustering of the images
+CONTROLS = ("none", "labels", "random")  # what is not a clustering of the images: given, random or absent
 WITHOUT_C = ("none", "labels")  # conditions for which nobody chooses a number of clusters
+OF_ONE_MODEL = ("path", "sha256", "fingerprint", "labels")  # of the protocol: its model's own, not its study's
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Confidence:
     agreement: float
     agreement_kept: float
     keep: float
-    deciles: list[tuple[float, float]]
+    deciles: Sequence[Sequence[float]]
     distances_kept: list[float]
 
 
@@ -40,7 +40,6 @@ class Result:
 
     Attributes:
         name: `temi-40`, of the `group` `temi`.
-        values: of the study's lists that do not set C, such as the backbone of this run.
         method: what it is conditioned on: temi, kmeans, labels, random, … or none.
         num_clusters: C that was asked for; None without condition.
         kimg: thousand training images seen.
@@ -48,6 +47,7 @@ class Result:
         curve: (kimg, distance) along the training, on one set of sampling seeds.
         scores: of the clustering, as `cedm score` names them.
         folder: of the training run.
+        values: of the study's lists that do not set C, such as the backbone of this run.
     """
 
     name: str
@@ -58,16 +58,11 @@ class Result:
     seed: int
     kimg: float
     distances: list[float]
-    curve: list[tuple[float, float]]
+    curve: Sequence[Sequence[float]]
     scores: dict[str, float] = field(default_factory=dict)
     confidence: Confidence | None = None
     folder: str = ""
     values: list[str] = field(default_factory=list)
-
-    @property
-    def is_clustering(self) -> bool:
-        """Whether its groups were found in the images: not given, not random, not absent."""
-        return self.method not in CONTROLS
 
     @property
     def variant(self) -> str:
@@ -77,33 +72,17 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Result":
         """What `dataclasses.asdict` and JSON made of it."""
-        found = data["confidence"]
-        confidence = found and Confidence(**{**found, "deciles": [tuple(pair) for pair in found["deciles"]]})
-        return cls(**{**data, "curve": [tuple(pair) for pair in data["curve"]], "confidence": confidence})
+        return cls(**{**data, "confidence": data["confidence"] and Confidence(**data["confidence"])})
 
 
 @dataclass(frozen=True)
 class Model:
-    """Measured runs that differ in the seed of the training alone."""
+    """Measured runs that differ in the seed of the training alone; `num_clusters` is None where nobody chose it."""
 
+    variant: str
+    method: str
+    num_clusters: int | None
     runs: tuple[Result, ...]
-
-    @property
-    def method(self) -> str:
-        return self.runs[0].method
-
-    @property
-    def variant(self) -> str:
-        return self.runs[0].variant
-
-    @property
-    def is_clustering(self) -> bool:
-        return self.runs[0].is_clustering
-
-    @property
-    def num_clusters(self) -> int | None:
-        """C; None where nobody chose it."""
-        return None if self.method in WITHOUT_C else self.runs[0].num_clusters
 
     @property
     def values(self) -> list[float]:
@@ -154,49 +133,50 @@ class Results:
     @property
     def trained(self) -> list[Result]:
         """Every model, the final one last."""
-        return [*self.runs, *([self.final] if self.final is not None else [])]
+        return self.runs if self.final is None else [*self.runs, self.final]
 
     @property
     def models(self) -> list[Model]:
         """The models of all runs that have a distance, in the runs' order."""
         found: dict[tuple[str, str, int | None], list[Result]] = {}
-        for run in self.runs:
-            if run.distances:
-                found.setdefault((run.variant, run.method, run.num_clusters), []).append(run)
-        return [Model(tuple(members)) for members in found.values()]
+        for run in [run for run in self.runs if run.distances]:
+            num_clusters = None if run.method in WITHOUT_C else run.num_clusters
+            found.setdefault((run.variant, run.method, num_clusters), []).append(run)
+        return [Model(*key, tuple(members)) for key, members in found.items()]
+
+    @property
+    def metric_axis(self) -> str:
+        """The name of an axis of distances."""
+        return f"{self.metric} (lower is better)"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Results":
         """What `dataclasses.asdict` and JSON made of it; other keys are ignored."""
         runs, final = [Result.from_json(run) for run in data["runs"]], data["final"] and Result.from_json(data["final"])
-        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
-        return cls(**{**known, "runs": runs, "final": final})
+        return cls(**{**{own.name: data[own.name] for own in fields(cls)}, "runs": runs, "final": final})
 
 
 def gather(plan: Plan, name: str, question: str, dataset: str) -> Results:
     """The results of the jobs that have ended; a run whose training or distance is missing is named."""
-    runs, missing, metrics, protocol = [], [], [], {}
+    runs, missing, metrics, protocol = {}, [], [], {}
     for run in [*plan.runs, *([plan.final] if plan.final is not None else [])]:
-        trained, evaluated = summary_of(plan, f"train-{run.name}"), summary_of(plan, f"evaluate-{run.name}")
+        trained, evaluated = plan.summary(f"train-{run.name}"), plan.summary(f"evaluate-{run.name}")
         if trained is None or (evaluated is None and plan.job(f"evaluate-{run.name}") is not None):
             missing.append(run.name)
         if trained is None:
             continue
         whose = f" of {run.name}" if run is plan.final else ""  # trained for longer, and judged in its own way
-        along = trained.get("distances")
         if evaluated is not None:
             metric, _, protocol[f"final model{whose}"] = distances_in(evaluated)
             metrics.append(metric)
-        if along:
-            protocol[f"along the training{whose}"] = {
-                key: along[key] for key in along if key not in ("kimg_and_distance", "name")
-            }
-            metrics.append(along["name"])
-        runs.append(result_of(plan, run, trained, evaluated))
-    final = runs.pop() if plan.final is not None and runs and runs[-1].name == plan.final.name else None
-    bound = summary_of(plan, "bound")
-    metric = metrics[0] if metrics else ""
-    return Results(name, question, dataset, metric, runs, final, bound, protocol, missing, plan.left_out)
+        if along := dict(trained.get("distances") or {}):
+            metrics.append(along.pop("name"))
+            del along["kimg_and_distance"]
+            protocol[f"along the training{whose}"] = along
+        runs[run.name] = result_of(plan, run, trained, evaluated)
+    final = runs.pop(plan.final.name, None) if plan.final is not None else None
+    metric, bound = next(iter(metrics), ""), plan.summary("bound")
+    return Results(name, question, dataset, metric, list(runs.values()), final, bound, protocol, missing, plan.left_out)
 
 
 def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> Result:
@@ -205,12 +185,14 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
     Its distances are those of `cedm evaluate`; the last one along the training stands in where the study asks for no
     others, and never where one failed: they are taken on other numbers of images, and can't be compared.
     """
-    curve = [(float(kimg), float(value)) for kimg, value in trained.get("distances", {}).get("kimg_and_distance", [])]
-    distances = [value for _, value in curve[-1:]] if plan.job(f"evaluate-{run.name}") is None else []
+    curve = (trained.get("distances") or {}).get("kimg_and_distance", [])
     train = plan.job(f"train-{run.name}")
     assert train is not None
-    grouping = next((plan.job(name) for name in train.needs if name.startswith("cluster-")), None)
-    clustered = (grouping.summary() if grouping is not None else None) or {}
+    clustered = next((plan.summary(name) for name in train.needs if name.startswith("cluster-")), None) or {}
+    if evaluated is not None:
+        _, distances, _ = distances_in(evaluated)
+    else:
+        distances = [value for _, value in curve[-1:]] if plan.job(f"evaluate-{run.name}") is None else []
     return Result(
         name=run.name,
         group=run.group,
@@ -219,7 +201,7 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
         backbone=run.settings.backbone.name,
         seed=run.settings.seed,
         kimg=trained["nimg"] / 1000,
-        distances=distances_in(evaluated)[1] if evaluated is not None else distances,
+        distances=distances,
         curve=curve,
         scores={name: float(clustered[name]) for name in SCORES if clustered.get(name) is not None},
         confidence=confidence_of(plan, run),
@@ -228,23 +210,37 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
     )
 
 
-def summary_of(plan: Plan, job_name: str) -> dict[str, Any] | None:
-    job = plan.job(job_name)
-    return None if job is None else job.summary()
-
-
 def confidence_of(plan: Plan, run: Run) -> Confidence | None:
     """The head's confidence over all sets of sampling seeds that are finished; None where it wasn't asked for."""
     jobs = [job for job in plan.jobs if job.name.startswith(f"generate-{run.name}-set")]
     sets = [summary["confidence"] for job in jobs if (summary := job.summary()) is not None]
     if not sets:
         return None
-    evaluated = summary_of(plan, f"evaluate-{run.name}-confident")
+    evaluated = plan.summary(f"evaluate-{run.name}-confident")
     tenths = zip(*(found["deciles"] for found in sets), strict=True)
     return Confidence(
         agreement=mean(found["agreement"] for found in sets),
         agreement_kept=mean(found["agreement_kept"] for found in sets),
         keep=sets[0]["keep"],
-        deciles=[(mean(sure for sure, _ in tenth), mean(agreed for _, agreed in tenth)) for tenth in tenths],
+        deciles=[[mean(values) for values in zip(*tenth, strict=True)] for tenth in tenths],
         distances_kept=distances_in(evaluated)[1] if evaluated is not None else [],
     )
+
+
+def distances_in(summary: Mapping[str, Any]) -> tuple[str, list[float], dict[str, Any]]:
+    """Of a summary of `cedm evaluate`: the first Fréchet distance that was measured.
+
+    Returns:
+        Its name, a value for each set of sampling seeds, and its protocol without what is its model's own.
+    """
+    name = next(name for name in summary["scores"] if name.startswith(("fid", "fd")))
+    score = summary["scores"][name]
+    generated = {key: value for key, value in as_one(score["protocol"]["generated"]).items() if key not in OF_ONE_MODEL}
+    return name, [float(value) for value in score["sets"]], {**score["protocol"], "generated": generated}
+
+
+def as_one(parts: Sequence[Mapping[str, Any]], differing: bool = True) -> dict[str, Any]:
+    """All descriptions in one: a value that differs from one to another is a list, or is left out."""
+    values = {key: [one.get(key) for one in parts] for key in parts[0]}
+    same = {key: all(value == found[0] for value in found) for key, found in values.items()}
+    return {key: found[0] if same[key] else found for key, found in values.items() if differing or same[key]}

@@ -14,8 +14,10 @@ from pipeline.studies.analysis import spread
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import FINAL
 from pipeline.studies.page import Page
-from pipeline.studies.results import SCORES, Result, Results
+from pipeline.studies.results import CONTROLS, SCORES, Result, Results
 from pipeline.studies.run_page import pictures_of, typed
+
+SHOWN = {"num_used": "used", "nmi": "NMI (%)", "accuracy": "accuracy (%)"}  # scores in the table
 
 
 def study_page(summary: Mapping[str, Any]) -> Page:
@@ -24,7 +26,6 @@ def study_page(summary: Mapping[str, Any]) -> Page:
     charts = [CHARTS[name](results) for name in summary["plots"]]
     shown = results.final or run_to_show(results.runs)
     pictures, notes = pictures_of(Path(shown.folder), shown.name) if shown is not None else ({}, [])
-    loss = loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained})
     bound = BoundFindings.from_summary(results.bound).tables if results.bound else []
     return Page(
         title=f"{results.name} on {results.dataset}",
@@ -39,7 +40,7 @@ def study_page(summary: Mapping[str, Any]) -> Page:
         charts=charts,
         tables=[table for table in (table_of_runs(results), *bound) if table.rows],
         pictures=pictures,
-        curves=[loss] if loss is not None else [],
+        curves=loss_chart({run.name: (Path(run.folder), run.method) for run in results.trained}),
         protocols={f"{results.metric}, {when}": how for when, how in results.protocol.items()},
         command=typed(summary),
         single_commands=[shlex.join(["cedm", *shlex.split(job["command"])[1:]]) for job in summary["jobs"].values()],
@@ -67,21 +68,20 @@ def answer_of(results: Results, charts: Sequence[Chart]) -> list[str]:
 def run_to_show(runs: Sequence[Result]) -> Result | None:
     """The best model on clusters of the images, or else the best there is."""
     measured = [run for run in runs if run.distances] or list(runs)
-    own = [run for run in measured if run.is_clustering] or measured
+    own = [run for run in measured if run.method not in CONTROLS] or measured
     return min(own, key=lambda run: mean(run.distances or [0.0]), default=None)
 
 
 def table_of_runs(results: Results) -> Table:
     """All models, the best first."""
-    scores = [key for key in ("num_used", "nmi", "accuracy") if any(key in run.scores for run in results.trained)]
+    runs = sorted(results.trained, key=lambda run: mean(run.distances or [float("inf")]))
+    shown = {key: name for key, name in SHOWN.items() if any(key in run.scores for run in runs)}
     rows = []
-    for run in sorted(results.trained, key=lambda run: mean(run.distances or [float("inf")])):
+    for run in runs:
         distance = str(spread(run.distances)) if run.distances else "missing"
-        found = [f"{run.scores[key]:.4g}" if key in run.scores else "" for key in scores]
-        rows.append([run.name, str(run.num_clusters or ""), f"{run.kimg:g}", distance, *found])
-    names = {"num_used": "used", "nmi": "NMI (%)", "accuracy": "accuracy (%)"}
-    header = ["model", "C", "kimg", results.metric, *(names[key] for key in scores)]
-    return Table("All models, the best first.", header, rows)
+        scores = [f"{run.scores[key]:.4g}" if key in run.scores else "" for key in shown]
+        rows.append([run.name, str(run.num_clusters or ""), f"{run.kimg:g}", distance, *scores])
+    return Table("All models, the best first.", ["model", "C", "kimg", results.metric, *shown.values()], rows)
 
 
 def write_tables(folder: Path, results: Results, charts: Sequence[Chart]) -> None:
@@ -97,13 +97,17 @@ def row_of(run: Result) -> dict[str, Any]:
     found = spread(run.distances) if run.distances else None
     names = ("method", "num_clusters", "backbone", "seed", "kimg")
     distance = {"distance": found and found.mean, "std": found and found.std, "sets": len(run.distances)}
-    scores = {name: run.scores.get(name) for name in SCORES}
-    return {"run": run.name, **{name: getattr(run, name) for name in names}, **distance, **scores}
+    return {
+        "run": run.name,
+        **{name: getattr(run, name) for name in names},
+        **distance,
+        **{name: run.scores.get(name) for name in SCORES},
+    }
 
 
 def measurements_of(run: Result) -> list[dict[str, Any]]:
     """Every single distance of a run: those along the training, and the final model's on each set of seeds."""
     along = [(kimg, "along the training", 0, distance) for kimg, distance in run.curve]
     final = [(run.kimg, "final model", number, distance) for number, distance in enumerate(run.distances)]
-    names = ("run", "kimg", "measured", "set", "distance")
-    return [dict(zip(names, (run.name, *one), strict=True)) for one in (*along, *final)]
+    names = ("kimg", "measured", "set", "distance")
+    return [{"run": run.name, **dict(zip(names, one, strict=True))} for one in (*along, *final)]

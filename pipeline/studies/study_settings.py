@@ -51,8 +51,3 @@ class StudySettings(Settings):
         known = {own.name for own in fields(cls)}
         lists = {key: value for key, value in group.items() if key not in known}
         return cls(**{key: value for key, value in group.items() if key in known}, lists=lists)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What `{key}` can stand for in the runs' settings."""
-        return {"clusters": self.clusters, **self.lists}

@@ -1,22 +1,22 @@
 """What a study says of its plan and of what is not in it, without running anything."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import cast
 
 import pytest
-from omegaconf import OmegaConf
 
 from datamodules.images.sources import ImageSource
 from pipeline.commands.study import announce
 from pipeline.running.jobs import Job
 from pipeline.running.resources import Resources
 from pipeline.settings.compose import compose
+from pipeline.settings.make import command_lines
+from pipeline.settings.schemas import StudyCommandSettings
 from pipeline.studies.jobs import Plan, Run
 from pipeline.studies.plan import training_images
 from pipeline.studies.results import gather
+from storage.errors import UserError
 from storage.files import write_json
 
 
@@ -32,7 +32,7 @@ def test_a_training_costs_its_distances_too() -> None:
 def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
     write_json(workplace / "done/summary.json", {"command": "train"})
     plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
-    announce(OmegaConf.create(), cast(ImageSource, None), plan, Resources("cpu"))
+    announce(cast(StudyCommandSettings, None), cast(ImageSource, None), plan, Resources("cpu"))
     assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
 
 
@@ -62,19 +62,12 @@ def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
     }
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_report_finds_the_study_of_any_data_set(workplace: Path) -> None:
     """That of `make auto DATA=/my/images` bears the name of the folder of images."""
-    makefile = Path(__file__).parents[2] / "Makefile"
     for name in ("images", "cifar10"):
         write_json(workplace / f"runs/{name}/study-auto/now/summary.json", {})
     os.utime(workplace / "runs/cifar10/study-auto/now/summary.json", (0, 0))
-
-    def made(*words: str) -> str:
-        words = ("make", "-n", "-f", str(makefile), "report", "PYTHON=python", *words)
-        environment = {key: value for key, value in os.environ.items() if key != "DATASET"}
-        return subprocess.run(words, capture_output=True, text=True, env=environment, check=True).stdout
-
-    assert 'run="runs/images/study-auto/now"' in made()
-    assert 'run="runs/cifar10/study-auto/now"' in made("DATASET=cifar10")
-    assert "no study in runs/afhqv2/" in made("DATASET=afhqv2")
+    assert list(command_lines("report", {})) == [("report", ["run=runs/images/study-auto/now"])]
+    assert list(command_lines("report", {"DATASET": "cifar10"})) == [("report", ["run=runs/cifar10/study-auto/now"])]
+    with pytest.raises(UserError, match="no study in runs/afhqv2"):
+        list(command_lines("report", {"DATASET": "afhqv2"}))
