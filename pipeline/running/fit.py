@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
@@ -26,6 +26,12 @@ warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket.*"
 warnings.filterwarnings("ignore", message=".*call of `lr_scheduler.step.*")  # float16 skipped the first step
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the images lie in memory
 warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
+
+
+# What curves and pictures are written to, by name.
+LOGGERS: dict[str, Callable[[Path], Logger]] = {
+    "tensorboard": lambda folder: TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+}
 
 
 def hyperparameters(*groups: Settings, **others: Any) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def fit(
         max_epochs=-1,  # one endless epoch: the data stream is a function of the step
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False),
+        logger=[make(folder) for make in LOGGERS.values()],
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         log_every_n_steps=log_every_steps,
