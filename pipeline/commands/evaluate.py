@@ -77,8 +77,10 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
             print(f"Nothing to do: this evaluation is finished.\n{table(summary, folder)}")
         return first_score(summary)
     built = [extractors.build(name) for name in backbones(plan)]
-    if statistics is not None:
-        check_fit(settings, plan, statistics, built)
+    for extractor in built:
+        if statistics is not None and extractor.dim != (found := len(statistics.mean)):
+            expected = f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}"
+            settings.refuse("reference", f"{expected}. Set metrics= to the one whose extractor made the file")
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
         store = None
         if source is not None:
@@ -104,18 +106,6 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
 def first_score(summary: Mapping[str, Any]) -> float:
     """What a sweeper minimises: the mean over the sets of the first score of the table."""
     return float(next(iter(summary["scores"].values()))["mean"])
-
-
-def check_fit(settings: EvaluateSettings, plan: Plan, statistics: Statistics, extractors: Sequence[Backbone]) -> None:
-    """Refuse a file of statistics of another number of features."""
-    found = len(statistics.mean)
-    for extractor in extractors:
-        if extractor.name in backbones(plan, FRECHET) and extractor.dim != found:
-            settings.refuse(
-                "reference",
-                f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}. Set metrics= to the "
-                "one whose extractor made the file",
-            )
 
 
 def describe_reference(
@@ -157,17 +147,20 @@ def measure_sets(
 
     Each result is kept in the run folder, and a stopped run goes on after them.
     """
-    files = [folder / f"set-{number}.json" for number in range(1, len(sets) + 1)]
-    first, device = fabric.is_global_zero, fabric.device
-    done = fabric.broadcast([kept_result(file) is not None for file in files] if first else [])
-    for number, (generated, file) in enumerate(zip(sets, files, strict=True), start=1):
-        if done[number - 1]:
-            continue
-        generated.to(device)
-        features = extract(generated, extractors, backbones(plan, side=GENERATED), batch_size, device, f"set {number}")
-        if first:
-            comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
-            images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
-            result = measure(plan, extractors, features, real, comparing, images)
-            write_sealed_json(file, result | {"generated": generated.description})
-    return [kept_result(file) or {} for file in files] if first else []
+    results, device = [], fabric.device
+    comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
+    for number, generated in enumerate(sets, start=1):
+        file = folder / f"set-{number}.json"
+        result = kept_result(file) if fabric.is_global_zero else None
+        if not fabric.broadcast(result is not None):
+            generated.to(device)
+            keep = backbones(plan, side=GENERATED)
+            features = extract(generated, extractors, keep, batch_size, device, f"set {number}")
+            if fabric.is_global_zero:
+                images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
+                scores = measure(plan, extractors, features, real, comparing, images)
+                result = {"scores": scores, "generated": generated.description}
+                write_sealed_json(file, result)
+        if result is not None:
+            results.append(result)
+    return results
