@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.evaluation.image_output import ImageOutput, check_channels
+from pipeline.evaluation.image_output import ImageOutput
 from pipeline.evaluation.rejection import judge_of, keep_confident
 from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, labels_of, place
 from pipeline.running.processes import join, side_by_side
@@ -37,12 +37,14 @@ def generate(settings: GenerateCommandSettings) -> None:
         seeds = torch.tensor(settings.seed_list)
     labels = labels_of(settings, denoiser, ckpt, seeds)
     check_guidance(sampler, denoiser, ckpt)
-    check_channels(settings.format, denoiser, ckpt)
+    if settings.format != "npy" and denoiser.img_channels not in (1, 3):
+        channels = f"{ckpt} makes images of {denoiser.img_channels} channels, which PNG files do not hold"
+        settings.refuse("format", f"{channels}. Set format=npy")
     judge, inputs = None, {"denoiser": file_digest(ckpt)}
     if settings.head is not None:
-        head = head_file(settings.head)
-        judge = judge_of(head, denoiser, settings.backbone, settings.cache_dir)
-        inputs["head"] = file_digest(head)
+        file = head_file(settings.head)
+        judge = judge_of(file, denoiser, settings.backbone, settings.cache_dir)
+        inputs["head"] = file_digest(file)
     run = run_settings(settings, inputs, IDENTITY)
     parent = runs_of(file_stem(str(denoiser.meta.get("dataset", "unknown"))), "generate")  # as the file says
     overwrite = settings.overwrite
@@ -56,12 +58,12 @@ def generate(settings: GenerateCommandSettings) -> None:
             return
         chosen: dict[str, Any] = {}
         if judge is not None:
-            judge.to(fabric.device)
-            rows, output, chosen = keep_confident(folder, judge, output, settings.keep, settings.backbone.batch_size)
-            seeds = seeds[rows]
-        written, grid = output.finish(), output.write_grid()
+            head, backbone = judge
+            backbone.to(fabric.device)
+            output, chosen = keep_confident(folder, head, backbone, output, settings.keep, settings.backbone.batch_size)
+        written, grid = output.finish()
         results = {
-            "num_images": len(seeds),
+            "num_images": len(output.seeds),
             "images": str(written),
             "steps": settings.sampler.num_steps(denoiser.img_resolution),
             "sampler": sampler.protocol,
@@ -69,7 +71,7 @@ def generate(settings: GenerateCommandSettings) -> None:
             **chosen,
         }
         write_summary(folder, "generate", results, inputs)
-    print(f"images      {written}  ({len(seeds):,})\ngrid        {grid}")
+    print(f"images      {written}  ({len(output.seeds):,})\ngrid        {grid}")
 
 
 def write_images(

@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from pipeline.evaluation.generate_settings import GenerateSettings
-from pipeline.evaluation.rejection import Judgement, by_confidence
+from pipeline.evaluation.rejection import by_confidence, summarised
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
 
-def test_summary_of_a_judgement() -> None:
+def test_summary_of_the_confidence() -> None:
     """Twenty candidates; the upper half is always right, the lower one never."""
-    confidence = torch.linspace(0.05, 1, 20)
-    asked = torch.arange(20) % 4
     right = torch.arange(20) >= 10
-    found = Judgement(torch.arange(20), asked, torch.where(right, asked, asked + 1), confidence, right).summary()
+    found = summarised(torch.linspace(0.05, 1, 20), right, right)
     assert (found["agreement"], found["agreement_kept"], found["keep"]) == (0.5, 1.0, 0.5)
     assert [agreement for _, agreement in found["deciles"]] == [0.0] * 5 + [1.0] * 5
     assert found["deciles"][0][0] == pytest.approx(0.075)
