@@ -1,6 +1,5 @@
 """`cedm evaluate`: generated images and a data set → distances, each with its whole protocol."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,6 @@ from pipeline.evaluation.generated import GeneratedByModel, generated_sets
 from pipeline.evaluation.measures import Plan, backbones, check_sizes, measure, plan_of
 from pipeline.evaluation.metrics_table import FRECHET, GENERATED, REAL
 from pipeline.evaluation.reference import Extractors
-from pipeline.evaluation.sampling import Sampler
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import (
     choose_run_folder,
@@ -42,8 +40,6 @@ from storage.fingerprints import fingerprint
 IDENTITY = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
 IDENTITY_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")
 
-logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-
 
 def evaluate(settings: EvaluateCommandSettings) -> float | None:
     """Measure every set of generated images that is not measured yet; the mean of the first score."""
@@ -54,7 +50,7 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     for name in backbones(plan):
         asked_by = "neighbour_backbone" if name == settings.neighbour_backbone else "evaluation.backbone"
         extractors.settings(name, asked_by)
-    sets = generated_sets(settings, Sampler(settings.sampler), dataset, cache_dir, settings.trainer.compile)
+    sets = generated_sets(settings)
     source = open_source(dataset, cache_dir) if settings.reference is None else None
     statistics = None if settings.reference is None else Statistics.load_npz(settings.reference)
     reference = describe_reference(settings, dataset, source)
@@ -78,7 +74,8 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
         return first_score(summary)
     built = [extractors.build(name) for name in backbones(plan)]
     for extractor in built:
-        if statistics is not None and extractor.dim != (found := len(statistics.mean)):
+        found = extractor.dim if statistics is None else len(statistics.mean)
+        if extractor.name in backbones(plan, FRECHET) and extractor.dim != found:
             expected = f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}"
             settings.refuse("reference", f"{expected}. Set metrics= to the one whose extractor made the file")
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
