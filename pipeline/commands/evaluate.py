@@ -1,26 +1,21 @@
 """`cedm evaluate`: generated images and a data set → distances, each with its whole protocol."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import Fabric
-
-from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource, open_source
 from metrics.frechet import Statistics
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
-from pipeline.evaluation.features import Features, GeneratedSet, extract
+from pipeline.evaluation.features import Features
 from pipeline.evaluation.generated import GeneratedByModel, generated_sets
-from pipeline.evaluation.measures import Plan, backbones, check_sizes, measure, plan_of
-from pipeline.evaluation.metrics_table import FRECHET, GENERATED, REAL
+from pipeline.evaluation.measures import backbones, check_sizes, measure_sets, plan_of
+from pipeline.evaluation.metrics_table import FRECHET, REAL
 from pipeline.evaluation.reference import Extractors
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import (
@@ -33,8 +28,6 @@ from pipeline.running.run_folder import (
 )
 from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.digests import file_digest
-from storage.errors import DamagedArtifactError
-from storage.files import read_sealed_json, write_sealed_json
 from storage.fingerprints import fingerprint
 
 IDENTITY = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
@@ -119,45 +112,3 @@ def describe_reference(
         "num_images": len(source),
         "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
     }
-
-
-def kept_result(file: Path) -> dict[str, Any] | None:
-    """The result of a set that was measured before; None where it is yet to be measured."""
-    try:
-        return read_sealed_json(file)
-    except DamagedArtifactError as error:
-        print(f"{error} This set is measured again.", file=sys.stderr)
-        return None
-
-
-def measure_sets(
-    sets: Sequence[GeneratedSet],
-    plan: Plan,
-    extractors: Sequence[Backbone],
-    real: Mapping[str, Features],
-    store: ImageStore | None,
-    batch_size: int,
-    folder: Path,
-    fabric: Fabric,
-) -> list[dict[str, Any]]:
-    """The results of every set, on rank 0: all processes together extract features, rank 0 compares them.
-
-    Each result is kept in the run folder, and a stopped run goes on after them.
-    """
-    results, device = [], fabric.device
-    comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
-    for number, generated in enumerate(sets, start=1):
-        file = folder / f"set-{number}.json"
-        result = kept_result(file) if fabric.is_global_zero else None
-        if not fabric.broadcast(result is not None):
-            generated.to(device)
-            keep = backbones(plan, side=GENERATED)
-            features = extract(generated, extractors, keep, batch_size, device, f"set {number}")
-            if fabric.is_global_zero:
-                images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
-                scores = measure(plan, extractors, features, real, comparing, images)
-                result = {"scores": scores, "generated": generated.description}
-                write_sealed_json(file, result)
-        if result is not None:
-            results.append(result)
-    return results

@@ -81,10 +81,9 @@ def score(settings: ScoreSettings) -> None:
 def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
     """A line per assignment; of several, one may have labels and another none."""
     columns = [column for column in COLUMNS if any(column in row for row in scores.values())]
-    rows = [
-        {"assignments": name, **{column: row.get(column, "") for column in columns}} for name, row in scores.items()
-    ]
-    return [{key: f"{v:.6g}" if isinstance(v, float) else str(v) for key, v in row.items()} for row in rows]
+    cells = {name: [row.get(column, "") for column in columns] for name, row in scores.items()}
+    texts = {name: [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row] for name, row in cells.items()}
+    return [{"assignments": name, **dict(zip(columns, row, strict=True))} for name, row in texts.items()]
 
 
 def file_and_key(setting: str, value: str) -> tuple[Path, str]:

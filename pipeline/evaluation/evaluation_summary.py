@@ -134,15 +134,18 @@ def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
 
 def table(summary: Mapping[str, Any], folder: Path) -> str:
     """What a person reads in the terminal."""
-    first = next(iter(summary["scores"].values()))["protocol"]
-    reference = first["reference"]
-    lines = [("generated", f"{made['num_images']:,} images, {origin(made)}") for made in first["generated"]]
-    lines += [] if reference is None else [("reference", described(reference))]
-    lines += [("picture", memory["picture"]) for memory in summary["memorisation"]]
-    said = [f"{name:<18}{value}" for name, value in lines] + [f"Note: {note}" for note in summary["notes"]]
-    return "\n".join(
-        [table_of_scores(summary["scores"]).as_text(), *said, f"summary           {folder / 'summary.json'}"]
-    )
+    protocol = next(iter(summary["scores"].values()))["protocol"]
+    lines = [table_of_scores(summary["scores"]).as_text()]
+    for made in protocol["generated"]:
+        by_model = "seeds {seeds}, {steps} steps, labels: {labels}, model {path}"
+        origin = ("files in {path}" if made["from"] == "files" else by_model).format_map(made)
+        lines.append(f"generated   {made['num_images']:,} images, {origin}")
+    if (reference := protocol["reference"]) is not None:
+        whole = f"all {reference['num_images']:,} images of {reference['dataset']}" if reference["num_images"] else None
+        lines.append(f"reference   {whole or reference['file']}, fingerprint {reference['fingerprint']}")
+    lines += [f"picture     {memory['picture']}" for memory in summary["memorisation"]]
+    lines += [f"Note: {note}" for note in summary["notes"]]
+    return "\n".join([*lines, f"summary     {folder / 'summary.json'}"])
 
 
 def table_of_scores(scores: Mapping[str, Any]) -> Table:
@@ -166,21 +169,6 @@ def number(value: float | None) -> str:
     if value == round(value):
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) < 1 else f"{value:,.3f}"
-
-
-def origin(generated: Mapping[str, Any]) -> str:
-    """Where a set comes from, in a line."""
-    if generated["from"] == "files":
-        return f"files in {generated['path']}"
-    labels = "" if generated["labels"] == "none" else f", labels {generated['labels']}"
-    return f"seeds {generated['seeds']}, {generated['steps']} steps{labels}, model {generated['path']}"
-
-
-def described(reference: Mapping[str, Any]) -> str:
-    """The other side, in a line."""
-    if reference["num_images"] is None:
-        return f"{reference['file']} (mean and covariance)"
-    return f"all {reference['num_images']:,} images of {reference['dataset']}, fingerprint {reference['fingerprint']}"
 
 
 def show_in_tensorboard(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:

@@ -1,18 +1,31 @@
 """From the metrics asked for to their numbers: on which extractor each is taken, whether it can be, what comes out."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Fabric
 
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.images import ImageStore
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.features import Features, GeneratedSet
-from pipeline.evaluation.metrics_table import FRECHET, METRICS, NEIGHBOURS, OWN, REAL, Metric, Sides, frechet_metric
-from storage.errors import UserError
+from pipeline.evaluation.features import Features, GeneratedSet, extract
+from pipeline.evaluation.metrics_table import (
+    FRECHET,
+    GENERATED,
+    METRICS,
+    NEIGHBOURS,
+    OWN,
+    REAL,
+    Metric,
+    Sides,
+    frechet_metric,
+)
+from storage.errors import DamagedArtifactError, UserError
+from storage.files import read_sealed_json, write_sealed_json
 
 Plan = Sequence[Metric]  # each with its extractor and its settings, in the order of the table
 
@@ -85,15 +98,52 @@ def check_sizes(plan: Plan, num_generated: int, num_real: int | None, generated:
                 )
 
 
-def measure(
+def measure_sets(
+    sets: Sequence[GeneratedSet],
     plan: Plan,
     extractors: Sequence[Backbone],
-    generated: Mapping[str, Features],
     real: Mapping[str, Features],
-    device: torch.device,
-    images: tuple[GeneratedSet, ImageStore, Path] | None,
-) -> dict[str, dict[str, Any]]:
-    """All scores by name, as dictionaries; the arguments are those of `Sides`, features by their extractor."""
-    sides = {e.name: Sides(generated[e.name], real[e.name], e, device, images) for e in extractors}
-    found = [metric.measure(sides[metric.backbone], metric.settings) for metric in plan]
-    return {name: asdict(score) for scores in found for name, score in scores.items()}
+    store: ImageStore | None,
+    batch_size: int,
+    folder: Path,
+    fabric: Fabric,
+) -> list[dict[str, Any]]:
+    """The results of every set, on rank 0: all processes together extract features, rank 0 compares them.
+
+    Each result is kept in the run folder, and a stopped run goes on after them.
+
+    Args:
+        real: features of the other side by extractor.
+        store: its images, for the few that are looked at; None where a file of statistics stands for them.
+
+    Returns:
+        For each set `scores`, each `Score` as a dictionary by its name, and `generated`, the set's description.
+    """
+    results, device = [], fabric.device
+    comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
+    for number, generated in enumerate(sets, start=1):
+        file = folder / f"set-{number}.json"
+        result = kept_result(file) if fabric.is_global_zero else None
+        if not fabric.broadcast(result is not None):
+            generated.to(device)
+            keep = backbones(plan, side=GENERATED)
+            found = extract(generated, extractors, keep, batch_size, device, f"set {number}")
+            if fabric.is_global_zero:
+                images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
+                sides = {e.name: Sides(found[e.name], real[e.name], e, comparing, images) for e in extractors}
+                measured = [metric.measure(sides[metric.backbone], metric.settings) for metric in plan]
+                scores = {name: asdict(score) for several in measured for name, score in several.items()}
+                result = {"scores": scores, "generated": generated.description}
+                write_sealed_json(file, result)
+        if result is not None:
+            results.append(result)
+    return results
+
+
+def kept_result(file: Path) -> dict[str, Any] | None:
+    """The result of a set that was measured before; None where it is yet to be measured."""
+    try:
+        return read_sealed_json(file)
+    except DamagedArtifactError as error:
+        print(f"{error} This set is measured again.", file=sys.stderr)
+        return None
