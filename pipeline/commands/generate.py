@@ -81,14 +81,8 @@ def write_images(
     fabric.barrier()  # rank 0 has opened the run folder
     own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
     missing = [row for row in own if not output.is_there(row)]
-    progress = tqdm(
-        total=len(own),
-        initial=len(own) - len(missing),
-        unit="img",
-        desc="generate",
-        dynamic_ncols=True,
-        disable=not fabric.is_global_zero,
-    )
+    quiet = not fabric.is_global_zero
+    progress = tqdm(total=len(missing), unit="img", desc="generate", dynamic_ncols=True, disable=quiet)
     with progress, ThreadPoolExecutor(WRITERS) as writers:  # each file is waited for until it is on the disk
         for rows in torch.tensor(missing, dtype=torch.int64).split(batch_size):
             images = sampler(denoiser, output.seeds[rows], None if labels is None else labels[rows]).cpu()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -54,7 +55,8 @@ def score(settings: ScoreSettings) -> None:
     clusterings = read_clusterings(path, key, settings.num_clusters, source)
     scores = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
     rows = table_rows(scores)
-    print(Table(f"scores of {path}", list(rows[0]), [list(row.values()) for row in rows]).as_text())
+    cells = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(Table(f"scores of {path}", list(rows[0]), cells).as_text())
 
     inputs = {"assignments": file_digest(path), "dataset": source.fingerprint}
     if settings.labels is not None:
@@ -78,12 +80,12 @@ def score(settings: ScoreSettings) -> None:
             print(f"pictures    {', '.join(map(str, pictures))}")
 
 
-def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """A line per assignment; of several, one may have labels and another none."""
     columns = [column for column in COLUMNS if any(column in row for row in scores.values())]
-    cells = {name: [row.get(column, "") for column in columns] for name, row in scores.items()}
-    texts = {name: [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row] for name, row in cells.items()}
-    return [{"assignments": name, **dict(zip(columns, row, strict=True))} for name, row in texts.items()]
+    return [
+        {"assignments": name, **{column: row.get(column, "") for column in columns}} for name, row in scores.items()
+    ]
 
 
 def file_and_key(setting: str, value: str) -> tuple[Path, str]:

@@ -68,8 +68,6 @@ def extract(
     order of the set, and no metric on them depends on the number of processes. Every rank gets the whole result.
 
     Args:
-        images: the set.
-        extractors: each gets the same images.
         keep: names of the extractors whose features are kept; of the others there are the statistics alone.
         batch_size: images at once on each device.
         device: of this process.

@@ -174,16 +174,9 @@ def resolve(path: Path) -> Path:
 
 
 def made_by(path: Path) -> dict[str, Any]:
-    """What `cedm generate` wrote beside its images of how it made them: steps, sampler, labels, model."""
+    """What `cedm generate` wrote beside its images of how it made them: settings, steps, model."""
     summary = read_summary(path.parent, "generate")
     if summary is None:
         return {}
     settings = (read_settings(path.parent) or {}).get("settings", {})
-    return {
-        "made_by": {
-            **{key: summary.get(key) for key in ("steps", "sampler", "nimg")},
-            **{key: settings.get(key) for key in ("num", "first_seed", "seeds", "clusters", "keep")},
-            "model_sha256": summary["inputs"].get("denoiser"),
-            "head_sha256": summary["inputs"].get("head"),
-        }
-    }
+    return {"made_by": {**settings, **{key: summary[key] for key in ("steps", "sampler", "nimg", "inputs")}}}
