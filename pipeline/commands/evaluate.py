@@ -50,11 +50,10 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     for generated in sets:
         names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
         check_sizes(plan, len(generated), reference["num_images"], *names)
-    identities = {name: extractors.identity(name) for name in backbones(plan)}
     inputs = {
         "reference": reference["fingerprint"],
         "generated": fingerprint([generated.fingerprint for generated in sets]),
-        **{f"extractor_{name}": fingerprint(identity) for name, identity in identities.items()},
+        **{f"extractor_{name}": fingerprint(extractors.identity(name)) for name in backbones(plan)},
     }
     identity = IDENTITY + (IDENTITY_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
     run, parent = run_settings(settings, inputs, identity), runs_of(dataset.name, "evaluate")
@@ -87,7 +86,7 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
         if not fabric.is_global_zero:
             return None
         show_in_tensorboard(folder, results)
-        summary = summarise(plan, results, reference, identities, dataset.name)
+        summary = summarise(plan, results, reference, built, dataset.name)
         write_summary(folder, "evaluate", summary, inputs)
         print(table(summary, folder))
         return first_score(summary)

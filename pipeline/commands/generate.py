@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput
 from pipeline.evaluation.rejection import judge_of, keep_confident
-from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, labels_of, place
+from pipeline.evaluation.sampling import Sampler, check_guidance, labels_of, place
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
@@ -32,9 +32,8 @@ def generate(settings: GenerateCommandSettings) -> None:
     settings = replace(settings, sampler=replace(settings.sampler, **settings.for_sampler))
     sampler, ckpt = Sampler(settings.sampler), denoiser_file(settings.ckpt)
     denoiser = Denoiser.from_pretrained(ckpt)
-    seeds = settings.first_seed + torch.arange(settings.num_candidates)
-    if settings.seed_list is not None:
-        seeds = torch.tensor(settings.seed_list)
+    counted = settings.first_seed + torch.arange(settings.num_candidates)
+    seeds = counted if settings.seed_list is None else torch.tensor(settings.seed_list)
     labels = labels_of(settings, denoiser, ckpt, seeds)
     check_guidance(sampler, denoiser, ckpt)
     if settings.format != "npy" and denoiser.img_channels not in (1, 3):
@@ -51,16 +50,16 @@ def generate(settings: GenerateCommandSettings) -> None:
     _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, overwrite))
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
         place(denoiser, fabric.device, settings.trainer.compile)
-        where = folder if judge is None else folder / "candidates"
-        output = ImageOutput(where, settings.format, seeds, cluster_ids_of(denoiser, labels))
+        where, ids = folder if judge is None else folder / "candidates", denoiser.cluster_ids
+        clusters = None if labels is None or ids is None else ids[labels].tolist()
+        output = ImageOutput(where, settings.format, seeds, clusters)
         write_images(fabric, output, sampler, denoiser, labels, settings.batch_size)
         if not fabric.is_global_zero:
             return
         chosen: dict[str, Any] = {}
         if judge is not None:
-            head, backbone = judge
-            backbone.to(fabric.device)
-            output, chosen = keep_confident(folder, head, backbone, output, settings.keep, settings.backbone.batch_size)
+            judge[1].to(fabric.device)
+            output, chosen = keep_confident(folder, *judge, output, settings.keep, settings.backbone.batch_size)
         written, grid = output.finish()
         results = {
             "num_images": len(output.seeds),

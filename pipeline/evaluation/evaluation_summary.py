@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from datamodules.backbones.backbone_base import Backbone
 from pipeline.evaluation.measures import Plan
 from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of
 from pipeline.pictures.table import Table
@@ -28,13 +29,14 @@ def summarise(
     plan: Plan,
     results: Sequence[Mapping[str, Any]],
     reference: Mapping[str, Any],
-    identities: Mapping[str, Mapping[str, Any]],
+    extractors: Sequence[Backbone],
     dataset: str,
 ) -> dict[str, Any]:
     """The results of all sets: each score with its values, their best and mean, and its protocol.
 
     A score's name alone gives the mean over the sets.
     """
+    identities = {extractor.name: extractor.identity for extractor in extractors}
     scores = {
         name: summary_of(name, metric, results, reference, identities[metric.backbone])
         for metric in plan

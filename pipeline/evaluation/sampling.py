@@ -125,8 +125,3 @@ def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
     known = "imported_from" not in denoiser.meta  # a published file does not tell the classes' frequencies
     drawn = {"frequencies": "from the clusters' frequencies" if known else "uniformly", "uniform": "uniformly"}
     return f"drawn {drawn[clusters]}" if clusters in ("frequencies", "uniform") else f"clusters {clusters} in turn"
-
-
-def cluster_ids_of(denoiser: Denoiser, labels: Tensor | None) -> list[int] | None:
-    """The cluster id of each label, as in the pseudo-labels; None without clusters."""
-    return None if labels is None or denoiser.cluster_ids is None else denoiser.cluster_ids[labels].tolist()
