@@ -14,10 +14,10 @@ from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.features import GeneratedSet
-from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of, place
+from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
-from pipeline.settings.schemas import EvaluateCommandSettings
+from pipeline.settings.schemas import EvaluateCommandSettings, GenerateCommandSettings
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -72,28 +72,26 @@ class GeneratedFiles:
 
 
 class GeneratedByModel:
-    """Images that a denoiser makes when they are asked for: image i comes from seed `first_seed` + i.
+    """Images that a denoiser makes when they are asked for, each from its seed.
 
     Raises:
-        UserError: the model makes images of another size, or cannot be asked for these labels.
+        UserError: the model cannot be asked for these labels, or for guidance.
     """
 
-    def __init__(self, path: Path, first_seed: int, settings: EvaluateCommandSettings) -> None:
+    def __init__(self, path: Path, seeds: Tensor, settings: GenerateCommandSettings | EvaluateCommandSettings) -> None:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), Sampler(settings.sampler)
-        self.compiled, resolution = settings.trainer.compile, self.denoiser.img_resolution
-        refuse_size(f"generated={path}", (resolution, resolution, self.denoiser.img_channels), settings.dataset)
-        check_guidance(self.sampler, self.denoiser, path)
-        self.seeds = first_seed + torch.arange(settings.num)
-        self.labels = labels_of(settings, self.denoiser, path, self.seeds)
+        self.seeds, self.compiled = seeds, settings.trainer.compile
+        check_guidance(settings.sampler.guidance, self.denoiser, path)
+        self.labels = labels_of(settings, self.denoiser, path, seeds)
         self.fingerprint = file_digest(path, settings.cache_dir)
         self.description = {
             "from": "model",
             "path": str(path),
             "sha256": self.fingerprint,
-            "num_images": settings.num,
-            "seeds": f"{first_seed} to {first_seed + settings.num - 1}",
+            "num_images": len(seeds),
+            "seeds": f"{int(seeds[0])} to {int(seeds[-1])}",
             "labels": describe_labels(settings.clusters, self.denoiser),
-            "steps": settings.sampler.num_steps(resolution),
+            "steps": settings.sampler.num_steps(self.denoiser.img_resolution),
             "sampler": self.sampler.protocol,
             "weights": "EMA",
             "trained_on": self.denoiser.meta.get("dataset"),
@@ -111,8 +109,19 @@ class GeneratedByModel:
     def name(self, index: int) -> str:
         return f"seed {int(self.seeds[index])}"
 
+    @property
+    def cluster_ids(self) -> list[int] | None:
+        """The cluster id of each image, as in the pseudo-labels; None without clusters."""
+        ids = self.denoiser.cluster_ids
+        return None if self.labels is None or ids is None else ids[self.labels].tolist()
+
     def to(self, device: torch.device) -> None:
-        place(self.denoiser, device, self.compiled)
+        """In the memory format in which the denoiser was trained, and compiled if asked."""
+        self.denoiser.to(device)
+        if self.denoiser.meta.get("channels_last", True):
+            self.denoiser.to(memory_format=torch.channels_last)
+        if self.compiled:
+            self.denoiser.compile()
 
 
 def refuse_size(what: str, shape: tuple[int, ...], dataset: DatasetSettings) -> None:
@@ -140,8 +149,11 @@ def generated_sets(settings: EvaluateCommandSettings) -> Sequence[GeneratedSet]:
     if models and isinstance(settings.generated, list):
         settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
     if models:
-        first_seeds = [settings.first_seed + settings.num * number for number in range(settings.sets)]
-        return [GeneratedByModel(paths[0], first, settings) for first in first_seeds]
+        seeds = settings.first_seed + torch.arange(settings.num * settings.sets)
+        made = [GeneratedByModel(paths[0], of_one, settings) for of_one in seeds.split(settings.num)]
+        size, channels = made[0].denoiser.img_resolution, made[0].denoiser.img_channels
+        refuse_size(f"generated={paths[0]}", (size, size, channels), settings.dataset)
+        return made
     if settings.sets not in (1, len(paths)):
         settings.refuse(
             "sets",

@@ -66,23 +66,11 @@ class Sampler:
         return denoiser.encoder.decode(images)
 
 
-def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:
-    """Move a denoiser to where it is to work, in the memory format in which it was trained, and compile it if asked."""
-    denoiser.to(device)
-    if denoiser.meta.get("channels_last", True):
-        denoiser.to(memory_format=torch.channels_last)
-    if compiled:
-        denoiser.compile()
-
-
-def check_guidance(sampler: Sampler, denoiser: Denoiser, path: Path) -> None:
+def check_guidance(guidance: float, denoiser: Denoiser, path: Path) -> None:
     """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs."""
-    guidance = sampler.settings.guidance
-    if guidance == 1:
-        return
-    if not denoiser.label_dim:
+    if guidance != 1 and not denoiser.label_dim:
         raise UserError(f"guidance={guidance}: {path} was trained without clusters. Set guidance=1.")
-    if denoiser.meta.get("label_dropout") == 0:
+    if guidance != 1 and denoiser.meta.get("label_dropout") == 0:
         raise UserError(
             f"guidance={guidance}: {path} never saw an image without its label. "
             "Set guidance=1, or a model that was trained with training.label_dropout=0.1."
