@@ -105,9 +105,6 @@ def describe_reference(
         path = Path(str(settings.reference))
         return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
     size = f"{dataset.resolution}×{dataset.resolution}"
-    return {
-        "dataset": source.name,
-        "fingerprint": source.fingerprint,
-        "num_images": len(source),
-        "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
-    }
+    resized = f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs"
+    known = {"dataset": source.name, "fingerprint": source.fingerprint, "num_images": len(source)}
+    return {**known, "resized": resized}

@@ -31,21 +31,13 @@ from storage.fingerprints import file_stem, fingerprint
 
 @dataclass(frozen=True)
 class Clustering:
-    """Cluster ids of a file.
+    """Cluster ids of a file."""
 
-    Attributes:
-        cluster_ids: int64 [N], in the file's order.
-        num_clusters: C.
-        ids: the N images' ids; None where they are not known.
-        of_images: the clusters of the data set's images; None where the file is about other images.
-        problem: why it is about others.
-    """
-
-    cluster_ids: Tensor
-    num_clusters: int
-    ids: list[str] | None
-    of_images: PseudoLabels | None
-    problem: str = ""
+    cluster_ids: Tensor  # int64 [N], in the file's order
+    num_clusters: int  # C
+    ids: list[str] | None  # of the N images; None where they are not known
+    of_images: PseudoLabels | None  # the clusters of the data set's images; None where the file is about other images
+    problem: str = ""  # why it is about others
 
 
 def score(settings: ScoreSettings) -> None:

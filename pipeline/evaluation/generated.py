@@ -146,9 +146,9 @@ def generated_sets(settings: EvaluateCommandSettings) -> Sequence[GeneratedSet]:
         settings.refuse("generated", "name at least one folder or ZIP of images")
     paths = [resolve(path) for path in settings.paths]
     models = [path for path in paths if path.suffix == ".safetensors"]
-    if models and isinstance(settings.generated, list):
-        settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
     if models:
+        if isinstance(settings.generated, list):
+            settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
         seeds = settings.first_seed + torch.arange(settings.num * settings.sets)
         made = [GeneratedByModel(paths[0], of_one, settings) for of_one in seeds.split(settings.num)]
         size, channels = made[0].denoiser.img_resolution, made[0].denoiser.img_channels

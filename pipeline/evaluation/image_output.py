@@ -23,19 +23,12 @@ GRID_ROWS, GRID_COLUMNS = 16, 12
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """The images of one run, by their row.
+    """The images of one run, by their row."""
 
-    Attributes:
-        folder: of the run.
-        format: png, zip or npy.
-        seeds: of the images, int64 [N]; they name the files.
-        cluster_ids: of each image, for EDM's label file; None without clusters.
-    """
-
-    folder: Path
-    format: str
-    seeds: Tensor
-    cluster_ids: list[int] | None
+    folder: Path  # of the run
+    format: str  # png, zip or npy
+    seeds: Tensor  # of the images, int64 [N]; they name the files
+    cluster_ids: list[int] | None  # of each image, for EDM's label file; None without clusters
 
     @property
     def images(self) -> Path:

@@ -31,20 +31,13 @@ OWN, NEIGHBOURS = "evaluation.backbone", "neighbour_backbone"  # settings that n
 
 @dataclass(frozen=True)
 class Sides:
-    """What a metric is computed from: both sides, seen by one feature extractor.
-
-    Attributes:
-        generated, real: their features.
-        extractor: what the features come from.
-        device: where rows are compared.
-        images: the generated images, the real ones, and the picture to write; None where there are no real ones.
-    """
+    """What a metric is computed from: the features of both sides by one extractor, and where rows are compared."""
 
     generated: "Features"
     real: "Features"
     extractor: "Backbone"
     device: "torch.device"
-    images: "tuple[GeneratedSet, ImageStore, Path] | None" = None
+    images: "tuple[GeneratedSet, ImageStore, Path] | None"  # of both sides, and the picture to write; None without real
 
     @property
     def rows(self) -> "tuple[Tensor, Tensor]":
@@ -56,46 +49,29 @@ class Sides:
 
 @dataclass(frozen=True)
 class Score:
-    """A number, and what belongs beside it.
-
-    Attributes:
-        protocol: in the summary, beyond the extractor and both sides.
-        beside: in a table, of the same.
-        std: standard deviation over random parts of a set; None where there are none.
-        report: more than the score, for the summary.
-    """
+    """A number, and what belongs beside it."""
 
     value: float
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    beside: str = ""
-    std: float | None = None
-    report: Mapping[str, Any] | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # for the summary, beyond the extractor and both sides
+    beside: str = ""  # of the same, for a table
+    std: float | None = None  # standard deviation over random parts of a set; None where there are none
+    report: Mapping[str, Any] | None = None  # more than the score, for the summary
 
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of the table.
+    """An entry of the table."""
 
-    Attributes:
-        name: as typed, in `metrics=`.
-        meaning: for `--help`.
-        measure: both sides and the metric's settings → its scores.
-        scores: their names (`{backbone}` is the extractor's), each with ↓ where lower is better, ↑ where higher is,
-            nothing where neither is.
-        rows: the sides of which it needs each image's features; none: mean and covariance of both.
-        backbone: the extractor, or the setting that names it.
-        settings: the class of its settings; in a plan, these.
-        sizes: settings that ask for so many images of each side, and how many more it takes.
-    """
-
-    name: str
-    meaning: str
-    measure: Callable[[Sides, Any], Mapping[str, Score]]
-    scores: Mapping[str, str]
-    rows: Sequence[str] = ()
-    backbone: str = OWN
-    settings: Any = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    name: str  # as typed, in `metrics=`
+    meaning: str  # for `--help`
+    measure: Callable[[Sides, Any], Mapping[str, Score]]  # both sides and the metric's settings → its scores
+    scores: Mapping[
+        str, str
+    ]  # their names (`{backbone}` is the extractor's), with ↓ where lower is better, ↑ or nothing
+    rows: Sequence[str] = ()  # the sides of which it needs each image's features; none: mean and covariance of both
+    backbone: str = OWN  # the extractor, or the setting that names it
+    settings: Any = None  # the class of its settings; in a plan, these
+    sizes: Mapping[str, int] = field(default_factory=dict)  # settings of so many images of a side, and how many more
 
     @property
     def compares(self) -> bool:

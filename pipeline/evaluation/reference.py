@@ -37,18 +37,12 @@ class Extractors:
     The processors of some models (DINOv2's is one) cut off an eighth of the image all around after resizing, which is
     meant for photographs with their object in the middle. A distance has to see the borders too, and FDD is defined on
     images that are resized whole (arXiv 2306.04675).
-
-    Attributes:
-        own: settings of the run's own backbone.
-        weights: local files of the others' weights (`evaluation.weights`).
-        dataset: size of the images that they see.
-        cache_dir: where features, statistics and checksums are kept.
     """
 
-    own: BackboneSettings
-    weights: Mapping[str, Any]
-    dataset: DatasetSettings
-    cache_dir: str
+    own: BackboneSettings  # of the run
+    weights: Mapping[str, Any]  # local files of the others' weights (`evaluation.weights`)
+    dataset: DatasetSettings  # the size of the images that they see
+    cache_dir: str  # where features, statistics and checksums are kept
 
     def settings(self, name: str, asked_by: str = "evaluation.backbone") -> BackboneSettings:
         """The settings of the backbone `name`, with its weights from `evaluation.weights` where they are given there.

@@ -25,16 +25,11 @@ def digits_labels() -> np.ndarray:
 def test_every_kind_of_file_is_scored_against_the_data_set(cedm: Cedm, workplace: Path, suffix: str) -> None:
     ids = np.random.default_rng(0).integers(0, 7, 1797)
     ids[digits_labels() < 3] = 2
-    path = workplace / f"ids{suffix}"
-    if suffix == ".npy":
-        np.save(path, ids)
-    elif suffix == ".pt":
-        torch.save(torch.from_numpy(ids), path)
-    elif suffix == ".safetensors":
-        save_file({"ids": torch.from_numpy(ids)}, path)
-    else:
-        path.write_text("id,cluster\n" + "\n".join(f"train/{row:05d},{cluster}" for row, cluster in enumerate(ids)))
-    result = cedm("score", f"assignments={path}", "num_clusters=8", "run_dir=run")
+    np.save("ids.npy", ids)
+    torch.save(torch.from_numpy(ids), "ids.pt")
+    save_file({"ids": torch.from_numpy(ids)}, "ids.safetensors")
+    Path("ids.csv").write_text("\n".join(["id,cluster", *(f"{image_id(row)},{ids[row]}" for row in range(1797))]))
+    result = cedm("score", f"assignments=ids{suffix}", "num_clusters=8", "run_dir=run")
     assert result.code == 0, result.err
     found = summary("run")
     assert (found["num_clusters"], found["num_used"], found["utilization_ratio"]) == (8, 7, 7 / 8)
@@ -117,17 +112,13 @@ def save_ours(rows: list[int], num_clusters: int = 40) -> None:
     PseudoLabels(ids, num_clusters, torch.ones(len(rows)), [image_id(row) for row in rows]).save("ours.safetensors")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".safetensors"])
-def test_labels_of_a_file_are_matched_by_id(cedm: Cedm, workplace: Path, suffix: str) -> None:
+@pytest.mark.parametrize("name", ["ids.npy", "ids.csv", "ours.safetensors"])
+def test_labels_of_a_file_are_matched_by_id(cedm: Cedm, workplace: Path, name: str) -> None:
     order = np.random.default_rng(0).permutation(1797)
     write_by_id("labels.csv", order)
-    if suffix == ".npy":  # as long as the data set, so in its order
-        np.save("ids.npy", digits_labels())
-    elif suffix == ".csv":
-        write_by_id("ids.csv", order[:800])
-    else:
-        save_ours(order[::-1].tolist(), num_clusters=10)
-    name = "ours.safetensors" if suffix == ".safetensors" else f"ids{suffix}"
+    np.save("ids.npy", digits_labels())  # as long as the data set, so in its order
+    write_by_id("ids.csv", order[:800])
+    save_ours(order[::-1].tolist(), num_clusters=10)
     result = cedm("score", f"assignments={name}", "labels=labels.csv", "run_dir=run")
     assert result.code == 0, result.err
     assert summary("run")["nmi"] == pytest.approx(100)
@@ -143,10 +134,9 @@ def test_only_the_data_sets_images_are_scored(cedm: Cedm, workplace: Path) -> No
     assert len(runs) == 2
     assert [run["nmi"] for run in runs] == pytest.approx([100, 100])
     assert len({run["inputs"]["dataset"] for run in runs}) == 2
-    np.save("labels.npy", digits_labels() % 2)
-    assert cedm("score", "assignments=ours.safetensors", "labels=labels.npy").code == 0
-    np.save("labels.npy", digits_labels())
-    assert cedm("score", "assignments=ours.safetensors", "labels=labels.npy").code == 0
+    for labels in (digits_labels() % 2, digits_labels()):
+        np.save("labels.npy", labels)
+        assert cedm("score", "assignments=ours.safetensors", "labels=labels.npy").code == 0
     assert len(list(Path("runs/ours/score").iterdir())) == 4
 
 
