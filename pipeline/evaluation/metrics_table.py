@@ -65,9 +65,7 @@ class Metric:
     name: str  # as typed, in `metrics=`
     meaning: str  # for `--help`
     measure: Callable[[Sides, Any], Mapping[str, Score]]  # both sides and the metric's settings → its scores
-    scores: Mapping[
-        str, str
-    ]  # their names (`{backbone}` is the extractor's), with ↓ where lower is better, ↑ or nothing
+    scores: Mapping[str, str]  # names (`{backbone}` is the extractor's) → ↓ where lower is better, ↑ higher, or nothing
     rows: Sequence[str] = ()  # the sides of which it needs each image's features; none: mean and covariance of both
     backbone: str = OWN  # the extractor, or the setting that names it
     settings: Any = None  # the class of its settings; in a plan, these
