@@ -1,29 +1,22 @@
 """`cedm evaluate`: generated images and a data set → distances, each with its whole protocol."""
 
-import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import Fabric
-
-from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource, open_source
 from metrics.frechet import Statistics
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
-from pipeline.evaluation.features import Features, GeneratedSet, extract
+from pipeline.evaluation.features import Features
 from pipeline.evaluation.generated import GeneratedByModel, generated_sets
-from pipeline.evaluation.measures import Plan, backbones, check_sizes, measure, plan_of
-from pipeline.evaluation.metrics_table import FRECHET, GENERATED, REAL
+from pipeline.evaluation.measures import backbones, check_sizes, measure_sets, plan_of
+from pipeline.evaluation.metrics_table import FRECHET, REAL
 from pipeline.evaluation.reference import Extractors
-from pipeline.evaluation.sampling import Sampler
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import (
     choose_run_folder,
@@ -35,14 +28,10 @@ from pipeline.running.run_folder import (
 )
 from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.digests import file_digest
-from storage.errors import DamagedArtifactError
-from storage.files import read_sealed_json, write_sealed_json
 from storage.fingerprints import fingerprint
 
 IDENTITY = ("dataset", "metrics", "memorisation", "neighbour_backbone", "kid", "prdc", "inception_score")
 IDENTITY_OF_A_MODEL = ("num", "sets", "first_seed", "clusters", "sampler")
-
-logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
 
 def evaluate(settings: EvaluateCommandSettings) -> float | None:
@@ -54,18 +43,17 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     for name in backbones(plan):
         asked_by = "neighbour_backbone" if name == settings.neighbour_backbone else "evaluation.backbone"
         extractors.settings(name, asked_by)
-    sets = generated_sets(settings, Sampler(settings.sampler), dataset, cache_dir, settings.trainer.compile)
+    sets = generated_sets(settings)
     source = open_source(dataset, cache_dir) if settings.reference is None else None
     statistics = None if settings.reference is None else Statistics.load_npz(settings.reference)
     reference = describe_reference(settings, dataset, source)
     for generated in sets:
         names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
         check_sizes(plan, len(generated), reference["num_images"], *names)
-    identities = {name: extractors.identity(name) for name in backbones(plan)}
     inputs = {
         "reference": reference["fingerprint"],
         "generated": fingerprint([generated.fingerprint for generated in sets]),
-        **{f"extractor_{name}": fingerprint(identity) for name, identity in identities.items()},
+        **{f"extractor_{name}": fingerprint(extractors.identity(name)) for name in backbones(plan)},
     }
     identity = IDENTITY + (IDENTITY_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
     run, parent = run_settings(settings, inputs, identity), runs_of(dataset.name, "evaluate")
@@ -77,8 +65,11 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
             print(f"Nothing to do: this evaluation is finished.\n{table(summary, folder)}")
         return first_score(summary)
     built = [extractors.build(name) for name in backbones(plan)]
-    if statistics is not None:
-        check_fit(settings, plan, statistics, built)
+    for extractor in built:
+        found = extractor.dim if statistics is None else len(statistics.mean)
+        if extractor.name in backbones(plan, FRECHET) and extractor.dim != found:
+            expected = f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}"
+            settings.refuse("reference", f"{expected}. Set metrics= to the one whose extractor made the file")
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
         store = None
         if source is not None:
@@ -95,7 +86,7 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
         if not fabric.is_global_zero:
             return None
         show_in_tensorboard(folder, results)
-        summary = summarise(plan, results, reference, identities, dataset.name)
+        summary = summarise(plan, results, reference, built, dataset.name)
         write_summary(folder, "evaluate", summary, inputs)
         print(table(summary, folder))
         return first_score(summary)
@@ -106,18 +97,6 @@ def first_score(summary: Mapping[str, Any]) -> float:
     return float(next(iter(summary["scores"].values()))["mean"])
 
 
-def check_fit(settings: EvaluateSettings, plan: Plan, statistics: Statistics, extractors: Sequence[Backbone]) -> None:
-    """Refuse a file of statistics of another number of features."""
-    found = len(statistics.mean)
-    for extractor in extractors:
-        if extractor.name in backbones(plan, FRECHET) and extractor.dim != found:
-            settings.refuse(
-                "reference",
-                f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}. Set metrics= to the "
-                "one whose extractor made the file",
-            )
-
-
 def describe_reference(
     settings: EvaluateSettings, dataset: DatasetSettings, source: ImageSource | None
 ) -> dict[str, Any]:
@@ -126,48 +105,6 @@ def describe_reference(
         path = Path(str(settings.reference))
         return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
     size = f"{dataset.resolution}×{dataset.resolution}"
-    return {
-        "dataset": source.name,
-        "fingerprint": source.fingerprint,
-        "num_images": len(source),
-        "resized": f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs",
-    }
-
-
-def kept_result(file: Path) -> dict[str, Any] | None:
-    """The result of a set that was measured before; None where it is yet to be measured."""
-    try:
-        return read_sealed_json(file)
-    except DamagedArtifactError as error:
-        print(f"{error} This set is measured again.", file=sys.stderr)
-        return None
-
-
-def measure_sets(
-    sets: Sequence[GeneratedSet],
-    plan: Plan,
-    extractors: Sequence[Backbone],
-    real: Mapping[str, Features],
-    store: ImageStore | None,
-    batch_size: int,
-    folder: Path,
-    fabric: Fabric,
-) -> list[dict[str, Any]]:
-    """The results of every set, on rank 0: all processes together extract features, rank 0 compares them.
-
-    Each result is kept in the run folder, and a stopped run goes on after them.
-    """
-    files = [folder / f"set-{number}.json" for number in range(1, len(sets) + 1)]
-    first, device = fabric.is_global_zero, fabric.device
-    done = fabric.broadcast([kept_result(file) is not None for file in files] if first else [])
-    for number, (generated, file) in enumerate(zip(sets, files, strict=True), start=1):
-        if done[number - 1]:
-            continue
-        generated.to(device)
-        features = extract(generated, extractors, backbones(plan, side=GENERATED), batch_size, device, f"set {number}")
-        if first:
-            comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
-            images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
-            result = measure(plan, extractors, features, real, comparing, images)
-            write_sealed_json(file, result | {"generated": generated.description})
-    return [kept_result(file) or {} for file in files] if first else []
+    resized = f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs"
+    known = {"dataset": source.name, "fingerprint": source.fingerprint, "num_images": len(source)}
+    return {**known, "resized": resized}

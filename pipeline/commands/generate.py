@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
 from tqdm import tqdm
 
-from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.evaluation.image_output import ImageOutput, check_channels
+from pipeline.evaluation.generated import GeneratedByModel
+from pipeline.evaluation.image_output import ImageOutput
 from pipeline.evaluation.rejection import judge_of, keep_confident
-from pipeline.evaluation.sampling import Sampler, check_guidance, cluster_ids_of, labels_of, place
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
@@ -30,66 +28,49 @@ def generate(settings: GenerateCommandSettings) -> None:
     if settings.seeds is not None and is_typed("num"):
         settings.refuse("num", f"seeds={settings.seeds} already tells how many images. Leave num= out")
     settings = replace(settings, sampler=replace(settings.sampler, **settings.for_sampler))
-    sampler, ckpt = Sampler(settings.sampler), denoiser_file(settings.ckpt)
-    denoiser = Denoiser.from_pretrained(ckpt)
-    seeds = settings.first_seed + torch.arange(settings.num_candidates)
-    if settings.seed_list is not None:
-        seeds = torch.tensor(settings.seed_list)
-    labels = labels_of(settings, denoiser, ckpt, seeds)
-    check_guidance(sampler, denoiser, ckpt)
-    check_channels(settings.format, denoiser, ckpt)
-    judge, inputs = None, {"denoiser": file_digest(ckpt)}
+    counted = settings.first_seed + torch.arange(settings.num_candidates)
+    seeds = counted if settings.seed_list is None else torch.tensor(settings.seed_list)
+    ckpt = denoiser_file(settings.ckpt)
+    model = GeneratedByModel(ckpt, seeds, settings)
+    if settings.format != "npy" and model.denoiser.img_channels not in (1, 3):
+        channels = f"{ckpt} makes images of {model.denoiser.img_channels} channels, which PNG files do not hold"
+        settings.refuse("format", f"{channels}. Set format=npy")
+    judge, inputs = None, {"denoiser": model.fingerprint}
     if settings.head is not None:
-        head = head_file(settings.head)
-        judge = judge_of(head, denoiser, settings.backbone, settings.cache_dir)
-        inputs["head"] = file_digest(head)
+        file = head_file(settings.head)
+        judge = judge_of(file, model.denoiser, settings.backbone, settings.cache_dir)
+        inputs["head"] = file_digest(file)
     run = run_settings(settings, inputs, IDENTITY)
-    parent = runs_of(file_stem(str(denoiser.meta.get("dataset", "unknown"))), "generate")  # as the file says
+    parent = runs_of(file_stem(str(model.denoiser.meta.get("dataset", "unknown"))), "generate")  # as the file says
     overwrite = settings.overwrite
     _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, overwrite))
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
-        place(denoiser, fabric.device, settings.trainer.compile)
+        model.to(fabric.device)
         where = folder if judge is None else folder / "candidates"
-        output = ImageOutput(where, settings.format, seeds, cluster_ids_of(denoiser, labels))
-        write_images(fabric, output, sampler, denoiser, labels, settings.batch_size)
+        output = ImageOutput(where, settings.format, seeds, model.cluster_ids)
+        write_images(fabric, output, model, settings.batch_size)
         if not fabric.is_global_zero:
             return
         chosen: dict[str, Any] = {}
         if judge is not None:
-            judge.to(fabric.device)
-            rows, output, chosen = keep_confident(folder, judge, output, settings.keep, settings.backbone.batch_size)
-            seeds = seeds[rows]
-        written, grid = output.finish(), output.write_grid()
-        results = {
-            "num_images": len(seeds),
-            "images": str(written),
-            "steps": settings.sampler.num_steps(denoiser.img_resolution),
-            "sampler": sampler.protocol,
-            "nimg": denoiser.meta.get("nimg"),
-            **chosen,
-        }
+            judge[1].to(fabric.device)
+            output, chosen = keep_confident(folder, *judge, output, settings.keep, settings.backbone.batch_size)
+        written, grid = output.finish()
+        made = {key: model.description[key] for key in ("steps", "sampler", "nimg")}
+        results = {"num_images": len(output.seeds), "images": str(written), **made, **chosen}
         write_summary(folder, "generate", results, inputs)
-    print(f"images      {written}  ({len(seeds):,})\ngrid        {grid}")
+    print(f"images      {written}  ({len(output.seeds):,})\ngrid        {grid}")
 
 
-def write_images(
-    fabric: Fabric, output: ImageOutput, sampler: Sampler, denoiser: Denoiser, labels: Tensor | None, batch_size: int
-) -> None:
+def write_images(fabric: Fabric, output: ImageOutput, model: GeneratedByModel, batch_size: int) -> None:
     """Generate on all devices, rank r of W the images r, r + W, …, but for those that are there already."""
     fabric.barrier()  # rank 0 has opened the run folder
     own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
-    missing = [row for row in own if not output.is_there(row)]
-    progress = tqdm(
-        total=len(own),
-        initial=len(own) - len(missing),
-        unit="img",
-        desc="generate",
-        dynamic_ncols=True,
-        disable=not fabric.is_global_zero,
-    )
+    missing = torch.tensor([row for row in own if not output.is_there(row)], dtype=torch.int64)
+    quiet = not fabric.is_global_zero
+    progress = tqdm(total=len(missing), unit="img", desc="generate", dynamic_ncols=True, disable=quiet)
     with progress, ThreadPoolExecutor(WRITERS) as writers:  # each file is waited for until it is on the disk
-        for rows in torch.tensor(missing, dtype=torch.int64).split(batch_size):
-            images = sampler(denoiser, output.seeds[rows], None if labels is None else labels[rows]).cpu()
-            for _ in writers.map(output.write, rows.tolist(), images):
+        for rows in missing.split(batch_size) if len(missing) else ():
+            for _ in writers.map(output.write, rows.tolist(), model.gather(rows).cpu()):
                 progress.update()
     fabric.barrier()

@@ -1,9 +1,7 @@
 """`cedm score`: cluster ids → how they use the clusters, how they agree with labels, and pictures of them."""
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +19,25 @@ from datamodules.pseudo_labels.assignment_files import (
 )
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.table import Table, write_csv
 from pipeline.running.cluster_scores import COLUMNS, cluster_scores
 from pipeline.running.condition import Condition
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
 from pipeline.settings.schemas import ScoreSettings
 from storage.digests import file_digest
 from storage.errors import UserError
-from storage.files import atomic_path
 from storage.fingerprints import file_stem, fingerprint
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """Cluster ids of a file.
+    """Cluster ids of a file."""
 
-    Attributes:
-        cluster_ids: int64 [N], in the file's order.
-        num_clusters: C.
-        ids: the N images' ids; None where the file holds none, and is in data-set order.
-        of_images: the clusters of the data set's images; None where the file is about other images.
-        problem: why it is about others.
-    """
-
-    cluster_ids: Tensor
-    num_clusters: int
-    ids: list[str] | None
-    of_images: PseudoLabels | None
-    problem: str = ""
+    cluster_ids: Tensor  # int64 [N], in the file's order
+    num_clusters: int  # C
+    ids: list[str] | None  # of the N images; None where they are not known
+    of_images: PseudoLabels | None  # the clusters of the data set's images; None where the file is about other images
+    problem: str = ""  # why it is about others
 
 
 def score(settings: ScoreSettings) -> None:
@@ -55,9 +45,10 @@ def score(settings: ScoreSettings) -> None:
     (path, key), dataset = file_and_key("assignments", settings.assignments), settings.dataset
     source = open_source(dataset, settings.cache_dir)
     clusterings = read_clusterings(path, key, settings.num_clusters, source)
-    table = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
-    text = as_csv(table)
-    print(aligned(text))
+    scores = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
+    rows = table_rows(scores)
+    cells = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(Table(f"scores of {path}", list(rows[0]), cells).as_text())
 
     inputs = {"assignments": file_digest(path), "dataset": source.fingerprint}
     if settings.labels is not None:
@@ -65,14 +56,13 @@ def score(settings: ScoreSettings) -> None:
     run = run_settings(settings, inputs, ("assignments", "labels", "num_clusters"))
     folder = choose_run_folder(settings.run_dir, runs_of(path.stem, "score"), run, settings.overwrite)
     with opened_run_folder(folder, run, settings.overwrite):
-        with atomic_path(folder / "scores.csv") as temporary:
-            temporary.write_text(text)
-        results = next(iter(table.values())) if len(table) == 1 else {"scores": table}
+        write_csv(folder / "scores.csv", rows)
+        results = next(iter(scores.values())) if len(scores) == 1 else {"scores": scores}
         write_summary(folder, "score", results, inputs)
         print(f"table       {folder / 'scores.csv'}")
-        seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
         for problem in dict.fromkeys(c.problem for c in clusterings.values() if c.problem):
             print(f"no pictures, and no labels of dataset={dataset.name}: {problem}. Set dataset= to theirs.")
+        seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
         if not seen:
             return
         images, shown_map = thumbnails(source, dataset.resolution, dataset.channels), map_for(settings, source)
@@ -82,18 +72,25 @@ def score(settings: ScoreSettings) -> None:
             print(f"pictures    {', '.join(map(str, pictures))}")
 
 
+def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """A line per assignment; of several, one may have labels and another none."""
+    columns = [column for column in COLUMNS if any(column in row for row in scores.values())]
+    return [
+        {"assignments": name, **{column: row.get(column, "") for column in columns}} for name, row in scores.items()
+    ]
+
+
 def file_and_key(setting: str, value: str) -> tuple[Path, str]:
     """The file and the key of `FILE::key`; a `UserError` that names the setting where there is no such file."""
-    name, _, key = str(value).partition("::")
-    path = Path(name).expanduser()
-    if not path.is_file():
+    name, _, key = value.partition("::")
+    if not Path(name).is_file():
         raise UserError(f"{setting}={value}: no such file. Give FILE or FILE::key.")
-    return path, key
+    return Path(name), key
 
 
 def read_clusterings(path: Path, key: str, num_clusters: int | None, source: ImageSource) -> dict[str, Clustering]:
     """The assignment `key`, or every one in the file, by name."""
-    if path.suffix == ".safetensors" and is_artifact(path):
+    if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters)
         return {path.stem: clustering_of(path, "", labels.cluster_ids, labels.num_clusters, labels.ids, source)}
     clusterings, ids = {}, ids_in_csv(path)
@@ -112,7 +109,8 @@ def clustering_of(
         known = read_assignments(f"{path}::{key}", source, num_clusters)
     except UserError as error:
         return Clustering(cluster_ids, num_clusters, ids, None, str(error).rstrip("."))
-    return Clustering(cluster_ids, num_clusters, ids, known)
+    in_its_order = source.ids if len(known) == len(cluster_ids) else None
+    return Clustering(cluster_ids, num_clusters, ids or in_its_order, known)
 
 
 def score_one(path: Path, clustering: Clustering, labels_setting: str | None, source: ImageSource) -> dict[str, float]:
@@ -151,38 +149,15 @@ def labels_for(path: Path, clustering: Clustering, setting: str | None, source: 
         own = label_key(path)
         return None if own is None else read_cluster_ids(path, own, ids=None)[0]
     file, key = file_and_key("labels", setting)
-    key = key or label_key(file) or ""
-    ids, label_ids, known = clustering.ids, ids_in_csv(file), clustering.of_images
-    if label_ids is not None and ids is None and known is not None and len(known) == len(clustering.cluster_ids):
-        ids = source.ids if set(source.ids) <= set(label_ids) else None
-    if label_ids is not None and ids is not None:
-        return read_cluster_ids(file, key, ids)[0]
-    for given, other, some in ((f"assignments={path}", "labels=", ids), (f"labels={file}", "assignments=", label_ids)):
-        if some is not None and some != source.ids and some != sorted(some):
-            raise UserError(
-                f"{given} has image ids in an order of its own and {other} has none, so it cannot be told which label "
-                "is whose. Give both as CSV files with a column id, or sort the lines by id."
-            )
-    labels, _ = read_cluster_ids(file, key, ids=None)
+    ids, label_ids = clustering.ids, ids_in_csv(file)
+    if ids is None or label_ids is None:  # by their order, where that is no order of one side's own
+        for name, some in (("assignments", ids), ("labels", label_ids)):
+            if some is not None and some != source.ids and some != sorted(some):
+                raise UserError(
+                    f"{name}= has image ids in an order of its own and the other file has none, so it cannot be told "
+                    "which label is whose. Give both as CSV files with a column id, or sort the lines by id."
+                )
+    labels, _ = read_cluster_ids(file, key or label_key(file) or "", ids)
     if len(labels) != len(clustering.cluster_ids):
         raise UserError(f"labels={setting}: {len(labels)} labels for {len(clustering.cluster_ids)} cluster ids.")
     return labels
-
-
-def as_csv(table: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table with a line per assignment."""
-    columns = [name for name in COLUMNS if any(name in row for row in table.values())]
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["assignments", *columns])
-    for name, row in table.items():
-        values = [row.get(column, "") for column in columns]  # one clustering may have labels, and another none
-        writer.writerow([name, *(f"{value:.6g}" if isinstance(value, float) else value for value in values)])
-    return text.getvalue()
-
-
-def aligned(text: str) -> str:
-    """CSV text with its columns set to equal width, for the terminal."""
-    rows = list(csv.reader(StringIO(text)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

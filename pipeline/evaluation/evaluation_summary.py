@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from datamodules.backbones.backbone_base import Backbone
 from pipeline.evaluation.measures import Plan
-from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of, metric_of
+from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of
+from pipeline.pictures.table import Table
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
@@ -27,40 +29,46 @@ def summarise(
     plan: Plan,
     results: Sequence[Mapping[str, Any]],
     reference: Mapping[str, Any],
-    identities: Mapping[str, Mapping[str, Any]],
+    extractors: Sequence[Backbone],
     dataset: str,
 ) -> dict[str, Any]:
     """The results of all sets: each score with its values, their best and mean, and its protocol.
 
     A score's name alone gives the mean over the sets.
     """
+    identities = {extractor.name: extractor.identity for extractor in extractors}
     scores = {
-        score: summary_of(score, metric, results, reference, identities[metric.backbone])
+        name: summary_of(name, metric, results, reference, identities[metric.backbone])
         for metric in plan
-        for score in metric.scores
+        for name in metric.scores
     }
     return {
         **{name: score["mean"] for name, score in scores.items()},
         "num_sets": len(results),
         "scores": scores,
-        "memorisation": [result["memorisation"] for result in results if result["memorisation"] is not None],
+        "memorisation": [memory for result in results if (memory := memorisation_of(result)) is not None],
         "notes": notes(plan, results, reference, scores, dataset),
     }
 
 
+def memorisation_of(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The report on copies in a set; None where it was not asked for."""
+    return result["scores"].get("authenticity", {}).get("report")
+
+
 def summary_of(
-    score: str,
+    name: str,
     metric: Metric,
     results: Sequence[Mapping[str, Any]],
     reference: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A score on every set, with all that it depends on."""
-    values = [result["scores"][score] for result in results]
-    deviations = [result["scores"].get(f"{score}_std") for result in results]
+    scores = [result["scores"][name] for result in results]
+    values = [score["value"] for score in scores]
     return {
         "sets": values,
-        "best": best_of(score, values),
+        "best": best_of(name, values),
         "mean": fmean(values),
         "protocol": {
             "extractor": {"name": metric.backbone, **identity},
@@ -68,9 +76,10 @@ def summary_of(
             "generated": [result["generated"] for result in results],
             "reference": dict(reference) if metric.compares else None,
             "features": "of uint8 pixels, in float32; sums in float64",
-            **metric.protocol(score, metric.settings, results[0], reference["num_images"]),
+            **scores[0]["protocol"],
         },
-        **({} if None in deviations else {"std_within_set": deviations}),
+        "beside": scores[0]["beside"],
+        **({} if scores[0]["std"] is None else {"std_within_set": [score["std"] for score in scores]}),
     }
 
 
@@ -106,7 +115,7 @@ def notes(
 
 def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
     """The same, of one set."""
-    said, generated, memory = [], result["generated"], result["memorisation"]
+    said, generated, memory = [], result["generated"], memorisation_of(result)
     trained_on = generated.get("trained_on")
     if trained_on not in (None, dataset):
         said.append(f"the model was trained on {trained_on!r}, and is compared with {dataset!r}.")
@@ -127,20 +136,32 @@ def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
 
 def table(summary: Mapping[str, Any], folder: Path) -> str:
     """What a person reads in the terminal."""
-    num_sets = summary["num_sets"]
-    heads = [f"set {number}" for number in range(1, num_sets + 1)] + (["best", "mean"] if num_sets > 1 else [])
-    lines = [" " * 18 + "".join(f"{head:>10}" for head in heads)]
-    for name, score in summary["scores"].items():
-        values = score["sets"] + ([score["best"], score["mean"]] if num_sets > 1 else [])
-        lines.append(f"{label_of(name):<18}" + "".join(f" {number(v):>9}" for v in values))
-        lines[-1] += "   " + how(name, score)
-    first = next(iter(summary["scores"].values()))["protocol"]
-    generated, reference = first["generated"], first["reference"]
-    made = "".join(f"\ngenerated         {g['num_images']:,} images, {origin(g)}" for g in generated)
-    against = "" if reference is None else f"\nreference         {described(reference)}"
-    said = "".join(f"\npicture           {memory['picture']}" for memory in summary["memorisation"])
-    said += "".join(f"\nNote: {note}" for note in summary["notes"])
-    return "\n".join(lines) + made + against + said + f"\nsummary           {folder / 'summary.json'}"
+    protocol = next(iter(summary["scores"].values()))["protocol"]
+    lines = [table_of_scores(summary["scores"]).as_text()]
+    for made in protocol["generated"]:
+        by_model = "seeds {seeds}, {steps} steps, labels: {labels}, model {path}"
+        origin = ("files in {path}" if made["from"] == "files" else by_model).format_map(made)
+        lines.append(f"generated   {made['num_images']:,} images, {origin}")
+    if (reference := protocol["reference"]) is not None:
+        whole = f"all {reference['num_images']:,} images of {reference['dataset']}" if reference["num_images"] else None
+        lines.append(f"reference   {whole or reference['file']}, fingerprint {reference['fingerprint']}")
+    lines += [f"picture     {memory['picture']}" for memory in summary["memorisation"]]
+    lines += [f"Note: {note}" for note in summary["notes"]]
+    return "\n".join([*lines, f"summary     {folder / 'summary.json'}"])
+
+
+def table_of_scores(scores: Mapping[str, Any]) -> Table:
+    """A line for each score: its value on every set, of several the best and the mean, and how it was measured."""
+    several = len(next(iter(scores.values()))["sets"]) > 1
+    rows = []
+    for name, score in scores.items():
+        values = [*score["sets"], *([score["best"], score["mean"]] if several else [])]
+        within = f"± {fmean(score['std_within_set']):.2g}" if "std_within_set" in score else ""
+        how = (f"on {score['protocol']['extractor']['name']}", score["beside"], within)
+        rows.append([label_of(name), *map(number, values), ", ".join(filter(None, how))])
+    sets = [f"set {position + 1}" for position in range(len(score["sets"]))]
+    caption = "↓: lower is better, ↑: higher, ±: standard deviation within a set."
+    return Table(caption, ["score", *sets, *(["best", "mean"] if several else []), "measured"], rows)
 
 
 def number(value: float | None) -> str:
@@ -152,35 +173,12 @@ def number(value: float | None) -> str:
     return f"{value:.4g}" if abs(value) < 1 else f"{value:,.3f}"
 
 
-def how(name: str, score: Mapping[str, Any]) -> str:
-    """The settings that belong beside a number in a table."""
-    words = [f"on {score['protocol']['extractor']['name']}", *metric_of(name).beside(score["protocol"])]
-    if "std_within_set" in score:
-        words.append(f"± {fmean(score['std_within_set']):.2g}")
-    return ", ".join(words)
-
-
-def origin(generated: Mapping[str, Any]) -> str:
-    """Where a set comes from, in a line."""
-    if generated["from"] == "files":
-        return f"files in {generated['path']}"
-    labels = "" if generated["labels"] == "none" else f", labels {generated['labels']}"
-    return f"seeds {generated['seeds']}, {generated['steps']} steps{labels}, model {generated['path']}"
-
-
-def described(reference: Mapping[str, Any]) -> str:
-    """The other side, in a line."""
-    if reference["num_images"] is None:
-        return f"{reference['file']} (mean and covariance)"
-    return f"all {reference['num_images']:,} images of {reference['dataset']}, fingerprint {reference['fingerprint']}"
-
-
 def show_in_tensorboard(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Scores as scalars and the pictures, a step per set."""
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for number, result in enumerate(results, start=1):
-            for name, value in result["scores"].items():
-                writer.add_scalar(f"evaluate/{name}", value, number)
-            if result["memorisation"] is not None:
-                pixels = np.array(Image.open(result["memorisation"]["picture"]).convert("RGB"))
-                writer.add_image("evaluate/nearest_training_images", pixels, number, dataformats="HWC")
+        for step, result in enumerate(results, start=1):
+            for name, score in result["scores"].items():
+                writer.add_scalar(f"evaluate/{name}", score["value"], step)
+            if (memory := memorisation_of(result)) is not None:
+                pixels = np.array(Image.open(memory["picture"]).convert("RGB"))
+                writer.add_image("evaluate/nearest_training_images", pixels, step, dataformats="HWC")

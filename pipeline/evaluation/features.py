@@ -24,15 +24,10 @@ class ImageSet(Protocol):
 
 
 class GeneratedSet(ImageSet, Protocol):
-    """One set of generated images at the data set's resolution.
+    """One set of generated images at the data set's resolution."""
 
-    Attributes:
-        description: where they come from, as JSON can hold it: part of the protocol of every number.
-        fingerprint: changes with any image.
-    """
-
-    description: dict[str, Any]
-    fingerprint: str
+    description: dict[str, Any]  # where they come from, as JSON can hold it: part of the protocol of every number
+    fingerprint: str  # changes with any image
 
     def name(self, index: int) -> str:
         """What to call an image: its file, or its seed."""
@@ -43,15 +38,10 @@ class GeneratedSet(ImageSet, Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """What one extractor says of a set.
+    """What one extractor says of a set."""
 
-    Attributes:
-        statistics: mean and covariance of the features.
-        rows: the features themselves, float32 [N, D] in the order of the set, on the CPU; None where none were kept.
-    """
-
-    statistics: Statistics
-    rows: Tensor | None = None
+    statistics: Statistics  # mean and covariance of the features
+    rows: Tensor | None = None  # the features, float32 [N, D] in the set's order, on the CPU; None where none were kept
 
 
 def extract(
@@ -68,8 +58,6 @@ def extract(
     order of the set, and no metric on them depends on the number of processes. Every rank gets the whole result.
 
     Args:
-        images: the set.
-        extractors: each gets the same images.
         keep: names of the extractors whose features are kept; of the others there are the statistics alone.
         batch_size: images at once on each device.
         device: of this process.

@@ -67,13 +67,11 @@ class GenerateSettings(SamplingSettings):
         if self.num_candidates > MOST_IMAGES:
             self.refuse("num", f"with keep={self.keep}, at most {MOST_IMAGES:,} images are generated at once")
         seeds = self.seed_list
-        if seeds is not None and not (
-            seeds
-            and all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds)
-            and len(set(seeds)) == len(seeds)
-        ):
-            expected = f"a list of different whole numbers from 0 to {LARGEST_SEED}, such as seeds=[3,17], is expected"
-            self.refuse("seeds", expected)
+        if seeds is not None:
+            valid = all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds)
+            if not (seeds and valid and len(set(seeds)) == len(seeds)):
+                expected = f"a list of different whole numbers from 0 to {LARGEST_SEED}, such as seeds=[3,17]"
+                self.refuse("seeds", f"{expected}, is expected")
 
     @property
     def seed_list(self) -> list[int] | None:

@@ -13,16 +13,16 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.features import GeneratedSet
-from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of, place
+from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
+from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
+from pipeline.settings.schemas import EvaluateCommandSettings, GenerateCommandSettings
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
-MODEL_FILE = "denoiser.safetensors"
 
 
 class GeneratedFiles:
@@ -32,11 +32,11 @@ class GeneratedFiles:
         UserError: there are no images, or (also from `gather`) one is damaged or of another size or kind.
     """
 
-    def __init__(self, path: Path, dataset: DatasetSettings, cache_dir: str) -> None:
+    def __init__(self, path: Path, settings: EvaluateCommandSettings) -> None:
         kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
         named = DatasetSettings(kind=kind, name="generated", path=str(path))
-        self.source = open_source(named, cache_dir, setting="generated")
-        self.path, self.dataset = path, dataset
+        self.source = open_source(named, settings.cache_dir, setting="generated")
+        self.path, self.dataset = path, settings.dataset
         self._read(0)  # tell of another size now
         self.fingerprint = self.source.fingerprint
         self.description = {
@@ -64,59 +64,35 @@ class GeneratedFiles:
     def _read(self, index: int) -> Tensor:
         image = self.source.image(index)
         if isinstance(image, Image.Image):
-            width, height, channels = image.width, image.height, 1 if image.mode in GREY_MODES else 3
-        else:  # [H, W, C]
+            height, width, channels = image.height, image.width, 1 if image.mode in GREY_MODES else 3
+        else:
             height, width, channels = image.shape
-        resolution, expected = self.dataset.resolution, self.dataset.channels
-        if (width, height, channels) != (resolution, resolution, expected):
-            raise UserError(
-                f"generated={self.path}: {self.source.ids[index]!r} has {width}×{height} pixels and {channels} "
-                f"channels; dataset={self.dataset.name} is measured at {resolution}×{resolution} and {expected}. Set "
-                "dataset= to what the images are to resemble, or its dataset.resolution= and dataset.channels=. "
-                "Generated images are never resized here: that alone would change the distance."
-            )
-        return to_uint8(image, resolution, expected)
+        refuse_size(f"generated={self.path}: {self.source.ids[index]!r}", (height, width, channels), self.dataset)
+        return to_uint8(image, self.dataset.resolution, self.dataset.channels)
 
 
 class GeneratedByModel:
-    """Images that a denoiser makes when they are asked for: image i comes from seed `first_seed` + i.
+    """Images that a denoiser makes when they are asked for, each from its seed.
 
     Raises:
-        UserError: the model makes images of another size, or cannot be asked for these labels.
+        UserError: the model cannot be asked for these labels, or for guidance.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        first_seed: int,
-        settings: EvaluateSettings,
-        sampler: Sampler,
-        dataset: DatasetSettings,
-        cache_dir: str,
-        compiled: bool,
-    ) -> None:
-        self.denoiser, self.sampler, self.compiled = Denoiser.from_pretrained(path), sampler, compiled
-        resolution, channels = self.denoiser.img_resolution, self.denoiser.img_channels
-        if (resolution, channels) != (dataset.resolution, dataset.channels):
-            raise UserError(
-                f"generated={path}: makes images of {resolution}×{resolution} pixels and {channels} channels; "
-                f"dataset={dataset.name} is measured at {dataset.resolution}×{dataset.resolution} and "
-                f"{dataset.channels}. Choose the data set that it was trained on: "
-                f"dataset={self.denoiser.meta.get('dataset', 'NAME')}."
-            )
-        check_guidance(sampler, self.denoiser, path)
-        self.seeds = first_seed + torch.arange(settings.num)
-        self.labels = labels_of(settings, self.denoiser, path, self.seeds)
-        self.fingerprint = file_digest(path, cache_dir)
+    def __init__(self, path: Path, seeds: Tensor, settings: GenerateCommandSettings | EvaluateCommandSettings) -> None:
+        self.denoiser, self.sampler = Denoiser.from_pretrained(path), Sampler(settings.sampler)
+        self.seeds, self.compiled = seeds, settings.trainer.compile
+        check_guidance(settings.sampler.guidance, self.denoiser, path)
+        self.labels = labels_of(settings, self.denoiser, path, seeds)
+        self.fingerprint = file_digest(path, settings.cache_dir)
         self.description = {
             "from": "model",
             "path": str(path),
             "sha256": self.fingerprint,
-            "num_images": settings.num,
-            "seeds": f"{first_seed} to {first_seed + settings.num - 1}",
+            "num_images": len(seeds),
+            "seeds": f"{int(seeds[0])} to {int(seeds[-1])}",
             "labels": describe_labels(settings.clusters, self.denoiser),
-            "steps": sampler.settings.num_steps(resolution),
-            "sampler": sampler.protocol,
+            "steps": settings.sampler.num_steps(self.denoiser.img_resolution),
+            "sampler": self.sampler.protocol,
             "weights": "EMA",
             "trained_on": self.denoiser.meta.get("dataset"),
             "nimg": self.denoiser.meta.get("nimg"),
@@ -133,13 +109,34 @@ class GeneratedByModel:
     def name(self, index: int) -> str:
         return f"seed {int(self.seeds[index])}"
 
+    @property
+    def cluster_ids(self) -> list[int] | None:
+        """The cluster id of each image, as in the pseudo-labels; None without clusters."""
+        ids = self.denoiser.cluster_ids
+        return None if self.labels is None or ids is None else ids[self.labels].tolist()
+
     def to(self, device: torch.device) -> None:
-        place(self.denoiser, device, self.compiled)
+        """In the memory format in which the denoiser was trained, and compiled if asked."""
+        self.denoiser.to(device)
+        if self.denoiser.meta.get("channels_last", True):
+            self.denoiser.to(memory_format=torch.channels_last)
+        if self.compiled:
+            self.denoiser.compile()
 
 
-def generated_sets(
-    settings: EvaluateSettings, sampler: Sampler, dataset: DatasetSettings, cache_dir: str, compiled: bool
-) -> Sequence[GeneratedSet]:
+def refuse_size(what: str, shape: tuple[int, ...], dataset: DatasetSettings) -> None:
+    """Raise a `UserError` where images of `shape` (H, W, C) are not of the data set's size."""
+    size, expected = dataset.resolution, dataset.channels
+    if shape != (size, size, expected):
+        raise UserError(
+            f"{what} has {shape[1]}×{shape[0]} pixels and {shape[2]} channels; dataset={dataset.name} is measured at "
+            f"{size}×{size} and {expected}. Set dataset= to what the images are to resemble, or its "
+            "dataset.resolution= and dataset.channels=. Generated images are never resized here: that alone would "
+            "change the distance."
+        )
+
+
+def generated_sets(settings: EvaluateCommandSettings) -> Sequence[GeneratedSet]:
     """The sets of `generated=`: one for each entry of a list; of a model, `sets` with `num` images each.
 
     Raises:
@@ -149,20 +146,21 @@ def generated_sets(
         settings.refuse("generated", "name at least one folder or ZIP of images")
     paths = [resolve(path) for path in settings.paths]
     models = [path for path in paths if path.suffix == ".safetensors"]
-    if models and isinstance(settings.generated, list):
-        settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
     if models:
-        first_seeds = [settings.first_seed + settings.num * number for number in range(settings.sets)]
-        return [
-            GeneratedByModel(paths[0], first, settings, sampler, dataset, cache_dir, compiled) for first in first_seeds
-        ]
+        if isinstance(settings.generated, list):
+            settings.refuse("generated", f"a list is of images. Give the model {models[0]} alone, with sets=")
+        seeds = settings.first_seed + torch.arange(settings.num * settings.sets)
+        made = [GeneratedByModel(paths[0], of_one, settings) for of_one in seeds.split(settings.num)]
+        size, channels = made[0].denoiser.img_resolution, made[0].denoiser.img_channels
+        refuse_size(f"generated={paths[0]}", (size, size, channels), settings.dataset)
+        return made
     if settings.sets not in (1, len(paths)):
         settings.refuse(
             "sets",
             f"generated={settings.generated} are images that exist. Name a folder or ZIP for each set, as "
             "generated=[FIRST,SECOND,THIRD], or a model that makes them",
         )
-    return [GeneratedFiles(path, dataset, cache_dir) for path in paths]
+    return [GeneratedFiles(path, settings) for path in paths]
 
 
 def resolve(path: Path) -> Path:
@@ -171,39 +169,26 @@ def resolve(path: Path) -> Path:
     Raises:
         UserError: there is nothing of the kind.
     """
-    if path.is_dir() and (path / MODEL_FILE).is_file():
-        return path / MODEL_FILE
-    if path.is_dir() and read_settings(path) is not None:  # a run folder
-        for images in (path / "images.zip", path / "images.npy", path / "images"):
-            if read_summary(path, "generate") is not None and images.exists():
-                return images
-        raise UserError(
-            f"generated={path}: this run has neither a {MODEL_FILE} nor finished images. Run its "
-            "command again to finish it, or name another."
-        )
-    if runs := [child for child in path.glob("*/") if read_settings(child) is not None]:
-        raise UserError(
-            f"generated={path}: this folder holds runs. Name one of them, such as the newest: generated={max(runs)}."
-        )
-    if not path.exists():
-        raise UserError(
-            f"generated={path}: no such file or folder. Give a folder or ZIP of images, a {MODEL_FILE}, or the folder "
-            "of a run of `cedm train` or `cedm generate`."
-        )
-    return path
+    is_run = path.is_dir() and read_settings(path) is not None
+    finished = is_run and read_summary(path, "generate") is not None
+    for name in (DENOISER, *(("images.zip", "images.npy", "images") if finished else ())):
+        if (path / name).exists():
+            return path / name
+    runs = [child for child in path.glob("*/") if read_settings(child) is not None]
+    if path.exists() and not is_run and not runs:
+        return path
+    found = "this run is not finished" if is_run else "this folder holds runs" if runs else "no such file or folder"
+    newest = f", such as {max(runs)}" if runs else ""
+    raise UserError(
+        f"generated={path}: {found}. Give a folder or ZIP of images, a {DENOISER}, or the folder of a finished run of "
+        f"`cedm train` or `cedm generate`{newest}."
+    )
 
 
 def made_by(path: Path) -> dict[str, Any]:
-    """What `cedm generate` wrote beside its images of how it made them: steps, sampler, labels, model."""
+    """What `cedm generate` wrote beside its images of how it made them: settings, steps, model."""
     summary = read_summary(path.parent, "generate")
     if summary is None:
         return {}
     settings = (read_settings(path.parent) or {}).get("settings", {})
-    return {
-        "made_by": {
-            **{key: summary.get(key) for key in ("steps", "sampler", "nimg")},
-            **{key: settings.get(key) for key in ("num", "first_seed", "seeds", "clusters", "keep")},
-            "model_sha256": summary.get("inputs", {}).get("denoiser"),
-            "head_sha256": summary.get("inputs", {}).get("head"),
-        }
-    }
+    return {"made_by": {**settings, **{key: summary[key] for key in ("steps", "sampler", "nimg", "inputs")}}}

@@ -1,18 +1,31 @@
 """From the metrics asked for to their numbers: on which extractor each is taken, whether it can be, what comes out."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Fabric
 
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.images.images import ImageStore
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.features import Features, GeneratedSet
-from pipeline.evaluation.metrics_table import FRECHET, IMAGES, METRICS, REAL, Metric, Sides, frechet_metric
-from storage.errors import UserError
+from pipeline.evaluation.features import Features, GeneratedSet, extract
+from pipeline.evaluation.metrics_table import (
+    FRECHET,
+    GENERATED,
+    METRICS,
+    NEIGHBOURS,
+    OWN,
+    REAL,
+    Metric,
+    Sides,
+    frechet_metric,
+)
+from storage.errors import DamagedArtifactError, UserError
+from storage.files import read_sealed_json, write_sealed_json
 
 Plan = Sequence[Metric]  # each with its extractor and its settings, in the order of the table
 
@@ -21,52 +34,41 @@ def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
     """The metrics asked for, each with its extractor, where `own_backbone` is `evaluation.backbone`.
 
     Raises:
-        UserError: a metric's extractor is not named, or the file of `reference=` or `save_reference=` can't serve it.
+        UserError: a metric's extractor is not named; with `reference=`, a metric needs the real images; with it or
+            `save_reference=`, not one Fréchet distance is asked for.
     """
-    wanted = [name for name in METRICS if name in settings.metrics]
-    fixed = [METRICS[name].backbone for name in wanted if METRICS[name].backbone]
+    asked = [*settings.metrics, *(["memorisation"] if settings.memorisation and settings.reference is None else [])]
+    wanted = [metric for metric in METRICS.values() if metric.name in asked]
+    fixed = [metric.backbone for metric in wanted if metric.backbone not in (OWN, NEIGHBOURS)]
     preferred = METRICS["fdd"].backbone
     neighbours = preferred if preferred in fixed else fixed[0] if fixed else own_backbone
-    chosen = {"evaluation.backbone": own_backbone, "neighbour_backbone": settings.neighbour_backbone or neighbours}
-    if settings.memorisation and settings.reference is None:
-        wanted.append("memorisation")
+    chosen = {OWN: own_backbone, NEIGHBOURS: settings.neighbour_backbone or neighbours}
     plan: dict[str, Metric] = {}
-    for name in wanted:
-        metric = METRICS[name]
-        backbone = metric.backbone or chosen[metric.chosen_by]
+    for metric in wanted:
+        backbone = chosen.get(metric.backbone, metric.backbone)
         if backbone is None:
-            raise UserError(f"evaluation.backbone=null, but {name} is taken on it. Set evaluation.backbone=pixels.")
-        metric = frechet_metric(backbone) if name in FRECHET else metric  # fd on Inception is fid
+            raise UserError(f"{OWN}=null, but {metric.name} is taken on it. Set {OWN}=pixels.")
+        metric = frechet_metric(backbone) if metric.name in FRECHET else metric  # fd on Inception is fid
         scores = {score.format(backbone=backbone): arrow for score, arrow in metric.scores.items()}
-        own = getattr(settings, metric.group) if metric.group else None
+        own = metric.settings and getattr(settings, metric.settings.group)
         plan[metric.name] = replace(metric, backbone=backbone, scores=scores, settings=own)
-    check_reference_file(settings, list(plan.values()))
-    return list(plan.values())
-
-
-def backbones(plan: Plan, of: Sequence[str] = tuple(METRICS), side: str = "") -> list[str]:
-    """The extractors, each once: of some metrics, or of those that need each image's features of a side."""
-    return list(dict.fromkeys(m.backbone for m in plan if m.name in of and (not side or side in m.needs)))
-
-
-def check_reference_file(settings: EvaluateSettings, plan: Plan) -> None:
-    """Refuse metrics that a file of mean and covariance cannot serve.
-
-    Raises:
-        UserError: with `reference=`, a metric needs the real images; with either file, not one Fréchet distance is
-            asked for.
-    """
     for name in ("reference", "save_reference"):
-        if getattr(settings, name) is not None and len(backbones(plan, FRECHET)) != 1:
+        if getattr(settings, name) is not None and len(backbones(list(plan.values()), FRECHET)) != 1:
             expected = f"it holds the statistics of one extractor: ask for one of {', '.join(FRECHET)}"
             settings.refuse(name, f"{expected}, not metrics={settings.metrics}")
-    unfit = [metric.name for metric in plan if REAL in metric.needs]
+    unfit = [name for name, metric in plan.items() if REAL in metric.rows]
     if settings.reference is not None and unfit:
         settings.refuse(
             "reference",
             f"it holds a mean and a covariance; {' and '.join(unfit)} need the images of the data set. Leave "
             f"reference= out, or set metrics=[{', '.join(name for name in settings.metrics if name not in unfit)}]",
         )
+    return list(plan.values())
+
+
+def backbones(plan: Plan, of: Sequence[str] = tuple(METRICS), side: str = "") -> list[str]:
+    """The extractors, each once: of some metrics, or of those that need each image's features of a side."""
+    return list(dict.fromkeys(m.backbone for m in plan if m.name in of and (not side or side in m.rows)))
 
 
 def check_sizes(plan: Plan, num_generated: int, num_real: int | None, generated: str, dataset: str) -> None:
@@ -96,30 +98,52 @@ def check_sizes(plan: Plan, num_generated: int, num_real: int | None, generated:
                 )
 
 
-def measure(
+def measure_sets(
+    sets: Sequence[GeneratedSet],
     plan: Plan,
     extractors: Sequence[Backbone],
-    generated: Mapping[str, Features],
     real: Mapping[str, Features],
-    device: torch.device,
-    images: tuple[GeneratedSet, ImageStore, Path] | None,
-) -> dict[str, Any]:
-    """`scores`: all numbers by name; `memorisation`: the report on copies, None where it is not asked for.
+    store: ImageStore | None,
+    batch_size: int,
+    folder: Path,
+    fabric: Fabric,
+) -> list[dict[str, Any]]:
+    """The results of every set, on rank 0: all processes together extract features, rank 0 compares them.
+
+    Each result is kept in the run folder, and a stopped run goes on after them.
 
     Args:
-        generated, real: features of both sides by extractor.
-        device: where they are compared.
-        images: the generated images, the real ones, and the picture of copies to write; None without real images.
+        real: features of the other side by extractor.
+        store: its images, for the few that are looked at; None where a file of statistics stands for them.
+
+    Returns:
+        For each set `scores`, each `Score` as a dictionary by its name, and `generated`, the set's description.
     """
-    by_name = {extractor.name: extractor for extractor in extractors}
-    scores: dict[str, float] = {}
-    reports: dict[str, Any] = {"memorisation": None}
-    for metric in plan:
-        backbone = metric.backbone
-        found = metric.measure(
-            Sides(generated[backbone], real[backbone], by_name[backbone], device, images), metric.settings
-        )
-        scores |= {name: value for name, value in found.items() if name.removesuffix("_std") in metric.scores}
-        if IMAGES in metric.needs:
-            reports[metric.name] = {"backbone": backbone, **found}
-    return {"scores": scores, **reports}
+    results, device = [], fabric.device
+    comparing = torch.device("cpu") if device.type == "mps" else device  # in part in float64, which MPS lacks
+    for number, generated in enumerate(sets, start=1):
+        file = folder / f"set-{number}.json"
+        result = kept_result(file) if fabric.is_global_zero else None
+        if not fabric.broadcast(result is not None):
+            generated.to(device)
+            keep = backbones(plan, side=GENERATED)
+            found = extract(generated, extractors, keep, batch_size, device, f"set {number}")
+            if fabric.is_global_zero:
+                images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
+                sides = {e.name: Sides(found[e.name], real[e.name], e, comparing, images) for e in extractors}
+                measured = [metric.measure(sides[metric.backbone], metric.settings) for metric in plan]
+                scores = {name: asdict(score) for several in measured for name, score in several.items()}
+                result = {"scores": scores, "generated": generated.description}
+                write_sealed_json(file, result)
+        if result is not None:
+            results.append(result)
+    return results
+
+
+def kept_result(file: Path) -> dict[str, Any] | None:
+    """The result of a set that was measured before; None where it is yet to be measured."""
+    try:
+        return read_sealed_json(file)
+    except DamagedArtifactError as error:
+        print(f"{error} This set is measured again.", file=sys.stderr)
+        return None

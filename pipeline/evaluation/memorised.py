@@ -8,12 +8,13 @@ from torch import Tensor
 
 from callbacks.image_grid import image_grid
 from datamodules.images.images import ImageStore
-from metrics.memorisation import Memorisation, TrainingNeighbours, memorisation, training_neighbours
+from metrics.memorisation import memorisation, training_neighbours
 from pipeline.evaluation.features import GeneratedSet
 from storage.files import atomic_path
 
 NUM_SHOWN = 12
 NEARLY_EQUAL = 0.01  # of the training images' median spacing: nearer pairs are compared pixel by pixel
+ROW_NAMES = ["generated", "nearest in training set", "nearest to that one"]  # of the picture
 
 
 def memorisation_report(
@@ -28,14 +29,18 @@ def memorisation_report(
     """
     neighbours = training_neighbours(reference)
     found = memorisation(features, reference, neighbours)
-    shown = found.most_suspicious(NUM_SHOWN)
-    draw(generated, store, found, neighbours, shown, picture)
+    shown, spacing = found.most_suspicious(NUM_SHOWN), float(neighbours.distances.median())
+    nearest = found.nearest[shown]
+    rows = [generated.gather(shown).cpu(), store.gather(nearest), store.gather(neighbours.indices[nearest])]
+    with atomic_path(picture) as temporary:
+        image_grid(torch.stack(rows), ROW_NAMES).save(temporary)
+    near = (found.distances <= NEARLY_EQUAL * spacing).nonzero().flatten()
     return {
         "authenticity": found.authenticity,
         "authenticity_of_training_images": neighbours.authenticity,
-        "copies": count_copies(generated, store, found, neighbours),
+        "copies": count_equal(generated, near, store, found.nearest[near]),
         "median_distance": float(found.distances.median()),
-        "median_distance_between_training_images": float(neighbours.distances.median()),
+        "median_distance_between_training_images": spacing,
         "picture": str(picture),
         "most_suspicious": [
             {
@@ -49,29 +54,8 @@ def memorisation_report(
     }
 
 
-def count_copies(
-    generated: GeneratedSet, store: ImageStore, found: Memorisation, neighbours: TrainingNeighbours, batch: int = 256
-) -> int:
-    """Generated images that are their nearest training image, pixel by pixel."""
-    near = (found.distances <= NEARLY_EQUAL * neighbours.distances.median()).nonzero().squeeze(1)
-    copies = 0
-    for part in near.split(batch) if len(near) else ():
-        ours, theirs = generated.gather(part).cpu(), store.gather(found.nearest[part])
-        copies += int((ours == theirs).flatten(1).all(dim=1).sum())
-    return copies
-
-
-def draw(
-    generated: GeneratedSet,
-    store: ImageStore,
-    found: Memorisation,
-    neighbours: TrainingNeighbours,
-    shown: Tensor,
-    path: Path,
-) -> None:
-    """A column per suspicious image: itself, its nearest training image, and that one's nearest."""
-    nearest = found.nearest[shown]
-    rows = [generated.gather(shown).cpu(), store.gather(nearest), store.gather(neighbours.indices[nearest])]
-    names = ["generated", "nearest in training set", "nearest to that one"]
-    with atomic_path(path) as temporary:
-        image_grid(torch.stack(rows), names).save(temporary)
+def count_equal(generated: GeneratedSet, ours: Tensor, store: ImageStore, theirs: Tensor, batch: int = 256) -> int:
+    """How many of the generated images `ours` [B] are the training images `theirs` [B], pixel by pixel."""
+    parts = zip(ours.split(batch), theirs.split(batch), strict=True) if len(ours) else ()
+    equal = ((generated.gather(one).cpu() == store.gather(other)).flatten(1).all(dim=1) for one, other in parts)
+    return sum(int(part.sum()) for part in equal)

@@ -26,7 +26,7 @@ from storage.artifacts import read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.fingerprints import fingerprint
 
-ROWS_KIND = "features"
+KIND = "features"
 WHOLE_IMAGE = {"crop": "none"}  # in the identity of an extractor: its embeddings may be those of cropped images
 
 
@@ -37,18 +37,12 @@ class Extractors:
     The processors of some models (DINOv2's is one) cut off an eighth of the image all around after resizing, which is
     meant for photographs with their object in the middle. A distance has to see the borders too, and FDD is defined on
     images that are resized whole (arXiv 2306.04675).
-
-    Attributes:
-        own: settings of the run's own backbone.
-        weights: local files of the others' weights (`evaluation.weights`).
-        dataset: size of the images that they see.
-        cache_dir: where features, statistics and checksums are kept.
     """
 
-    own: BackboneSettings
-    weights: Mapping[str, Any]
-    dataset: DatasetSettings
-    cache_dir: str
+    own: BackboneSettings  # of the run
+    weights: Mapping[str, Any]  # local files of the others' weights (`evaluation.weights`)
+    dataset: DatasetSettings  # the size of the images that they see
+    cache_dir: str  # where features, statistics and checksums are kept
 
     def settings(self, name: str, asked_by: str = "evaluation.backbone") -> BackboneSettings:
         """The settings of the backbone `name`, with its weights from `evaluation.weights` where they are given there.
@@ -72,18 +66,24 @@ class Extractors:
         Raises:
             UserError: its weights cannot be had; the message says where to get them and what to set.
         """
-        identity = backbone_identity(self.settings(name), *self._images, setting=self._path_setting(name))
+        identity = backbone_identity(*self._arguments(name))
         return {**identity, **WHOLE_IMAGE} if identity["kind"] == "transformers" else identity
 
     def build(self, name: str) -> Backbone:
         """The extractor, on the CPU; raises as above."""
-        backbone = build_backbone(self.settings(name), *self._images, setting=self._path_setting(name))
+        backbone = build_backbone(*self._arguments(name))
         if isinstance(backbone, TransformersBackbone):
             processor = backbone.processor
             if getattr(processor, "do_center_crop", False):
                 processor.do_center_crop, processor.size = False, processor.crop_size
             backbone.identity = {**backbone.identity, **WHOLE_IMAGE}
         return backbone
+
+    def _arguments(self, name: str) -> tuple[BackboneSettings, int, int, str, str]:
+        """Those of `build_backbone`; the last is the setting that names the file of the weights."""
+        setting = f"{'' if name in self.weights else '+'}evaluation.weights.{name}"
+        setting = "backbone.path" if name == self.own.name else setting
+        return self.settings(name), self.dataset.resolution, self.dataset.channels, self.cache_dir, setting
 
     def build_or_own(self, name: str, say: Callable[[str], None]) -> Backbone:
         """The extractor, or the run's own backbone where its weights cannot be had, which `say` tells the user."""
@@ -95,16 +95,6 @@ class Extractors:
                 raise
             say(f"Note: {error}\nDistances are taken on the run's own backbone, {own}, instead.")
             return self.build(own)
-
-    @property
-    def _images(self) -> tuple[int, int, str]:
-        return self.dataset.resolution, self.dataset.channels, self.cache_dir
-
-    def _path_setting(self, name: str) -> str:
-        """The setting that names the file of a backbone's weights."""
-        if name == self.own.name:
-            return "backbone.path"
-        return f"{'' if name in self.weights else '+'}evaluation.weights.{name}"
 
     def reference(
         self,
@@ -142,8 +132,8 @@ class Extractors:
             if rank == 0:
                 found = {e.name: self.read(source, e, with_rows=e.name in keep) for e in extractors}
             missing = from_rank_0([name for name, features in found.items() if features is None])
-            if missing:
-                wanted = [e for e in extractors if e.name in missing]
+            wanted = [e for e in extractors if e.name in missing]
+            if wanted:
                 name = f"{source.name} ({', '.join(missing)})"
                 fresh = extract(open_store(), wanted, keep, batch_size, device, name)
                 for extractor in wanted if rank == 0 else ():
@@ -157,9 +147,9 @@ class Extractors:
         """What the cache holds of a data set; None where something is missing or damaged."""
         try:
             statistics = Statistics.load(self.cached("statistics", source, extractor))
-            if not with_rows:
-                return Features(statistics)
-            rows = read_artifact(self.cached("features", source, extractor), ROWS_KIND).tensors["rows"]
+            rows = (
+                read_artifact(self.cached("features", source, extractor), KIND).tensors["rows"] if with_rows else None
+            )
             return Features(statistics, rows)
         except MissingArtifactError:
             return None
@@ -169,12 +159,10 @@ class Extractors:
 
     def write(self, source: ImageSource, extractor: Backbone, features: Features) -> None:
         """Keep what was computed."""
-        made_from, statistics = self.description(source, extractor), features.statistics
-        path = self.cached("statistics", source, extractor)
-        Statistics(statistics.mean, statistics.cov, statistics.n, {"made_from": made_from}).save(path)
+        meta = {"made_from": self.description(source, extractor)}
+        replace(features.statistics, meta=meta).save(self.cached("statistics", source, extractor))
         if features.rows is not None:
-            path = self.cached("features", source, extractor)
-            write_artifact(path, ROWS_KIND, {"rows": features.rows}, {"made_from": made_from})
+            write_artifact(self.cached("features", source, extractor), KIND, {"rows": features.rows}, meta)
 
     def cached(self, folder: str, source: ImageSource, extractor: Backbone) -> Path:
         """Where the statistics (or the features themselves) of a data set are kept."""

@@ -1,7 +1,6 @@
 """Rejection sampling: of more candidates than asked for, those of each cluster that a clustering head is sure of."""
 
-import csv
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from datamodules.backbones.backbones import backbone_identity, build_backbone
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.image_output import ImageOutput
+from pipeline.pictures.table import write_csv
 from storage.errors import UserError
 from storage.files import atomic_path
 
@@ -22,70 +22,10 @@ TENTHS = 10
 GOLDEN_RATIO = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A clustering head with the backbone that it reads."""
-
-    head: ClusteringHead
-    backbone: Backbone
-
-    def to(self, device: torch.device) -> None:
-        """Where images are looked at; the head itself is small and stays on the CPU."""
-        self.backbone.to(device)
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Cluster ids, int64 [B], and maximum softmax probabilities, float32 [B], of uint8 images [B, C, H, W]."""
-        return self.head.assign(self.backbone.extract(images).cpu())
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a head says of candidates, all [N].
-
-    Attributes:
-        seeds: of the candidates.
-        asked: the cluster that each was generated for; −1 for a model without condition.
-        assigned: the cluster that the head finds it in.
-        confidence: its maximum softmax probability.
-        kept: whether it is among the most confident ones.
-    """
-
-    seeds: Tensor
-    asked: Tensor
-    assigned: Tensor
-    confidence: Tensor
-    kept: Tensor
-
-    def summary(self) -> dict[str, Any]:
-        """How sure the head is, and the share in which it finds the cluster that was asked for, of each tenth too."""
-        conditional = bool((self.asked >= 0).all())
-        agreed = (self.asked == self.assigned).float()
-        tenths = torch.argsort(self.confidence, stable=True).tensor_split(min(TENTHS, len(agreed)))
-
-        def agreement(rows: Tensor) -> float | None:
-            return float(agreed[rows].mean()) if conditional else None
-
-        return {
-            "num_candidates": len(agreed),
-            "keep": float(self.kept.float().mean()),
-            "lowest_kept_confidence": float(self.confidence[self.kept].min()),
-            "agreement": agreement(torch.ones_like(self.kept)),
-            "agreement_kept": agreement(self.kept),
-            "deciles": [(float(self.confidence[rows].mean()), agreement(rows)) for rows in tenths],
-        }
-
-    def save_csv(self, path: Path) -> None:
-        """`seed,asked,assigned,confidence,kept`, a line for each candidate."""
-        columns = (self.seeds, self.asked, self.assigned, self.confidence, self.kept.int())
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["seed", "asked", "assigned", "confidence", "kept"])
-            for seed, asked, assigned, confidence, kept in zip(*(c.tolist() for c in columns), strict=True):
-                writer.writerow([seed, asked, assigned, f"{confidence:.6g}", kept])
-
-
-def judge_of(head_file: Path, denoiser: Denoiser, backbone: BackboneSettings, cache_dir: str) -> Judge:
-    """The judge that `head=` names.
+def judge_of(
+    head_file: Path, denoiser: Denoiser, settings: BackboneSettings, cache_dir: str
+) -> tuple[ClusteringHead, Backbone]:
+    """The head that `head=` names, and the backbone that it reads.
 
     Raises:
         UserError: it is a head of other clusters than the model's, or another backbone's.
@@ -97,52 +37,69 @@ def judge_of(head_file: Path, denoiser: Denoiser, backbone: BackboneSettings, ca
             "Choose the head of the clustering that the model was trained on."
         )
     size = (denoiser.img_resolution, denoiser.img_channels, cache_dir)
-    identity = backbone_identity(backbone, *size)
+    identity = backbone_identity(settings, *size)
     if head.backbone_identity != identity:
         raise UserError(
             f"head={head_file} reads embeddings of another backbone ({head.backbone_identity}) than "
-            f"backbone={backbone.name} ({identity}). Choose the backbone= of its training."
+            f"backbone={settings.name} ({identity}). Choose the backbone= of its training."
         )
-    return Judge(head, build_backbone(backbone, *size))
+    return head, build_backbone(settings, *size)
 
 
 def keep_confident(
-    folder: Path, judge: Judge, candidates: ImageOutput, keep: float, batch_size: int
-) -> tuple[Tensor, ImageOutput, dict[str, Any]]:
-    """Judge the candidates, of which `confidence.csv` tells, and write the kept ones into the run folder.
+    folder: Path, head: ClusteringHead, backbone: Backbone, candidates: ImageOutput, keep: float, batch_size: int
+) -> tuple[ImageOutput, dict[str, Any]]:
+    """Judge the candidates, of which `confidence.csv` tells, and copy the kept ones into the run folder.
+
+    Of each cluster that was asked for, the `keep` most confident share stays.
 
     Returns:
-        The rows of the kept ones, their output, and what the summary says.
+        The output of the kept ones, and what the summary says.
     """
-    candidates.finish()
-    images = candidates.first(len(candidates.seeds))  # [N, C, H, W]
-    judgement = most_confident(judge, images, candidates, keep, batch_size)
-    judgement.save_csv(folder / "confidence.csv")
-    rows = judgement.kept.nonzero().flatten()
-    clusters = None if candidates.cluster_ids is None else [candidates.cluster_ids[row] for row in rows.tolist()]
-    output = ImageOutput(folder, candidates.format, candidates.seeds[rows], clusters)
-    for place, row in enumerate(rows.tolist()):
+    count, judged = len(candidates.seeds), []
+    for rows in tqdm(torch.arange(count).split(batch_size), unit="batch", desc="confidence", dynamic_ncols=True):
+        images = torch.stack([candidates.read(row) for row in rows.tolist()])  # [B, C, H, W]
+        judged.append(head.assign(backbone.extract(images).cpu()))
+    assigned, confidence = (torch.cat(parts) for parts in zip(*judged, strict=True))  # [N] each
+    unconditional = candidates.cluster_ids is None
+    asked = torch.full_like(assigned, -1) if unconditional else torch.tensor(candidates.cluster_ids)
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[by_confidence(confidence, asked)[: max(1, round(keep * count))]] = True
+    columns = (candidates.seeds, asked, assigned, confidence, kept.int())
+    names = ("seed", "asked", "assigned", "confidence", "kept")
+    lines = zip(*(column.tolist() for column in columns), strict=True)
+    write_csv(folder / "confidence.csv", [dict(zip(names, line, strict=True)) for line in lines])
+    output = ImageOutput(
+        folder, candidates.format, candidates.seeds[kept], None if unconditional else asked[kept].tolist()
+    )
+    for place, row in enumerate(kept.nonzero().flatten().tolist()):
         if not output.is_there(place):
-            output.write(place, images[row])
-    return rows, output, {"confidence": judgement.summary()}
+            with atomic_path(output.images / output.name(place)) as temporary:
+                shutil.copyfile(candidates.images / candidates.name(row), temporary)
+    return output, {"confidence": summarised(confidence, None if unconditional else asked == assigned, kept)}
 
 
-def most_confident(judge: Judge, images: Tensor, candidates: ImageOutput, keep: float, batch_size: int) -> Judgement:
-    """Judge images [N, C, H, W]; the `keep` most confident share of each cluster that was asked for stays."""
-    cluster_ids, confidences = [], []
-    with tqdm(total=len(images), unit="img", desc="confidence", dynamic_ncols=True) as bar:
-        for part in images.split(batch_size):
-            cluster_id, confidence = judge(part)
-            cluster_ids.append(cluster_id)
-            confidences.append(confidence)
-            bar.update(len(part))
-    confidence = torch.cat(confidences)
-    asked = torch.full_like(candidates.seeds, -1)
-    if candidates.cluster_ids is not None:
-        asked = torch.tensor(candidates.cluster_ids)
-    kept = torch.zeros(len(images), dtype=torch.bool)
-    kept[by_confidence(confidence, asked)[: max(1, round(keep * len(images)))]] = True
-    return Judgement(candidates.seeds, asked, torch.cat(cluster_ids), confidence, kept)
+def summarised(confidence: Tensor, agreed: Tensor | None, kept: Tensor) -> dict[str, Any]:
+    """How sure the head is, and the share in which it finds the cluster that was asked for, of each tenth too.
+
+    Args:
+        confidence: maximum softmax probability of each candidate, [N].
+        agreed: whether the head finds the cluster that was asked for, [N]; None for a model without condition.
+        kept: whether it is among the most confident ones, [N].
+    """
+    tenths = torch.argsort(confidence, stable=True).tensor_split(min(TENTHS, len(confidence)))
+
+    def agreement(rows: Tensor) -> float | None:
+        return None if agreed is None else float(agreed[rows].float().mean())
+
+    return {
+        "num_candidates": len(confidence),
+        "keep": float(kept.float().mean()),
+        "lowest_kept_confidence": float(confidence[kept].min()),
+        "agreement": agreement(torch.ones_like(kept)),
+        "agreement_kept": agreement(kept),
+        "deciles": [(float(confidence[rows].mean()), agreement(rows)) for rows in tenths],
+    }
 
 
 def by_confidence(confidence: Tensor, asked: Tensor) -> Tensor:

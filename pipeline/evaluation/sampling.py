@@ -37,9 +37,7 @@ class Sampler:
         device = next(denoiser.parameters()).device
         seeds = seeds.to(device)
         shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
-        one_hot = None
-        if labels is not None:
-            one_hot = F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
+        one_hot = None if labels is None else F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
         low, high = own.guidance_interval or (0.0, math.inf)
         guided = denoiser if own.guidance == 1 else ClassifierFreeGuidance(denoiser, own.guidance, (low, high))
         low_precision = torch.bfloat16 if own.precision == "bf16-mixed" else torch.float16
@@ -62,34 +60,17 @@ class Sampler:
         if not images.isfinite().all():
             broken = seeds[~images.isfinite().flatten(1).all(dim=1)].tolist()
             raise UserError(
-                f"the model makes no image of the seeds {', '.join(map(str, broken[:8]))}"
-                f"{', …' if len(broken) > 8 else ''}: values are not finite. "
-                + (
-                    "Its weights are broken, or the sampler's settings are."
-                    if own.precision == "32-true"
-                    else f"Set sampler.precision=32-true in place of {own.precision}."
-                )
+                f"the model makes no image of the seeds {', '.join(map(str, broken[:8]))}: values are not finite. Set "
+                f"sampler.precision=32-true in place of {own.precision}; else its weights are broken."
             )
         return denoiser.encoder.decode(images)
 
 
-def place(denoiser: Denoiser, device: torch.device, compiled: bool) -> None:
-    """Move a denoiser to where it is to work, in the memory format in which it was trained, and compile it if asked."""
-    denoiser.to(device)
-    if denoiser.meta.get("channels_last", True):
-        denoiser.to(memory_format=torch.channels_last)
-    if compiled:
-        denoiser.compile()
-
-
-def check_guidance(sampler: Sampler, denoiser: Denoiser, path: Path) -> None:
+def check_guidance(guidance: float, denoiser: Denoiser, path: Path) -> None:
     """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs."""
-    guidance = sampler.settings.guidance
-    if guidance == 1:
-        return
-    if not denoiser.label_dim:
+    if guidance != 1 and not denoiser.label_dim:
         raise UserError(f"guidance={guidance}: {path} was trained without clusters. Set guidance=1.")
-    if denoiser.meta.get("label_dropout") == 0:
+    if guidance != 1 and denoiser.meta.get("label_dropout") == 0:
         raise UserError(
             f"guidance={guidance}: {path} never saw an image without its label. "
             "Set guidance=1, or a model that was trained with training.label_dropout=0.1."
@@ -129,13 +110,6 @@ def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
     """The setting `clusters` in words, as it works out for this model."""
     if not denoiser.label_dim:
         return "none"
-    if clusters == "frequencies" and "imported_from" in denoiser.meta:
-        return "drawn uniformly, as a published file does not tell the classes' frequencies"
-    if clusters == "frequencies":
-        return "drawn from the clusters' frequencies"
-    return "drawn uniformly" if clusters == "uniform" else f"clusters {clusters} in turn"
-
-
-def cluster_ids_of(denoiser: Denoiser, labels: Tensor | None) -> list[int] | None:
-    """The cluster id of each label, as in the pseudo-labels; None without clusters."""
-    return None if labels is None or denoiser.cluster_ids is None else denoiser.cluster_ids[labels].tolist()
+    known = "imported_from" not in denoiser.meta  # a published file does not tell the classes' frequencies
+    drawn = {"frequencies": "from the clusters' frequencies" if known else "uniformly", "uniform": "uniformly"}
+    return f"drawn {drawn[clusters]}" if clusters in ("frequencies", "uniform") else f"clusters {clusters} in turn"

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from PIL import Image
@@ -13,8 +12,7 @@ from PIL import Image
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.evaluation.evaluation_summary import number
-from pipeline.evaluation.metrics_table import label_of
+from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import history_chart, loss_chart
@@ -177,20 +175,6 @@ def table_of_numbers(summary: Mapping[str, Any]) -> list[Table]:
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return [Table("The numbers of its summary.", ["what", "value"], rows)] if rows else []
-
-
-def table_of_scores(scores: Mapping[str, Any]) -> Table:
-    """A line for each score: its value on every set, and of several sets the best and the mean."""
-    count = len(next(iter(scores.values()))["sets"])
-    rows = []
-    for name, score in scores.items():
-        deviations = score.get("std_within_set")
-        cells = [number(value) for value in [*score["sets"], *([score["best"], score["mean"]] * (count > 1))]]
-        cells[-1] += f" ± {fmean(deviations):.2g}" if deviations else ""
-        rows.append([label_of(name), *cells])
-    header = ["score", *(f"set {position}" for position in range(1, count + 1)), *(["best", "mean"] * (count > 1))]
-    bars = " ±: standard deviation within a set." if any("std_within_set" in score for score in scores.values()) else ""
-    return Table(f"Every score on every set of generated images; ↓: lower is better, ↑: higher.{bars}", header, rows)
 
 
 def protocols_of(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -61,8 +61,7 @@ def test_the_numbers_are_those_of_torch_fidelity(cedm: Cedm, drawn: Path, workpl
 
     protocol = found["scores"]["fd_pixels"]["protocol"]
     assert protocol["extractor"] == {"name": "pixels", "kind": "pixels", "resolution": 8, "channels": 1}
-    assert protocol["generated"][0]["num_images"] == 300
-    assert protocol["reference"]["num_images"] == 1797
+    assert (protocol["generated"][0]["num_images"], protocol["reference"]["num_images"]) == (300, 1797)
     assert protocol["reference"]["fingerprint"] == found["inputs"]["reference"]
     assert found["scores"]["precision"]["protocol"]["k"] == 3
     memory = found["memorisation"][0]
@@ -96,7 +95,7 @@ def test_a_model_its_images_and_their_zip_have_the_same_distances(cedm: Cedm, mo
     of_model, of_files = (run["scores"]["recall"]["protocol"]["generated"][0] for run in (found[0], found[2]))
     assert (of_model["seeds"], of_model["steps"]) == ("0 to 59", 3)
     assert of_files["made_by"]["steps"] == 3
-    assert of_files["made_by"]["model_sha256"] == of_model["sha256"]
+    assert of_files["made_by"]["inputs"]["denoiser"] == of_model["sha256"]
 
 
 def test_each_image_is_seen_once(
@@ -227,9 +226,8 @@ def test_reference_files_of_edm_serve_and_are_written(cedm: Cedm, drawn: Path) -
         np.testing.assert_allclose(arrays["mu"], (digits().reshape(1797, -1) / 127.5 - 1).mean(0), atol=1e-6)
         assert arrays["sigma"].shape == (64, 64)
     read = cedm("evaluate", f"generated={drawn}", "metrics=[fd]", "reference=digits.npz", "run_dir=b")
-    assert read.code == 0, read.err
+    assert "does not say which images" in read.out, read.err
     assert summary("b")["fd_pixels"] == pytest.approx(summary("a")["fd_pixels"], rel=1e-9)
-    assert "does not say which images" in read.out
     assert summary("b")["memorisation"] == []
     Path("digits.npz").unlink()  # a finished run writes it again
     assert cedm("evaluate", f"generated={drawn}", *PLAIN_FD, "save_reference=digits.npz", "run_dir=a").code == 0
@@ -255,7 +253,6 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
         ([], ["generated", "generated=VALUE"]),
         (["generated=gone"], ["generated=gone", "cedm generate"]),
         (["generated=empty"], ["no images"]),
-        (["generated=few", "metrics=[fdi]"], ["'fdi'", "Did you mean fd", "fid, fdd"]),
         (["generated=few"], ["prdc.k_density_coverage=5", "has 5 images"]),
         (["generated=large"], ["16×16", "8×8", "never resized"]),
         (["generated=colour"], ["3 channels", "dataset.channels"]),
@@ -271,7 +268,6 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
         (["generated=few", "metrics=[fd]", "reference=gone.npz"], ["gone.npz"]),
         (["generated=few", "metrics=[fd]", "reference=other.npz"], ["3 features", "64"]),
         (["generated=few", "metrics=[fd,prdc]", "reference=other.npz"], ["prdc", "metrics=[fd]"]),
-        (["generated=few", "metrics=[fid]", "evaluation.weights.inception=no.pth"], ["evaluation.weights.inception"]),
         (["generated=few", "metrics=[fid]", "evaluation.weights.inception=bad.pth"], ["bad.pth: refused"]),
         (
             ["generated=few", "metrics=[fdd]", "evaluation.weights.dinov2_vitl14=no"],

@@ -1,7 +1,6 @@
 """`cedm generate` and what it shares with its model, as a user types it."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
+from pipeline.evaluation.generate_settings import GenerateSettings
+from pipeline.evaluation.sampling import labels_of
+from pipeline.running.run_folder import locked
 
 from .conftest import Cedm, summary
 
@@ -66,6 +70,7 @@ def test_images_that_are_not_finite_are_none(cedm: Cedm, model: Path, workplace:
 def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace: Path) -> None:
     """The images of a ZIP lie in a folder until all are there."""
     assert cedm("generate", f"ckpt={model}", "num=6", "run_dir=z").code == 0
+    labels = [label for _, label in json.loads((workplace / "z/images/dataset.json").read_text())["labels"]]
     before, kept = pixels(workplace / "z", 4), workplace / "z/images/00000/img00000003.png"
     time_stamp = kept.stat().st_mtime_ns
     (workplace / "z/images/00000/img00000004.png").unlink()
@@ -80,12 +85,13 @@ def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace:
     del settings["sha256"]
     (workplace / "z/settings.json").write_text(json.dumps(settings))
     Image.new("L", (8, 8), 77).save(kept)
-    for _ in range(2):  # a finished one is left as it is
+    for _ in range(2):  # a finished one is left as it is, and is a data set again
         assert cedm("generate", f"ckpt={model}", "num=6", "format=zip", "run_dir=z").code == 0
         assert not (workplace / "z/images").exists()
-        with zipfile.ZipFile(workplace / "z/images.zip") as archive:
-            assert len(archive.namelist()) == 7
-            assert np.array(Image.open(archive.open("00000/img00000003.png"))).mean() == 77
+        source = open_source(DatasetSettings(kind="zip", path=str(workplace / "z/images.zip")))
+        assert np.array(source.image(3)).mean() == 77
+        assert source.labels is not None
+        assert source.labels.tolist() == labels
 
 
 def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
@@ -108,35 +114,18 @@ def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
     assert (pictures["calm"] == pictures["heun"]).all()
 
 
-def test_labels_are_drawn_as_asked(cedm: Cedm, model: Path, workplace: Path) -> None:
+def test_labels_are_drawn_as_asked(model: Path) -> None:
     """In proportion to the frequencies ½, ¼, ¼, uniformly, or in turn; a seed has the same label in any company."""
-    for clusters, share in {"frequencies": 1 / 2, "uniform": 1 / 3, "[2,5]": 1 / 2}.items():
-        labels = {}
-        for name, seeds in {"all": "num=300", "some": "seeds=[299,31]"}.items():
-            settings = [seeds, "steps=1", f"clusters={clusters}", f"run_dir={name}{share:.1f}{len(clusters)}"]
-            result = cedm("generate", f"ckpt={model}", *settings)
-            assert result.code == 0, result.err
-            written = workplace / settings[-1].removeprefix("run_dir=") / "images/dataset.json"
-            labels[name] = dict(json.loads(written.read_text())["labels"])
-        assert labels["some"].items() <= labels["all"].items()
-        assert list(labels["all"].values()).count(2) / 300 == pytest.approx(share, abs=0.1)
-
-
-def test_a_zip_holds_images_and_labels(cedm: Cedm, model: Path, workplace: Path) -> None:
-    """It is a data set of kind zip again."""
-    from datamodules.images.dataset_settings import DatasetSettings
-    from datamodules.images.sources import open_source
-
-    assert cedm("generate", f"ckpt={model}", "num=6", "clusters=[5,7]", "format=zip", "run_dir=z").code == 0
-    source = open_source(DatasetSettings(kind="zip", path=str(workplace / "z/images.zip")))
-    assert len(source) == 6
-    assert source.labels is not None
-    assert source.labels.tolist() == [5, 7, 5, 7, 5, 7]
+    denoiser = Denoiser.from_pretrained(model)
+    for clusters, share in (("frequencies", 1 / 2), ("uniform", 1 / 3), ([2, 5], 1 / 2)):
+        settings = GenerateSettings(clusters=clusters)
+        labels = labels_of(settings, denoiser, model, torch.arange(300))
+        assert labels is not None
+        assert torch.equal(labels[[299, 31]], labels_of(settings, denoiser, model, torch.tensor([299, 31])))
+        assert (labels == 0).float().mean() == pytest.approx(share, abs=0.1)
 
 
 def test_two_processes_cannot_work_in_one_run_folder(cedm: Cedm, model: Path, workplace: Path) -> None:
-    from pipeline.running.run_folder import locked
-
     with locked(workplace / "run"):
         result = cedm("generate", f"ckpt={model}", "num=1", "run_dir=run")
     assert result.code == 2

@@ -21,12 +21,6 @@ def name_of(source: str = "0123456789abcdef", weights: str = "weights 1", **data
 
 
 def test_what_decides_the_features_decides_the_name() -> None:
-    changes: list[dict[str, Any]]
-    changes = [
-        {"source": "f" * 16},
-        {"resolution": 64},
-        {"channels": 1},
-        {"weights": "weights 2"},
-    ]
-    assert len({name_of(), *(name_of(**changed) for changed in changes)}) == 5
+    changed = name_of(source="f" * 16), name_of(resolution=64), name_of(channels=1), name_of(weights="weights 2")
+    assert len({name_of(), *changed}) == 5
     assert name_of(path="/else") == name_of()

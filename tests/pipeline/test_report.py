@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.bound import Measurement
+from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import Chart, Series, draw_axes, draw_png, draw_series, plotly_figure
 from pipeline.pictures.gallery import members_to_show
-from pipeline.studies.run_page import protocols_of, table_of_numbers, table_of_scores
+from pipeline.studies.run_page import protocols_of, table_of_numbers
 
 from .conftest import Cedm
 from .test_study import TINY, without_scripts
@@ -84,15 +85,15 @@ def test_the_facts_and_tables_of_a_bound(tmp_path: Path) -> None:
 def score(**settings: Any) -> dict[str, Any]:
     sets = [{"num_images": 50, "seeds": "0 to 49"}, {"num_images": 50, "seeds": "50 to 99"}]
     protocol = {"extractor": {"name": "pixels"}, "generated": sets, **settings}
-    return {"sets": [4.0, 2.0], "best": 2.0, "mean": 3.0, "protocol": protocol}
+    return {"sets": [4.0, 2.0], "best": 2.0, "mean": 3.0, "protocol": protocol, "beside": ""}
 
 
 def test_every_set_and_every_protocol_of_an_evaluation() -> None:
     scores = {"fd_pixels": score(), "precision": score(k=3), "recall": score(k=3), "copies": score() | {"best": None}}
     table = table_of_scores(scores)
-    assert table.header == ["score", "set 1", "set 2", "best", "mean"]
-    assert table.rows[0] == ["fd_pixels ↓", "4", "2", "2", "3"]
-    assert table.rows[3] == ["copies", "4", "2", "", "3"]
+    assert table.header == ["score", "set 1", "set 2", "best", "mean", "measured"]
+    assert table.rows[0] == ["fd_pixels ↓", "4", "2", "2", "3", "on pixels"]
+    assert table.rows[3] == ["copies", "4", "2", "", "3", "on pixels"]
     shared, *own = protocols_of(scores).items()
     assert shared[0] == "fd_pixels, precision, recall, copies"
     assert shared[1]["generated"] == {"num_images": 50, "seeds": ["0 to 49", "50 to 99"]}
