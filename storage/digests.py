@@ -42,7 +42,10 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
 
 def file_state(path: Path) -> str:
     """Size, times of change and inode: changes when the file may have changed, and is had without reading it."""
-    return " ".join(map(str, _state(path)))
+    try:
+        return " ".join(map(str, _state(path)))
+    except FileNotFoundError:
+        return "gone"
 
 
 def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import PIL
 
@@ -30,21 +30,20 @@ def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> d
 
     def find() -> dict[str, Any]:
         reasons = each_row(reason, len(reader.ids), f"looking for bad files in {name}")
-        return {"bad": {image_id: text for image_id, text in zip(reader.ids, reasons, strict=True) if text is not None}}
+        return {image_id: text for image_id, text in zip(reader.ids, reasons, strict=True) if text is not None}
 
     if cache_dir is None:
-        return find()["bad"]
-    stem = file_stem(name, "bad-files", fingerprint([reader.state(), PIL.__version__]))
-    return remembered_json(Path(cache_dir) / "data" / f"{stem}.json", find)["bad"]
+        return find()
+    stem = file_stem(name, "bad", fingerprint([reader.state(), PIL.__version__]))
+    return remembered_json(Path(cache_dir) / "data" / f"{stem}.json", find)
 
 
-def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> None:
+def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> NoReturn:
     """Raise a `UserError` that counts the bad files and names some, each with its reason."""
-    lines = [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
-    if len(bad) > SHOWN:
-        lines.append(f"  … and {len(bad) - SHOWN:,} more")
-    heading = f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"
-    raise UserError("\n".join([heading, *lines, cure(skippable)]))
+    lines = [f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"]
+    lines += [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
+    lines += [f"  … and {len(bad) - SHOWN:,} more"] * (len(bad) > SHOWN)
+    raise UserError("\n".join([*lines, cure(skippable)]))
 
 
 def cure(skippable: bool) -> str:

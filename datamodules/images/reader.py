@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from datamodules.images.decoding import load_image, open_image
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -60,3 +62,17 @@ class Reader(ABC):
     def own_labels(self) -> Labels | None:
         """The labels that the data set brings."""
         return self._labels
+
+
+class EncodedReader(Reader):
+    """Reads images that are stored as the files of an image format, wherever these lie."""
+
+    @abstractmethod
+    def file(self, row: int) -> tuple[Path | bytes, str]:
+        """The image file in this row, or its bytes; and its name. Raises `UnusableImageError`."""
+
+    def read(self, row: int) -> Image.Image:
+        return load_image(*self.file(row))
+
+    def read_header(self, row: int) -> Image.Image:
+        return open_image(*self.file(row))

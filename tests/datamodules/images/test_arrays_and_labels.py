@@ -156,7 +156,7 @@ def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path
     ("options", "message"),
     [
         ({"split": "valid"}, "no split 'valid'; there are train, test"),
-        ({"image_key": "note"}, "dataset.image_key=note is none of its image columns. Image columns: picture"),
+        ({"image_key": "note"}, "dataset.image_key=note: no such column; there are picture"),
         ({"label_key": "colour"}, "dataset.label_key=colour: no such column"),
     ],
 )
