@@ -18,7 +18,10 @@ MOST = 10_000_000  # tables as long as the highest number are made
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
     try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays")
+        return array
     except Exception as error:  # numpy reads the header as Python, so it can raise what a parser raises
         raise UserError(f"{path}: cannot be read as a plain array ({error}). Save numbers with numpy.save.") from error
 
