@@ -89,5 +89,5 @@ def whole_numbers(path: Path, values: Any, what: str) -> Tensor:
         raise UserError(f"{path}: {what} are not whole; expected 0, 1, 2, …")
     wrong = next((limit.item() for limit in numbers.aminmax() if not 0 <= limit < MOST), None)
     if wrong is not None:
-        raise UserError(f"{path}: holds {wrong:g}; expected {what} from 0 up, below {MOST:,}.")
+        raise UserError(f"{path}: holds {wrong}; expected {what} from 0 up, below {MOST:,}.")
     return numbers.long()

@@ -1,16 +1,16 @@
 """Vision models of the Hugging Face library as backbones."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
+from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
 from datamodules.backbones.backbone_files import model_files
 from datamodules.backbones.backbone_settings import BackboneSettings
-from storage.digests import file_digest
 from storage.errors import UserError
 
 OUTPUTS = ("cls_token", "mean_patch_tokens", "pooler", "projected")
@@ -24,28 +24,25 @@ class TransformersBackbone(Backbone):
     """
 
     def __init__(self, name: str, folder: Path, output: str, identity: dict[str, Any]) -> None:
-        model, processor = _load(folder, output)
-        super().__init__(name, dim=0, identity=identity)
+        super().__init__(name, identity)
         self.output = output
-        self.model: Any = model
-        self.processor = processor
-        self._freeze()
-        self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+        self.model: Any
+        self.model, self.processor = _load(folder, output)
 
     @classmethod
-    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+    def files(cls, settings: BackboneSettings) -> list[Path]:
         if settings.output not in OUTPUTS:
             settings.refuse("output", f"one of {', '.join(OUTPUTS)} is expected")
-        digests = {path.name: file_digest(path, cache_dir) for path in _files(settings)}
-        return {"kind": settings.kind, "output": settings.output, "files": digests}
+        names = ("config.json", "preprocessor_config.json")
+        return model_files(settings, str(settings.model), names, optional=("processor_config.json",))
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        return cls(settings.name, _files(settings)[0].parent, str(settings.output), identity)
+        return cls(settings.name, cls.files(settings)[0].parent, str(settings.output), identity)
 
     @property
     def preparation(self) -> Preparation:
-        return _Processing(self.processor)
+        return partial(processed, processor=self.processor)
 
     def _features(self, inputs: Tensor) -> Tensor:
         outputs = self.model(pixel_values=inputs, **self._unmasked(inputs))
@@ -84,20 +81,10 @@ class TransformersBackbone(Backbone):
         return prefix
 
 
-class _Processing:
-    """The model's own image processor, on tensors."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        prepared = self.processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
-        return prepared["pixel_values"]  # float32 [B, 3, S, S]
-
-
-def _files(settings: BackboneSettings) -> list[Path]:
-    names = ("config.json", "preprocessor_config.json")
-    return model_files(settings, str(settings.model), names, optional=("processor_config.json",))
+def processed(images: Tensor, processor: Any) -> Tensor:
+    """uint8 images by the model's own image processor: float32 [B, 3, S, S]."""
+    prepared = processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
+    return prepared["pixel_values"]
 
 
 def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_base import Backbone, prepare
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.embeddings.embeddings import load_embeddings, make_embeddings
@@ -211,7 +211,9 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
     together = backbone.extract(images)
     assert torch.equal(together, backbone.extract(images))
     alone = torch.cat([backbone.extract(image[None]) for image in images])
-    mixed = backbone.extract_list([images[0], random_images(3, 64, 20), images[1], random_images(1, 8, 8)])
+    mixed = backbone.features_of(
+        prepare(backbone.preparation, [images[0], random_images(3, 64, 20), images[1], random_images(1, 8, 8)])
+    )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed[[0, 2]], together[:2], rtol=1e-4, atol=1e-5)
 

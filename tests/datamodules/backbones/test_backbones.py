@@ -20,7 +20,7 @@ from transformers import (
     ViTModel,
 )
 
-from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_base import Backbone, prepare
 from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from storage.errors import UserError
@@ -169,7 +169,7 @@ def test_inception_is_torch_fidelitys(inception_weights: Path):
     expected = reference(images)[0]
     assert backbone.dim == 2048
     torch.testing.assert_close(backbone.extract(images), expected)
-    mixed = backbone.extract_list([images[0], random_images(3, 40, 20), images[1]])
+    mixed = backbone.features_of(prepare(backbone.preparation, [images[0], random_images(3, 40, 20), images[1]]))
     torch.testing.assert_close(mixed[[0, 2]], expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(backbone.extract(images[:, :1]), backbone.extract(images[:, :1].expand(-1, 3, -1, -1)))
 

@@ -37,7 +37,7 @@ class MeanColour(Backbone):
     """A backbone that takes images of any size: the mean of each channel."""
 
     def __init__(self) -> None:
-        super().__init__("mean_colour", dim=3, identity={"kind": "mean_colour"})
+        super().__init__("mean_colour", {"kind": "mean_colour"})
 
     @property
     def preparation(self) -> Preparation:
