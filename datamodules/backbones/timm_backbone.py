@@ -130,11 +130,7 @@ def hub_id(model: str | None) -> str:
 
 
 def import_timm() -> Any:
-    """timm, an optional dependency.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """timm, an optional dependency. Raises `UserError`: it is not installed."""
     try:
         import timm
     except ImportError as error:

@@ -40,7 +40,8 @@ class ArrayReader(Reader):
         kind: str = "array",
     ) -> None:
         super().__init__(kind, labels)
-        self.path, self._images = (images, None) if isinstance(images, Path) else (None, images)
+        self.path = images if isinstance(images, Path) else None
+        self._images = None if isinstance(images, Path) else images
         self.value_range = checked_range(name, self.images, value_range)
         self.ids = numbered_ids(len(self.images))
 

@@ -96,7 +96,7 @@ def bytes_of(file: Path | bytes) -> bytes:
     try:
         return file if isinstance(file, bytes) else file.read_bytes()
     except OSError as error:
-        raise UnusableImageError(f"{file} cannot be read ({error.strerror})") from error
+        raise UnusableImageError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def check_header(image: Image.Image) -> None:

@@ -27,7 +27,7 @@ def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: 
     pictures = eight_bit_pictures(image, channels)
     if resolution is not None:
         pictures = [square(picture, resolution) for picture in pictures]
-    values = np.concatenate([np.atleast_3d(picture) for picture in pictures], axis=2)  # [H, W, C]
+    values = np.concatenate([np.atleast_3d(np.array(picture)) for picture in pictures], axis=2)  # [H, W, C]
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 

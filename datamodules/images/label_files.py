@@ -27,7 +27,7 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
         UserError: an image outside of them, or one of the `folders` beside them that holds no image.
     """
     places = [image_id.split("/")[:-1] for image_id in ids]
-    common = commonprefix(places)  # of lists of folders, not of texts
+    common = commonprefix(places)  # noqa: RUF071 (of lists of folders, not of texts)
     shared = len(common)
     loose = next((image_id for image_id, parts in zip(ids, places, strict=True) if len(parts) <= shared), None)
     if loose is not None:
