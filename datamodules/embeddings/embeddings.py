@@ -79,9 +79,7 @@ def make_embeddings(
     def fill(folder: Path) -> None:
         missing = missing_shards(folder, len(source))
         with embedding_bar(source, missing) as bar:
-            embed_shards(
-                source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
-            )
+            embed_shards(source, backbone.to(device), folder, missing, batch_size, num_workers, precision, bar.update)
 
     return collect_embeddings(source, backbone.identity, cache_dir, fill, {"precision": precision})
 
@@ -115,9 +113,9 @@ def collect_embeddings(
 
 def embedding_bar(source: ImageSource, missing: Sequence[range]) -> tqdm:
     """A progress bar in images, with their rate, that begins where an earlier run stopped."""
-    total, what = len(source), f"embedding {source.name}"
-    done = total - sum(map(len, missing))
-    return tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True)
+    done = len(source) - sum(map(len, missing))
+    what = f"embedding {source.name}"
+    return tqdm(total=len(source), initial=done, desc=what, unit=" images", dynamic_ncols=True)
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:

@@ -41,21 +41,17 @@ def shard_path(folder: Path, rows: range) -> Path:
     return folder / f"{rows.start:09d}-{rows.stop:09d}.safetensors"
 
 
-def read_shard(folder: Path, rows: range) -> Tensor:
-    """Features of the images `rows`, float32 [len(rows), D]."""
-    return read_artifact(shard_path(folder, rows), KIND).tensors["values"]
-
-
 def missing_shards(folder: Path, num_images: int) -> list[range]:
     """The shards that are yet to be made; damaged ones are set aside, to be made again."""
     missing = []
     for rows in shards_of(num_images):
         try:
-            read_shard(folder, rows)
-        except (MissingArtifactError, DamagedArtifactError) as error:
+            read_artifact(shard_path(folder, rows), KIND)
+        except MissingArtifactError:
             missing.append(rows)
-            if isinstance(error, DamagedArtifactError):
-                log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
+        except DamagedArtifactError as error:
+            log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
+            missing.append(rows)
     return missing
 
 
@@ -118,11 +114,11 @@ def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:
     The values lie in a file that is mapped into memory, not in memory; the statistics are sums in float64, shard by
     shard (Chan, Golub and LeVeque 1983, equation 2.1).
     """
-    joined = folder / "joined"
-    mean, squares, seen = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    joined, seen = folder / "joined", 0
+    mean = squares = torch.zeros(1, dtype=torch.float64)
     with joined.open("wb") as file:
         for rows in shards_of(num_images):
-            values = read_shard(folder, rows)
+            values = read_artifact(shard_path(folder, rows), KIND).tensors["values"]  # [len(rows), D]
             file.write(values.numpy().data)
             part_variance, part_mean = torch.var_mean(values.double(), dim=0, correction=0)
             step, total = part_mean - mean, seen + len(rows)
