@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -87,3 +88,14 @@ def split_batch(global_batch_size: int, world_size: int, accumulate: int = 1) ->
             f"{world_size} devices x {accumulate} accumulated passes = {parts}; for example {nearest}"
         )
     return global_batch_size // parts
+
+
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raise a `UserError` where a batch is larger than the data set."""
+    if batch_size > num_images:
+        raise UserError(f"batch_size={batch_size} is larger than the data set of {num_images} images; make it smaller")
+
+
+def place_of(trainer: L.Trainer | None) -> tuple[int, int, int]:
+    """World size, rank and optimizer step of the trainer; of a single process at its start without one."""
+    return (1, 0, 0) if trainer is None else (trainer.world_size, trainer.global_rank, trainer.global_step)

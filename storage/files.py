@@ -34,9 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if "=" in path.name:
-        raise ValueError(
-            f"{path.name!r}: file names that this project writes hold no '=' (Hydra reads it as an override)"
-        )
+        raise ValueError(f"{path.name!r}: a name with '=' in it would be an override to Hydra")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _workplace(path) as (folder, mode):
@@ -133,8 +131,7 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        seal = data.pop(SEAL, None)  # earlier versions wrote none
-        intact = seal is None or seal == hashlib.sha256(canonical_json(data)).hexdigest()
+        intact = data.pop(SEAL, None) == hashlib.sha256(canonical_json(data)).hexdigest()
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError):

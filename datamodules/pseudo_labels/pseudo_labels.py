@@ -166,10 +166,9 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
         raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key.")
     if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
-        made = labels.meta.get(MADE_FOR)
-        # Made for a part, or for more than these: the ids alone must do.
-        counterparts = [known for known in (source, source.whole) if made and made["num_images"] == len(known)]
-        if counterparts and counterparts[0].images_fingerprint != made["fingerprint"]:
+        made = labels.meta.get(MADE_FOR, {})  # where it is another number of images, the ids alone must do
+        same = [known for known in (source, source.whole) if len(known) == made.get("num_images")]
+        if same and same[0].images_fingerprint != made["fingerprint"]:
             raise UserError(
                 f"{path}: made for other images, of {made['name']} ({made['num_images']:,}), that have the same names "
                 f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give "
