@@ -52,15 +52,10 @@ def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
 class StreamBatches(Sampler[Tensor]):
     """Positions of one rank's micro-batches, int64 [b] each, for `DataLoader(dataset, sampler=…, batch_size=None)`.
 
-    With world size W and A micro-batches accumulated per step, B = A·W·b; micro-batch m of step n on rank r takes the
-    positions n·B + m·W·b + r·b + [0, b).
+    With global batch size B, world size W and A micro-batches accumulated per step, B = A·W·b; micro-batch m of step n
+    on rank r takes the positions n·B + m·W·b + r·b + [0, b). They never end.
 
-    Args:
-        global_batch_size: B.
-        world_size: W.
-        rank: r.
-        accumulate: A.
-        start_step: optimizer steps that were taken before.
+    `start_step` optimizer steps were taken before.
     """
 
     def __init__(

@@ -24,8 +24,7 @@ def build_backbone(
 ) -> Backbone:
     """Builds a backbone from its settings, frozen and in evaluation mode, on the CPU.
 
-    Weights that are not on this machine are downloaded. Raises `UserError` where that fails, naming the model and what
-    to set instead.
+    Weights that are not on this machine are downloaded. Raises `UserError` where that fails.
 
     Args:
         resolution, channels: of the training images; only `pixels` depends on them.

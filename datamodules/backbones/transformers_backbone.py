@@ -45,40 +45,25 @@ class TransformersBackbone(Backbone):
         return partial(processed, processor=self.processor)
 
     def _features(self, inputs: Tensor) -> Tensor:
-        outputs = self.model(pixel_values=inputs, **self._unmasked(inputs))
+        patch_size, arguments = getattr(self.model.config, "patch_size", None), {}
+        patches = inputs.shape[2] // patch_size * (inputs.shape[3] // patch_size) if isinstance(patch_size, int) else 0
+        if self.model.config.model_type == "vit_mae":  # sorts the patches by this "noise", even where it hides none
+            arguments["noise"] = torch.arange(patches, device=inputs.device).expand(len(inputs), -1)
+        outputs = self.model(pixel_values=inputs, **arguments)
         if self.output == "projected":
             return outputs.image_embeds.float()  # [B, dim]
         if self.output == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
-                raise UserError(
-                    f"{self.name}: this model has no pooler. Set backbone.output to cls_token or mean_patch_tokens"
-                )
+                raise UserError(f"{self.name}: no pooler. Set backbone.output to cls_token or mean_patch_tokens")
             return outputs.pooler_output.flatten(1).float()  # [B, dim]
         tokens = outputs.last_hidden_state  # [B, prefix + patches, dim]; after the last norm
-        prefix = self._count_prefix_tokens(tokens, inputs)
-        return (tokens[:, 0] if self.output == "cls_token" else tokens[:, prefix:].mean(dim=1)).float()
-
-    def _unmasked(self, inputs: Tensor) -> dict[str, Tensor]:
-        """For MAE: rising "noise", by which it sorts the patches; it shuffles them even where it hides none."""
-        if self.model.config.model_type != "vit_mae":
-            return {}
-        return {"noise": torch.arange(self._count_patches(inputs), device=inputs.device).expand(len(inputs), -1)}
-
-    def _count_patches(self, inputs: Tensor) -> int:
-        patch_size = getattr(self.model.config, "patch_size", None)
-        return inputs.shape[2] // patch_size * (inputs.shape[3] // patch_size) if isinstance(patch_size, int) else 0
-
-    def _count_prefix_tokens(self, tokens: Tensor, inputs: Tensor) -> int:
-        """Tokens that come before the patches: the class token, and registers where the model has some."""
-        patches = self._count_patches(inputs)
-        prefix = tokens.shape[1] - patches
-        least = 1 if self.output == "cls_token" else 0
-        if tokens.ndim != 3 or patches == 0 or prefix < least:
+        prefix = tokens.shape[1] - patches  # the class token, and registers where the model has some
+        if tokens.ndim != 3 or patches == 0 or prefix < (self.output == "cls_token"):
             raise UserError(
                 f"{self.name}: backbone.output={self.output} needs a vision transformer with such tokens; "
                 f"{type(self.model).__name__} returns {list(tokens.shape)}. Set backbone.output=pooler"
             )
-        return prefix
+        return (tokens[:, 0] if self.output == "cls_token" else tokens[:, prefix:].mean(dim=1)).float()
 
 
 def processed(images: Tensor, processor: Any) -> Tensor:
@@ -95,14 +80,8 @@ def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         model_class, arguments = _model_class(folder, config, output)
-        model, loading = model_class.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **arguments,
-        )
+        arguments |= {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
+        model, loading = model_class.from_pretrained(folder, output_loading_info=True, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: the transformers library cannot load this as an image model ({error})") from error
     if model.main_input_name != "pixel_values":
@@ -134,7 +113,6 @@ def _model_class(folder: Path, config: Any, output: str) -> tuple[Any, dict[str,
         config.mask_ratio = 0.0  # pretraining hides three quarters of the patches
     arguments = {"config": config}
     mapped: Any = MODEL_MAPPING[type(config)]
-    takes = inspect.signature(mapped).parameters
-    if output != "pooler" and "add_pooling_layer" in takes:
+    if output != "pooler" and "add_pooling_layer" in inspect.signature(mapped).parameters:
         arguments["add_pooling_layer"] = False  # a pooler that the files lack would be made of random numbers
     return AutoModel, arguments

@@ -40,21 +40,14 @@ class ArrayReader(Reader):
         kind: str = "array",
     ) -> None:
         super().__init__(kind, labels)
-        self.path = images if isinstance(images, Path) else None
-        self._images = None if isinstance(images, Path) else images
+        self.name, self.path = name, images if isinstance(images, Path) else None
+        self.images = load_npy(images, mmap_mode="r") if isinstance(images, Path) else images
         self.value_range = checked_range(name, self.images, value_range)
         self.ids = numbered_ids(len(self.images))
 
-    @property
-    def images(self) -> np.ndarray:
-        """The whole array; a file's is mapped into memory, not read."""
-        if self._images is None:
-            assert self.path is not None
-            self._images = load_npy(self.path, mmap_mode="r")
-        return self._images
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None} if self.path is not None else self.__dict__
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy for another process opens the file for itself."""
+        return type(self), (self.path or self.images, self.value_range, self.name, self._labels, self.kind)
 
     def read(self, row: int) -> np.ndarray:
         """uint8 [H, W, C]."""

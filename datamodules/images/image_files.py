@@ -152,11 +152,10 @@ class ZipReader(EncodedReader):
         return None if text is None else parse_dataset_json(self.path / LABELS_FILE, text, self.ids)
 
     def _sort_out(self, infos: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
+        infos = [info for info in infos if not info.is_dir() and sort_out(info.filename, self)]
         counts = Counter(info.filename for info in infos)
         for info in infos:
             name = info.filename
-            if info.is_dir() or not sort_out(name, self):
-                continue
             if counts[name] > 1:
                 self.unusable[name] = f"{counts[name]} entries have this name; zip the images again"
             elif name.startswith("/") or ".." in name.split("/"):

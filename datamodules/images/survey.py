@@ -9,9 +9,8 @@ import numpy as np
 import PIL
 import torch
 
-from datamodules.images.bad_files import refuse_bad_files
 from datamodules.images.decoding import UnusableImageError, each_row
-from datamodules.images.sources import ImageSource
+from datamodules.images.sources import ImageSource, refuse_bad_files
 from storage.files import remembered_json
 from storage.fingerprints import file_stem, fingerprint
 

@@ -211,10 +211,8 @@ def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | N
         )
     if highest >= found:
         remedy = f"Set num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
-        raise UserError(
-            f"{path}{key and f'::{key}'}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. "
-            f"{remedy}."
-        )
+        name, ids = f"{path}::{key}" if key else path, f"0 to {found - 1}"
+        raise UserError(f"{name}: holds cluster id {highest}, but there are {found} clusters, {ids}. {remedy}.")
     return found
 
 
