@@ -77,16 +77,10 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
 def remove_abandoned(folder: str | Path) -> None:
     """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
     places = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)  # passes over the vanished
-    for workplace in places:
-        if not WORKPLACE.fullmatch(workplace.name):
-            continue
-        try:
-            descriptor = os.open(workplace / LOCK_NAME, os.O_WRONLY)
-        except OSError:  # nobody's lock: gone meanwhile, not locked yet, or not made here
-            continue
-        if _lock(descriptor, wait=False):  # its writer lives no more
-            shutil.rmtree(workplace, ignore_errors=True)
-        os.close(descriptor)
+    for workplace in (place for place in places if WORKPLACE.fullmatch(place.name)):
+        with suppress(OSError), (workplace / LOCK_NAME).open("r+b") as lock:  # none: gone meanwhile, or not locked yet
+            if _lock(lock.fileno(), wait=False):  # its writer lives no more
+                shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _lock(descriptor: int, wait: bool) -> bool:

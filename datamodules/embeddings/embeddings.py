@@ -102,8 +102,7 @@ def collect_embeddings(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        images = {"name": source.name, "kind": source.kind, "num_images": len(source)}
-        images["fingerprint"] = source.fingerprint
+        images = {name: getattr(source, name) for name in ("name", "kind", "fingerprint")} | {"num_images": len(source)}
         return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
 
     artifact = make_once(path, KIND, make)

@@ -33,7 +33,7 @@ def find_neighbours(
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
-    comes first. Raises `UserError` where k is not in 1…N−1.
+    comes first.
     """
     directions = _directions(values, k, device)  # [N, D]
     blocks = torch.arange(len(values), device=device).split(block_size or _block_size(directions))
@@ -51,8 +51,7 @@ def find_approximate_neighbours(
     """k near neighbours of each row of `values` [N, D] by cosine similarity, itself excluded; most of them the nearest.
 
     An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. Its
-    recall is measured against the exact search on a random sample of rows, on `device`. Raises `UserError` where faiss
-    is not installed, or k is not in 1…N−1.
+    recall is measured against the exact search on a random sample of rows, on `device`.
     """
     faiss = import_faiss()
     directions = _directions(values, k, "cpu")  # [N, D]

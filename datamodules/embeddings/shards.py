@@ -68,10 +68,8 @@ def embed_shards(
     """Write the shards `shards` into `folder`, computed on the backbone's device.
 
     Args:
-        source: the images.
         backbone: sees each image whole and at its own size, which its own processing brings to the size it was trained
             with; only `pixels` takes the images of diffusion training.
-        folder: where the shards are kept.
         shards: rows of the images, as `missing_shards` gives them.
         batch_size: images per forward pass.
         num_workers: processes that decode and resize images while the network computes; 0: this one does.
@@ -81,14 +79,11 @@ def embed_shards(
     Raises:
         UserError: names the image that cannot be decoded, or those for which the backbone returns NaN or infinity.
     """
-    device = backbone.device
+    device, bf16 = backbone.device, precision == "bf16-mixed" and backbone.takes_bf16
     batches = _PreparedBatches(source, backbone, [part for rows in shards for part in parts_of(rows, batch_size)])
-    inputs: Iterator[list[Tensor] | UserError] = iter(
-        DataLoader(  # an item is a batch
-            batches, batch_size=None, num_workers=min(num_workers, len(batches)), pin_memory=device.type == "cuda"
-        )
-    )
-    bf16 = precision == "bf16-mixed" and backbone.takes_bf16
+    workers = min(num_workers, len(batches))
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    inputs: Iterator[list[Tensor] | UserError] = iter(loader)
     with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
         writing: Future[None] = writer.submit(lambda: None)
         for rows in shards:
