@@ -69,11 +69,10 @@ class CheckpointBackbone(TimmBackbone):
                 Those named in `unused` (pretraining heads) may be there.
         """
         timm, weights, prefix = import_timm(), checkpoint_file(settings), settings.prefix or ""
-        stored = load_pt(weights)
-        stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+        content, unused = load_pt(weights), tuple(settings.unused or ())
+        stored = content.get("state_dict", content) if isinstance(content, dict) else {}
         stored = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
         chosen = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-        unused = tuple(settings.unused or ())
         chosen = {key: value for key, value in chosen.items() if not key.startswith(unused)}
         model = timm.create_model(settings.model, pretrained=False, num_classes=0, **(settings.arguments or {}))
         try:

@@ -1,6 +1,5 @@
 """Images of a Hugging Face `datasets` data set: an id of the hub, or a folder that holds one. No code of it is run."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from datamodules.images.arrays import numbered_ids
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.decoding import UnusableImageError, bytes_of
+from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import from_array
 from datamodules.images.reader import EncodedReader, Labels
 from storage.digests import file_digests
@@ -53,15 +52,6 @@ class HuggingFaceReader(EncodedReader):
         if images and all(image is not None and Path(image["path"]).is_file() for image in images):
             return file_digests((image["path"] for image in images), cache_dir)
         return self.image_digests(rows, cache_dir)
-
-    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        digests = []
-        for row in rows:
-            try:
-                digests.append(hashlib.sha256(bytes_of(self.file(row)[0])).hexdigest())
-            except UnusableImageError as error:
-                digests.append(str(error))
-        return digests
 
     def state(self) -> str:
         return fingerprint([self._images._fingerprint, self.ids[0], len(self.ids)])

@@ -1,6 +1,5 @@
 """Images as files: a tree of folders, or a ZIP in EDM's format. What is not an image is left out, and counted."""
 
-import hashlib
 import io
 import os
 import re
@@ -124,25 +123,23 @@ class ZipReader(EncodedReader):
         return {**self.__dict__, "_file": None}
 
     def file(self, row: int) -> tuple[bytes, str]:
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        offset, compressed_size, size, crc, method = self._entries[row].tolist()
         try:
-            content = self._read_raw(row)
+            header = os.pread(self._file.fileno(), LOCAL_HEADER_BYTES, offset)
+            start = offset + LOCAL_HEADER_BYTES + sum(struct.unpack("<HH", header[26:]))  # after name and extra field
+            content = os.pread(self._file.fileno(), compressed_size, start)
+            if method == zipfile.ZIP_DEFLATED:
+                content = zlib.decompressobj(-15).decompress(content, size or 1)
         except (OSError, struct.error, zlib.error) as error:
             raise UnusableImageError(f"truncated or damaged in the ZIP ({error})") from error
-        if len(content) != self._entries[row, 2] or zlib.crc32(content) != self._entries[row, 3]:
+        if len(content) != size or zlib.crc32(content) != crc:
             raise UnusableImageError("damaged in the ZIP: its bytes do not match their checksum")
         return content, self.ids[row]
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         return [file_digest(self.path, cache_dir)]
-
-    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        """Size and CRC from the archive's listing; where several images share them, a hash of their bytes too."""
-        digests = [f"{size}-{crc:08x}" for size, crc in self._entries[rows][:, 2:4].tolist()]
-        counts = Counter(digests)
-        return [
-            f"{digest}-{hashlib.sha256(self._read_raw(row)).hexdigest()}" if counts[digest] > 1 else digest
-            for row, digest in zip(rows, digests, strict=True)
-        ]
 
     def state(self) -> str:
         return file_state(self.path)
@@ -166,16 +163,6 @@ class ZipReader(EncodedReader):
                 self.unusable[name] = f"compressed by ZIP method {info.compress_type}; zip it again with `zip -r`"
             else:
                 yield info
-
-    def _read_raw(self, row: int) -> bytes:
-        if self._file is None:
-            self._file = self.path.open("rb", buffering=0)
-        offset, compressed_size, size, _, method = self._entries[row].tolist()
-        header = os.pread(self._file.fileno(), LOCAL_HEADER_BYTES, offset)
-        name_length, extra_length = struct.unpack("<HH", header[26:])
-        start = offset + LOCAL_HEADER_BYTES + name_length + extra_length
-        content = os.pread(self._file.fileno(), compressed_size, start)
-        return content if method == zipfile.ZIP_STORED else zlib.decompressobj(-15).decompress(content, size or 1)
 
 
 # Which names are meant as images --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What every reader of images offers, whatever they are stored in; and the labels that come with them."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.decoding import load_image, open_image
+from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,12 @@ class EncodedReader(Reader):
 
     def read_header(self, row: int) -> Image.Image:
         return open_image(*self.file(row))
+
+    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
+        digests = []
+        for row in rows:
+            try:
+                digests.append(hashlib.sha256(bytes_of(self.file(row)[0])).hexdigest())
+            except UnusableImageError as error:
+                digests.append(f"{self.ids[row]}: {error}")
+        return digests
