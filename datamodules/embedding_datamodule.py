@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embeddings.embeddings import Embeddings
-from datamodules.stream import SampleStream, StreamBatches
+from datamodules.stream import SampleStream, StreamBatches, check_batch_size, place_of
 from storage import philox
 from storage.errors import UserError
 from storage.philox import Stream
@@ -64,17 +64,10 @@ class EmbeddingDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         num_images = len(embeddings.values)
-        if batch_size > num_images:
-            raise UserError(
-                f"batch_size={batch_size} is larger than the data set of {num_images} images; make it smaller"
-            )
+        check_batch_size(batch_size, num_images)
         if num_images < num_neighbours + 1:
             raise UserError(
                 f"num_neighbours={num_neighbours}: a data set of {num_images} images has {num_images - 1} at most"
-            )
-        if neighbours.shape[0] != num_images or not 1 <= num_neighbours <= neighbours.shape[1]:
-            raise ValueError(
-                f"neighbours {list(neighbours.shape)} for {num_images} images, num_neighbours={num_neighbours}"
             )
         self.embeddings = embeddings
         self.batch_size = batch_size
@@ -88,19 +81,11 @@ class EmbeddingDataModule(L.LightningDataModule):
         """D, the length of an embedding."""
         return self.embeddings.values.shape[1]
 
-    def with_seed(self, seed: int) -> "EmbeddingDataModule":
-        """The same pairs in the order of another seed, for a training of its own; embeddings and neighbours shared."""
-        neighbours = self.pairs.neighbours
-        return EmbeddingDataModule(self.embeddings, neighbours, self.batch_size, neighbours.shape[1], seed)
-
     def train_dataloader(self) -> DataLoader:
         """Endless batches for this rank, from the optimizer step on that the trainer has reached."""
-        world_size, rank, step = (1, 0, 0)
-        if self.trainer is not None:
-            world_size, rank, step = self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step
-        return DataLoader(
-            self.pairs, sampler=StreamBatches(self.batch_size, world_size, rank, start_step=step), batch_size=None
-        )
+        world_size, rank, step = place_of(self.trainer)
+        batches = StreamBatches(self.batch_size, world_size, rank, start_step=step)
+        return DataLoader(self.pairs, sampler=batches, batch_size=None)
 
     def on_after_batch_transfer(self, batch: PairIndices, dataloader_idx: int) -> PairBatch:
         """Gathers the embeddings of the pairs, on the device that the indices have been moved to."""
@@ -111,7 +96,7 @@ class EmbeddingDataModule(L.LightningDataModule):
         self, rank: int = 0, world_size: int = 1, batch_size: int = 4096, device: str | torch.device | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each image once over all ranks: (indices int64 [b], standardised embeddings float32 [b, D])."""
-        standardised = self._on_device(None if device is None else torch.device(device))
+        standardised = self._on_device(device)
         share = torch.arange(rank, len(standardised), world_size, device=standardised.device)
         for indices in share.split(batch_size):
             yield indices, standardised[indices]
@@ -120,10 +105,9 @@ class EmbeddingDataModule(L.LightningDataModule):
         """Lets go of the copy on the device, whose memory the next training needs."""
         self._standardised = None
 
-    def _on_device(self, device: torch.device | None) -> Tensor:
+    def _on_device(self, device: str | torch.device | None) -> Tensor:
         """The standardised embeddings on a device; where they are for None."""
         if self._standardised is None:
             self._standardised = self.embeddings.standardised()
-        if device is not None and self._standardised.device != device:
-            self._standardised = self._standardised.to(device)
+        self._standardised = self._standardised.to(device)
         return self._standardised

@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from datamodules.stream import SampleStream, StreamBatches, split_batch
+from datamodules.stream import SampleStream, StreamBatches, check_batch_size, place_of, split_batch
 from storage.cores import cores_of_each
-from storage.errors import UserError
 
 UNCONDITIONAL = -1  # the label of every image where there are no pseudo-labels
 
@@ -70,10 +69,7 @@ class ImageDataModule(L.LightningDataModule):
         memory_gb: float = 8,
     ) -> None:
         super().__init__()
-        if batch_size > len(source):
-            raise UserError(
-                f"batch_size={batch_size} is larger than the data set of {len(source)} images; make it smaller"
-            )
+        check_batch_size(batch_size, len(source))
         self.source = source
         self.resolution = resolution
         self.channels = channels
@@ -106,7 +102,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Decodes the images into memory where they fit; once per process."""
-        split_batch(self.batch_size, self._place()[0], self.accumulate)  # tell before the long work, not after
+        split_batch(self.batch_size, place_of(self.trainer)[0], self.accumulate)  # tell before the long work, not after
         if self.store is None:
             self.store = ImageStore(self.source, self.resolution, self.channels, self.memory_gb)
 
@@ -114,11 +110,9 @@ class ImageDataModule(L.LightningDataModule):
         """Endless micro-batches for this rank, from the optimizer step on that the trainer has reached."""
         self.setup()
         assert self.store is not None
-        world_size, rank, step = self._place()
-        if self.pseudo_labels is None:
-            labels = torch.full((len(self.source),), UNCONDITIONAL)
-        else:
-            labels = self.pseudo_labels.compact()
+        world_size, rank, step = place_of(self.trainer)
+        unconditional = torch.full((len(self.source),), UNCONDITIONAL)
+        labels = unconditional if self.pseudo_labels is None else self.pseudo_labels.compact()
         num_workers = self.num_workers
         if num_workers is None:
             processes = 1 if self.trainer is None else self.trainer.num_devices  # on this machine
@@ -132,12 +126,6 @@ class ImageDataModule(L.LightningDataModule):
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _place(self) -> tuple[int, int, int]:
-        """World size, rank and optimizer step of the trainer; of a single process at its start without one."""
-        if self.trainer is None:
-            return 1, 0, 0
-        return self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

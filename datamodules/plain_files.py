@@ -18,7 +18,10 @@ MOST = 10_000_000  # tables as long as the highest number are made
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
     try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several arrays")
+        return array
     except Exception as error:  # numpy reads the header as Python, so it can raise what a parser raises
         raise UserError(f"{path}: cannot be read as a plain array ({error}). Save numbers with numpy.save.") from error
 
@@ -86,5 +89,5 @@ def whole_numbers(path: Path, values: Any, what: str) -> Tensor:
         raise UserError(f"{path}: {what} are not whole; expected 0, 1, 2, …")
     wrong = next((limit.item() for limit in numbers.aminmax() if not 0 <= limit < MOST), None)
     if wrong is not None:
-        raise UserError(f"{path}: holds {wrong:g}; expected {what} from 0 up, below {MOST:,}.")
+        raise UserError(f"{path}: holds {wrong}; expected {what} from 0 up, below {MOST:,}.")
     return numbers.long()

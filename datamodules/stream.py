@@ -5,9 +5,11 @@ which image lies at a position depends on the seed and the position alone. So a 
 one would have, and several processes together see what one alone would.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -30,10 +32,6 @@ class SampleStream:
         self.num_items = num_items
         self.seed = seed
         self.epoch_size = num_items if epoch_size is None else epoch_size
-        if not 1 <= self.epoch_size <= num_items:
-            raise ValueError(f"epoch_size={self.epoch_size}: expected 1 to num_items={num_items}")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: expected 0 or more")
 
     def indices(self, positions: Tensor) -> Tensor:
         """Items at these positions: int64 of the same shape, in 0…num_items−1."""
@@ -54,42 +52,25 @@ def _permutation(num_items: int, seed: int, epoch: int) -> Tensor:
 class StreamBatches(Sampler[Tensor]):
     """Positions of one rank's micro-batches, int64 [b] each, for `DataLoader(dataset, sampler=…, batch_size=None)`.
 
-    With world size W and A micro-batches accumulated per step, B = A·W·b; micro-batch m of step n on rank r takes the
-    positions n·B + m·W·b + r·b + [0, b).
+    With global batch size B, world size W and A micro-batches accumulated per step, B = A·W·b; micro-batch m of step n
+    on rank r takes the positions n·B + m·W·b + r·b + [0, b). They never end.
 
-    Args:
-        global_batch_size: B.
-        world_size: W.
-        rank: r.
-        accumulate: A.
-        start_step: optimizer steps that were taken before.
-        num_steps: end after this many optimizer steps; endless where None.
+    `start_step` optimizer steps were taken before.
     """
 
     def __init__(
-        self,
-        global_batch_size: int,
-        world_size: int = 1,
-        rank: int = 0,
-        accumulate: int = 1,
-        start_step: int = 0,
-        num_steps: int | None = None,
+        self, global_batch_size: int, world_size: int = 1, rank: int = 0, accumulate: int = 1, start_step: int = 0
     ) -> None:
         self.images_per_device = split_batch(global_batch_size, world_size, accumulate)  # b
-        self.global_batch_size = global_batch_size
         self.world_size = world_size
         self.rank = rank
         self.accumulate = accumulate
         self.start_step = start_step
-        self.num_steps = num_steps
 
     def __iter__(self) -> Iterator[Tensor]:
         own = self.rank * self.images_per_device + torch.arange(self.images_per_device)
-        step = self.start_step
-        while self.num_steps is None or step < self.start_step + self.num_steps:
-            for micro_step in range(self.accumulate):
-                yield step * self.global_batch_size + micro_step * self.world_size * self.images_per_device + own
-            step += 1
+        for micro_step in itertools.count(self.start_step * self.accumulate):  # each of world_size × b images
+            yield micro_step * self.world_size * self.images_per_device + own
 
 
 def split_batch(global_batch_size: int, world_size: int, accumulate: int = 1) -> int:
@@ -102,3 +83,14 @@ def split_batch(global_batch_size: int, world_size: int, accumulate: int = 1) ->
             f"{world_size} devices x {accumulate} accumulated passes = {parts}; for example {nearest}"
         )
     return global_batch_size // parts
+
+
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Raise a `UserError` where a batch is larger than the data set."""
+    if batch_size > num_images:
+        raise UserError(f"batch_size={batch_size} is larger than the data set of {num_images} images; make it smaller")
+
+
+def place_of(trainer: L.Trainer | None) -> tuple[int, int, int]:
+    """World size, rank and optimizer step of the trainer; of a single process at its start without one."""
+    return (1, 0, 0) if trainer is None else (trainer.world_size, trainer.global_rank, trainer.global_step)

@@ -6,11 +6,12 @@ that and every tensor's name, dtype, shape and bytes. safetensors alone notices 
 """
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 class Artifact:
     """A verified artifact: CPU tensors by name, and the JSON metadata that says what made them."""
 
-    path: Path
-    kind: str
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
 
@@ -82,7 +81,7 @@ def read_artifact(path: str | Path, kind: str) -> Artifact:
         raise DamagedArtifactError(kind, path, "damaged or altered; its checksum does not match its content.")
     if header["kind"] != kind:
         raise UserError(f"{path}: this file holds {header['kind']!r}; expected {kind!r}")
-    return Artifact(path=path, kind=kind, tensors=tensors, meta=header["meta"])
+    return Artifact(tensors=tensors, meta=header["meta"])
 
 
 def is_whole(path: str | Path, kind: str) -> bool:
@@ -121,10 +120,8 @@ def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide what an artifact holds."""
     versions = {}
     for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # the project itself, run from its folder without installing
-            continue
+        with suppress(PackageNotFoundError):  # the project itself, run from its folder without installing
+            versions[library] = version(library)
     return versions
 
 

@@ -42,35 +42,29 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
 
 def file_state(path: Path) -> str:
     """Size, times of change and inode: changes when the file may have changed, and is had without reading it."""
-    return " ".join(map(str, _state(path)))
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return "gone"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
 def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str]:
     """Digests from the database where the files are unchanged; the others are read, and remembered."""
     with closing(sqlite3.connect(database, timeout=60)) as memory:
-        memory.execute(
-            "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
-            "ctime_ns INTEGER, inode INTEGER, digest TEXT)"
-        )
+        memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest TEXT)")
         memory.commit()
         digests, fresh = [], []
         for path in map(Path, paths):
-            key, state = str(path.absolute()), _state(path)
-            row = memory.execute("SELECT * FROM digests WHERE path = ?", (key,)).fetchone()
-            if row is not None and row[1:5] == state:
-                digests.append(row[5])
-                continue
-            digests.append(_hash_file(path))
-            if time.time_ns() - state[2] > SETTLED_AFTER_NS and _state(path) == state:
-                fresh.append((key, *state, digests[-1]))
-        memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", fresh)
+            key, state = str(path.absolute()), file_state(path)
+            found = memory.execute("SELECT digest FROM files WHERE path = ? AND state = ?", (key, state)).fetchone()
+            digests.append(found[0] if found else _hash_file(path))
+            settled = not found and time.time_ns() - path.stat().st_ctime_ns > SETTLED_AFTER_NS
+            if settled and file_state(path) == state:
+                fresh.append((key, state, digests[-1]))
+        memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", fresh)
         memory.commit()
     return digests
-
-
-def _state(path: Path) -> tuple[int, int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _hash_file(path: Path) -> str:

@@ -34,9 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if "=" in path.name:
-        raise ValueError(
-            f"{path.name!r}: file names that this project writes hold no '=' (Hydra reads it as an override)"
-        )
+        raise ValueError(f"{path.name!r}: a name with '=' in it would be an override to Hydra")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _workplace(path) as (folder, mode):
@@ -79,16 +77,10 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
 def remove_abandoned(folder: str | Path) -> None:
     """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
     places = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)  # passes over the vanished
-    for workplace in places:
-        if not WORKPLACE.fullmatch(workplace.name):
-            continue
-        try:
-            descriptor = os.open(workplace / LOCK_NAME, os.O_WRONLY)
-        except OSError:  # nobody's lock: gone meanwhile, not locked yet, or not made here
-            continue
-        if _lock(descriptor, wait=False):  # its writer lives no more
-            shutil.rmtree(workplace, ignore_errors=True)
-        os.close(descriptor)
+    for workplace in (place for place in places if WORKPLACE.fullmatch(place.name)):
+        with suppress(OSError), (workplace / LOCK_NAME).open("r+b") as lock:  # none: gone meanwhile, or not locked yet
+            if _lock(lock.fileno(), wait=False):  # its writer lives no more
+                shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
@@ -133,8 +125,7 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        seal = data.pop(SEAL, None)  # earlier versions wrote none
-        intact = seal is None or seal == hashlib.sha256(canonical_json(data)).hexdigest()
+        intact = data.pop(SEAL, None) == hashlib.sha256(canonical_json(data)).hexdigest()
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError, TypeError):

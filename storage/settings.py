@@ -49,16 +49,8 @@ class About:
         """`a number from 0 up to 1`, `a number above 0`, `one of a, b`; empty where any value will do."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        parts = [
-            f"{word} {limit:.10g}"
-            for word, limit in (
-                ("from", self.low),
-                ("above", self.above),
-                ("up to", self.high),
-                ("and below", self.below),
-            )
-            if limit is not None
-        ]
+        limits = {"from": self.low, "above": self.above, "up to": self.high, "and below": self.below}
+        parts = [f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None]
         return f"a number {' '.join(parts)}" if parts else ""
 
     def allows(self, value: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.backbones.backbone_settings import BackboneSettings
+from storage.digests import file_digest
 
 # uint8 images [B, C, H, W] to the inputs of a network, on the same device
 Preparation = Callable[[Tensor], Tensor]
@@ -22,7 +23,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         name: its name in file names and tables.
-        dim: length of a feature vector.
+        dim: length of a feature vector; known once `build_backbone` has tried it.
         identity: what its features depend on, as JSON-able data.
         resolution: the size of the images it wants, or None where it takes any size.
         channels: 1 or 3, what the images of a data set are decoded to for it.
@@ -30,13 +31,11 @@ class Backbone(nn.Module, ABC):
     """
 
     takes_bf16 = True
+    dim: int
 
-    def __init__(
-        self, name: str, dim: int, identity: dict[str, Any], resolution: int | None = None, channels: int = 3
-    ) -> None:
+    def __init__(self, name: str, identity: dict[str, Any], resolution: int | None = None, channels: int = 3) -> None:
         super().__init__()
         self.name = name
-        self.dim = dim
         self.identity = identity
         self.resolution = resolution
         self.channels = channels
@@ -45,11 +44,17 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
         """The `identity` of a backbone that is not built; digests of files are remembered in `cache_dir`."""
+        digests = {path.name: file_digest(path, cache_dir) for path in cls.files(settings)}
+        return {"kind": settings.kind, "output": settings.output, "files": digests}
+
+    @classmethod
+    def files(cls, settings: BackboneSettings) -> list[Path]:
+        """The files that it is built from, all of one folder."""
         raise NotImplementedError
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        """The backbone of these settings and this identity, frozen, on the CPU. Raises `UserError`."""
+        """The backbone of these settings and this identity, on the CPU. Raises `UserError`."""
         raise NotImplementedError
 
     @property
@@ -70,10 +75,6 @@ class Backbone(nn.Module, ABC):
         """Features of uint8 images [B, C, H, W], grey or RGB: float32 [B, dim], on the backbone's device."""
         return self.features_of([self.preparation(images.to(self.device))])
 
-    def extract_list(self, images: Sequence[Tensor]) -> Tensor:
-        """Features of uint8 images [C, H, W] of any sizes: float32 [B, dim], on the backbone's device."""
-        return self.features_of(prepare(self.preparation, [image.to(self.device) for image in images]))
-
     @torch.no_grad()
     def features_of(self, inputs: Sequence[Tensor]) -> Tensor:
         """Features of what `prepare` returned, wherever it lies: float32 [B, dim], on the backbone's device."""
@@ -83,9 +84,6 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> "Backbone":
         """Stays in evaluation mode: a backbone is frozen, whatever module it is put into."""
         return super().train(False)
-
-    def _freeze(self) -> None:
-        self.requires_grad_(False).eval()
 
 
 def prepare(preparation: Preparation, images: Sequence[Tensor]) -> list[Tensor]:

@@ -25,20 +25,20 @@ def model_files(
         raise WrongPathError(
             f"{settings.path}: no such folder. It should hold {', '.join(names)} and the weights.", "FOLDER"
         )
-    found = {name: _model_file(settings, repository, name) for name in names}
+    found = {name: _find(settings, repository, name) for name in names}
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise UserError(
             f"{_place(settings, repository)}: holds no {' and no '.join(missing)}. It should be what the "
             "`save_pretrained` of a model and of its image processor wrote (or timm's `save_for_hf`)."
         )
-    files = [*found.values(), *(_local_file(settings, repository, name) for name in optional)]
+    files = [*found.values(), *(_find(settings, repository, name, download=False) for name in optional)]
     return [path for path in files if path is not None] + _weight_files(settings, repository)
 
 
 def _weight_files(settings: BackboneSettings, repository: str) -> list[Path]:
-    places = [(find, name) for find in (_local_file, _model_file) for name in (WEIGHTS, INDEX)]
-    found = next((path for find, name in places if (path := find(settings, repository, name)) is not None), None)
+    places = [(name, download) for download in (False, True) for name in (WEIGHTS, INDEX)]
+    found = next(filter(None, (_find(settings, repository, *place) for place in places)), None)
     if found is None:
         raise WrongPathError(
             f"{_place(settings, repository)}: holds no weights in safetensors ({WEIGHTS}). Pickled weights "
@@ -48,56 +48,38 @@ def _weight_files(settings: BackboneSettings, repository: str) -> list[Path]:
             'AutoImageProcessor)]" (or set a backbone.revision that holds safetensors).',
             "FOLDER",
         )
-    if found.name != INDEX:
-        return [found]
-    names = sorted(set(json.loads(found.read_text())["weight_map"].values()))
-    shards = {name: _model_file(settings, repository, name) for name in names}
-    missing = [name for name, path in shards.items() if path is None]
-    if missing:
-        raise UserError(f"{_place(settings, repository)}: holds no {missing[0]}, which {INDEX} names.")
-    return [found, *(path for path in shards.values() if path is not None)]
+    names = sorted(set(json.loads(found.read_text())["weight_map"].values())) if found.name == INDEX else []
+    shards = [_find(settings, repository, name) for name in names]
+    if None in shards:
+        problem = f"holds no {names[shards.index(None)]}, which {INDEX} names"
+        raise UserError(f"{_place(settings, repository)}: {problem}.")
+    return [found, *filter(None, shards)]
 
 
 def _place(settings: BackboneSettings, repository: str) -> str:
-    if settings.path is not None:
-        return settings.path
-    return f"backbone={settings.name}: {repository} (revision {settings.revision})"
+    return settings.path or f"backbone={settings.name}: {repository} (revision {settings.revision})"
 
 
-def _model_file(settings: BackboneSettings, repository: str, name: str) -> Path | None:
-    """One file of the folder or of the hub's repository; None where it has no such file."""
-    found = _local_file(settings, repository, name)
-    return found if found is not None or settings.path is not None else _download(settings, repository, name)
-
-
-def _local_file(settings: BackboneSettings, repository: str, name: str) -> Path | None:
-    """One file of the folder or of the hub's cache on this machine; None where there is none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    if settings.path is not None:
-        path = Path(settings.path) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(repository, name, revision=settings.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise _unknown(settings, repository) from error
-
-
-def _download(settings: BackboneSettings, repository: str, name: str) -> Path | None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+def _find(settings: BackboneSettings, repository: str, name: str, download: bool = True) -> Path | None:
+    """One file of the folder, of the hub's cache on this machine, or of the hub; None where there is no such file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    revision, place = settings.revision, _place(settings, repository)
+    if settings.path is not None:
+        path = Path(settings.path) / name
+        return path if path.is_file() else None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our message follows
-    revision = settings.revision
     try:
+        cached = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(cached, str) or not download:
+            return Path(cached) if isinstance(cached, str) else None
         # Asked once and without the library's retries: without a network the user hears of it at once.
         get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=HUB_TIMEOUT)
         return Path(hf_hub_download(repository, name, revision=revision))
@@ -105,29 +87,21 @@ def _download(settings: BackboneSettings, repository: str, name: str) -> Path | 
         return None
     except GatedRepoError as error:
         raise WrongPathError(
-            f"backbone={settings.name}: {repository} is gated, its owners give access on request. Ask for it at "
-            f"https://huggingface.co/{repository} (signed in), make a token with read access at "
-            "https://huggingface.co/settings/tokens, run `hf auth login`, and then the same command again. "
-            "Or, where the files lie in a folder already:",
+            f"{place} is gated, its owners give access on request. Ask for it at https://huggingface.co/{repository} "
+            "(signed in), make a token with read access at https://huggingface.co/settings/tokens, run "
+            "`hf auth login`, and then the same command again. Or, where the files lie in a folder already:",
             "FOLDER",
         ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise _unknown(settings, repository) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        problem = "the Hugging Face hub knows no such model and revision (or it is private)"
+        raise UserError(f"{place}: {problem}. Check backbone.model and backbone.revision.") from error
     except Exception as error:  # no network, a proxy, a server's failure, offline mode: each client has its own kinds
         raise WrongPathError(
-            f"backbone={settings.name}: {name} of {repository} (revision {revision}) is neither in the Hugging "
-            f"Face cache nor can it be downloaded ({type(error).__name__}: {error}). Without a network, download the "
-            f"model elsewhere with `hf download {repository} --revision {revision} --local-dir FOLDER` and copy the "
-            "folder here.",
+            f"{place}: {name} is neither in the Hugging Face cache nor can it be downloaded "
+            f"({type(error).__name__}: {error}). Without a network, download the model elsewhere with "
+            f"`hf download {repository} --revision {revision} --local-dir FOLDER` and copy the folder here.",
             "FOLDER",
         ) from error
-
-
-def _unknown(settings: BackboneSettings, repository: str) -> UserError:
-    return UserError(
-        f"backbone={settings.name}: the Hugging Face hub knows no {repository} with revision {settings.revision} "
-        "(or it is private). Check backbone.model and backbone.revision."
-    )
 
 
 def checkpoint_file(settings: BackboneSettings) -> Path:

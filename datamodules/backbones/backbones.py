@@ -8,6 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
+
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
 from storage.errors import named_by
@@ -22,8 +24,7 @@ def build_backbone(
 ) -> Backbone:
     """Builds a backbone from its settings, frozen and in evaluation mode, on the CPU.
 
-    Weights that are not on this machine are downloaded. Raises `UserError` where that fails, naming the model and what
-    to set instead.
+    Weights that are not on this machine are downloaded. Raises `UserError` where that fails.
 
     Args:
         resolution, channels: of the training images; only `pixels` depends on them.
@@ -32,7 +33,10 @@ def build_backbone(
     """
     identity = backbone_identity(settings, resolution, channels, cache_dir, setting)
     with named_by(setting):
-        return _kind(settings).build(settings, identity)
+        backbone = _kind(settings).build(settings, identity).requires_grad_(False).eval()
+        side = backbone.resolution or 32
+        backbone.dim = backbone.extract(torch.zeros(1, backbone.channels, side, side, dtype=torch.uint8)).shape[1]
+        return backbone
 
 
 def backbone_identity(

@@ -27,15 +27,11 @@ def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[st
     if given is None:
         names = list(of_data_set or [])
         if not names:
-            raise UserError(
-                "clustering=clip: the data set tells no class names. "
-                "Set clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line."
-            )
+            cure = "Set clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line"
+            raise UserError(f"clustering=clip: the data set tells no class names. {cure}.")
     elif isinstance(given, str):
         if not Path(given).is_file():
-            raise UserError(
-                f"clustering.class_names={given}: no such file. Give a list, or a file with a name per line."
-            )
+            raise UserError(f"clustering.class_names={given}: no such file. Give a list or a file of names.")
         names = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
         names = [str(name) for name in given]
@@ -63,14 +59,8 @@ def embed_class_names(backbone: BackboneSettings, names: Sequence[str], prompt: 
     place, revision = str(backbone.path or backbone.model), backbone.revision or "main"
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-        loaded: Any = CLIPModel.from_pretrained(
-            place,
-            revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        arguments: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
+        loaded: Any = CLIPModel.from_pretrained(place, revision=revision, output_loading_info=True, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{place}: cannot be loaded as a CLIP model with its tokenizer ({error}). Set backbone=clip_vitl14, or "

@@ -25,7 +25,7 @@ class InceptionBackbone(Backbone):
     def __init__(self, name: str, weights: Path, identity: dict[str, Any]) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        super().__init__(name, dim=2048, identity=identity)
+        super().__init__(name, identity)
         load_pt(weights)  # torch-fidelity unpickles without restraint: make sure that it finds nothing but tensors
         try:
             self.network = FeatureExtractorInceptionV3(
@@ -33,7 +33,6 @@ class InceptionBackbone(Backbone):
             )
         except RuntimeError as error:
             raise UserError(f"{weights}: not the weights of torch-fidelity's Inception-v3 ({error}).") from error
-        self._freeze()
 
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The image itself as a backbone: needs no weights."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ class PixelBackbone(Backbone):
 
     def __init__(self, name: str, resolution: int, channels: int) -> None:
         identity = {"kind": "pixels", "resolution": resolution, "channels": channels}
-        super().__init__(name, channels * resolution**2, identity, resolution, channels)
+        super().__init__(name, identity, resolution, channels)
 
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
@@ -26,19 +27,14 @@ class PixelBackbone(Backbone):
 
     @property
     def preparation(self) -> Preparation:
-        return _ScaledPixels(self.channels, self.resolution)
+        return partial(scaled, shape=(self.channels, self.resolution, self.resolution))
 
     def _features(self, inputs: Tensor) -> Tensor:
         return inputs
 
 
-class _ScaledPixels:
-    """Values of −1…1, flattened."""
-
-    def __init__(self, channels: int, resolution: int | None) -> None:
-        self.shape = (channels, resolution, resolution)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != self.shape:
-            raise ValueError(f"images are {list(images.shape[1:])}; the pixels backbone was built for {self.shape}")
-        return images.flatten(1).float() / 127.5 - 1  # [B, C·R·R]
+def scaled(images: Tensor, shape: tuple[int, int | None, int | None]) -> Tensor:
+    """Values of −1…1, flattened: float32 [B, C·R·R]."""
+    if images.shape[1:] != shape:
+        raise ValueError(f"images are {list(images.shape[1:])}; the pixels backbone was built for {shape}")
+    return images.flatten(1).float() / 127.5 - 1

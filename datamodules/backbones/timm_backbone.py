@@ -1,11 +1,11 @@
 """Models of the timm library as backbones, and authors' own checkpoints of vision transformers in timm's format."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
@@ -24,20 +24,17 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, name: str, model: nn.Module, processing: Mapping[str, Any], identity: dict[str, Any]) -> None:
-        super().__init__(name, dim=0, identity=identity)
+        super().__init__(name, identity)
         self.model = model
         self.processing = dict(processing)
-        self._freeze()
-        self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
 
     @classmethod
-    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
-        digests = {path.name: file_digest(path, cache_dir) for path in cls._files(settings)}
-        return {"kind": settings.kind, "output": settings.output, "files": digests}
+    def files(cls, settings: BackboneSettings) -> list[Path]:
+        return model_files(settings, "" if settings.path else hub_id(settings.model), ("config.json",))
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        timm, folder = import_timm(), cls._files(settings)[0].parent
+        timm, folder = import_timm(), cls.files(settings)[0].parent
         try:
             # With the number of classes that it was trained for, timm insists on finding every weight in the file.
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -46,14 +43,11 @@ class TimmBackbone(Backbone):
         model.reset_classifier(0)
         return cls(settings.name, model, timm.data.resolve_model_data_config(model), identity)
 
-    @staticmethod
-    def _files(settings: BackboneSettings) -> list[Path]:
-        """`config.json` and the weights, all of one folder."""
-        return model_files(settings, "" if settings.path else hub_id(settings.model), ("config.json",))
-
     @property
     def preparation(self) -> Preparation:
-        return _EvaluationTransform(self.processing)
+        from timm.data import create_transform
+
+        return partial(transformed, steps=create_transform(**self.processing, is_training=False).transforms)
 
     def _features(self, inputs: Tensor) -> Tensor:
         return self.model(inputs).flatten(1).float()  # [B, dim]
@@ -75,11 +69,10 @@ class CheckpointBackbone(TimmBackbone):
                 Those named in `unused` (pretraining heads) may be there.
         """
         timm, weights, prefix = import_timm(), checkpoint_file(settings), settings.prefix or ""
-        stored = load_pt(weights)
-        stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+        content, unused = load_pt(weights), tuple(settings.unused or ())
+        stored = content.get("state_dict", content) if isinstance(content, dict) else {}
         stored = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
         chosen = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-        unused = tuple(settings.unused or ())
         chosen = {key: value for key, value in chosen.items() if not key.startswith(unused)}
         model = timm.create_model(settings.model, pretrained=False, num_classes=0, **(settings.arguments or {}))
         try:
@@ -94,28 +87,21 @@ class CheckpointBackbone(TimmBackbone):
         return cls(settings.name, model, processing, identity)
 
 
-class _EvaluationTransform:
+def transformed(images: Tensor, steps: Sequence[Callable[[Any], Any]]) -> Tensor:
     """timm's own transform for evaluation, on uint8 tensors: resized as bytes, as Pillow does, then scaled to 0…1."""
+    from timm.data.transforms import MaybeToTensor
+    from torchvision.transforms import Resize
+    from torchvision.transforms.v2.functional import resize
 
-    def __init__(self, processing: Mapping[str, Any]) -> None:
-        from timm.data import create_transform
-
-        self.steps = create_transform(**processing, is_training=False).transforms
-
-    def __call__(self, images: Tensor) -> Tensor:
-        from timm.data.transforms import MaybeToTensor
-        from torchvision.transforms import Resize
-        from torchvision.transforms.v2.functional import resize
-
-        prepared = grey_as_rgb(images)
-        for step in self.steps:
-            if isinstance(step, MaybeToTensor):
-                prepared = prepared.float() / 255
-            elif isinstance(step, Resize):  # which computes in float32; the newer function is byte for byte Pillow's
-                prepared = resize(prepared, step.size, interpolation=step.interpolation, antialias=True)
-            else:
-                prepared = step(prepared)
-        return prepared  # float32 [B, 3, S, S]
+    prepared = grey_as_rgb(images)
+    for step in steps:
+        if isinstance(step, MaybeToTensor):
+            prepared = prepared.float() / 255
+        elif isinstance(step, Resize):  # which computes in float32; the newer function is byte for byte Pillow's
+            prepared = resize(prepared, step.size, interpolation=step.interpolation, antialias=True)
+        else:
+            prepared = step(prepared)
+    return prepared  # float32 [B, 3, S, S]
 
 
 def hub_id(model: str | None) -> str:
@@ -143,11 +129,7 @@ def hub_id(model: str | None) -> str:
 
 
 def import_timm() -> Any:
-    """timm, an optional dependency.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """timm, an optional dependency. Raises `UserError`: it is not installed."""
     try:
         import timm
     except ImportError as error:

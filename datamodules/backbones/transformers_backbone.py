@@ -1,16 +1,16 @@
 """Vision models of the Hugging Face library as backbones."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
+from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
 from datamodules.backbones.backbone_files import model_files
 from datamodules.backbones.backbone_settings import BackboneSettings
-from storage.digests import file_digest
 from storage.errors import UserError
 
 OUTPUTS = ("cls_token", "mean_patch_tokens", "pooler", "projected")
@@ -24,80 +24,52 @@ class TransformersBackbone(Backbone):
     """
 
     def __init__(self, name: str, folder: Path, output: str, identity: dict[str, Any]) -> None:
-        model, processor = _load(folder, output)
-        super().__init__(name, dim=0, identity=identity)
+        super().__init__(name, identity)
         self.output = output
-        self.model: Any = model
-        self.processor = processor
-        self._freeze()
-        self.dim = self.extract(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+        self.model: Any
+        self.model, self.processor = _load(folder, output)
 
     @classmethod
-    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+    def files(cls, settings: BackboneSettings) -> list[Path]:
         if settings.output not in OUTPUTS:
             settings.refuse("output", f"one of {', '.join(OUTPUTS)} is expected")
-        digests = {path.name: file_digest(path, cache_dir) for path in _files(settings)}
-        return {"kind": settings.kind, "output": settings.output, "files": digests}
+        names = ("config.json", "preprocessor_config.json")
+        return model_files(settings, str(settings.model), names, optional=("processor_config.json",))
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        return cls(settings.name, _files(settings)[0].parent, str(settings.output), identity)
+        return cls(settings.name, cls.files(settings)[0].parent, str(settings.output), identity)
 
     @property
     def preparation(self) -> Preparation:
-        return _Processing(self.processor)
+        return partial(processed, processor=self.processor)
 
     def _features(self, inputs: Tensor) -> Tensor:
-        outputs = self.model(pixel_values=inputs, **self._unmasked(inputs))
+        patch_size, arguments = getattr(self.model.config, "patch_size", None), {}
+        patches = inputs.shape[2] // patch_size * (inputs.shape[3] // patch_size) if isinstance(patch_size, int) else 0
+        if self.model.config.model_type == "vit_mae":  # sorts the patches by this "noise", even where it hides none
+            arguments["noise"] = torch.arange(patches, device=inputs.device).expand(len(inputs), -1)
+        outputs = self.model(pixel_values=inputs, **arguments)
         if self.output == "projected":
             return outputs.image_embeds.float()  # [B, dim]
         if self.output == "pooler":
             if getattr(outputs, "pooler_output", None) is None:
-                raise UserError(
-                    f"{self.name}: this model has no pooler. Set backbone.output to cls_token or mean_patch_tokens"
-                )
+                raise UserError(f"{self.name}: no pooler. Set backbone.output to cls_token or mean_patch_tokens")
             return outputs.pooler_output.flatten(1).float()  # [B, dim]
         tokens = outputs.last_hidden_state  # [B, prefix + patches, dim]; after the last norm
-        prefix = self._count_prefix_tokens(tokens, inputs)
-        return (tokens[:, 0] if self.output == "cls_token" else tokens[:, prefix:].mean(dim=1)).float()
-
-    def _unmasked(self, inputs: Tensor) -> dict[str, Tensor]:
-        """For MAE: rising "noise", by which it sorts the patches; it shuffles them even where it hides none."""
-        if self.model.config.model_type != "vit_mae":
-            return {}
-        return {"noise": torch.arange(self._count_patches(inputs), device=inputs.device).expand(len(inputs), -1)}
-
-    def _count_patches(self, inputs: Tensor) -> int:
-        patch_size = getattr(self.model.config, "patch_size", None)
-        return inputs.shape[2] // patch_size * (inputs.shape[3] // patch_size) if isinstance(patch_size, int) else 0
-
-    def _count_prefix_tokens(self, tokens: Tensor, inputs: Tensor) -> int:
-        """Tokens that come before the patches: the class token, and registers where the model has some."""
-        patches = self._count_patches(inputs)
-        prefix = tokens.shape[1] - patches
-        least = 1 if self.output == "cls_token" else 0
-        if tokens.ndim != 3 or patches == 0 or prefix < least:
+        prefix = tokens.shape[1] - patches  # the class token, and registers where the model has some
+        if tokens.ndim != 3 or patches == 0 or prefix < (self.output == "cls_token"):
             raise UserError(
                 f"{self.name}: backbone.output={self.output} needs a vision transformer with such tokens; "
                 f"{type(self.model).__name__} returns {list(tokens.shape)}. Set backbone.output=pooler"
             )
-        return prefix
+        return (tokens[:, 0] if self.output == "cls_token" else tokens[:, prefix:].mean(dim=1)).float()
 
 
-class _Processing:
-    """The model's own image processor, on tensors."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        prepared = self.processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
-        return prepared["pixel_values"]  # float32 [B, 3, S, S]
-
-
-def _files(settings: BackboneSettings) -> list[Path]:
-    names = ("config.json", "preprocessor_config.json")
-    return model_files(settings, str(settings.model), names, optional=("processor_config.json",))
+def processed(images: Tensor, processor: Any) -> Tensor:
+    """uint8 images by the model's own image processor: float32 [B, 3, S, S]."""
+    prepared = processor(images=grey_as_rgb(images), input_data_format="channels_first", return_tensors="pt")
+    return prepared["pixel_values"]
 
 
 def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:
@@ -108,14 +80,8 @@ def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         model_class, arguments = _model_class(folder, config, output)
-        model, loading = model_class.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **arguments,
-        )
+        arguments |= {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
+        model, loading = model_class.from_pretrained(folder, output_loading_info=True, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder}: the transformers library cannot load this as an image model ({error})") from error
     if model.main_input_name != "pixel_values":
@@ -147,7 +113,6 @@ def _model_class(folder: Path, config: Any, output: str) -> tuple[Any, dict[str,
         config.mask_ratio = 0.0  # pretraining hides three quarters of the patches
     arguments = {"config": config}
     mapped: Any = MODEL_MAPPING[type(config)]
-    takes = inspect.signature(mapped).parameters
-    if output != "pooler" and "add_pooling_layer" in takes:
+    if output != "pooler" and "add_pooling_layer" in inspect.signature(mapped).parameters:
         arguments["add_pooling_layer"] = False  # a pooler that the files lack would be made of random numbers
     return AutoModel, arguments

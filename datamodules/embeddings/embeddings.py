@@ -79,9 +79,7 @@ def make_embeddings(
     def fill(folder: Path) -> None:
         missing = missing_shards(folder, len(source))
         with embedding_bar(source, missing) as bar:
-            embed_shards(
-                source, backbone.to(device), folder, missing, batch_size, num_workers, precision, on_images=bar.update
-            )
+            embed_shards(source, backbone.to(device), folder, missing, batch_size, num_workers, precision, bar.update)
 
     return collect_embeddings(source, backbone.identity, cache_dir, fill, {"precision": precision})
 
@@ -104,8 +102,7 @@ def collect_embeddings(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        images = {"name": source.name, "kind": source.kind, "num_images": len(source)}
-        images["fingerprint"] = source.fingerprint
+        images = {name: getattr(source, name) for name in ("name", "kind", "fingerprint")} | {"num_images": len(source)}
         return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
 
     artifact = make_once(path, KIND, make)
@@ -115,9 +112,9 @@ def collect_embeddings(
 
 def embedding_bar(source: ImageSource, missing: Sequence[range]) -> tqdm:
     """A progress bar in images, with their rate, that begins where an earlier run stopped."""
-    total, what = len(source), f"embedding {source.name}"
-    done = total - sum(map(len, missing))
-    return tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True)
+    done = len(source) - sum(map(len, missing))
+    what = f"embedding {source.name}"
+    return tqdm(total=len(source), initial=done, desc=what, unit=" images", dynamic_ncols=True)
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:

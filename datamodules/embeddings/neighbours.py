@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.embeddings.embeddings import Embeddings
-from storage.artifacts import make_once, read_artifact
+from storage.artifacts import make_once
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
@@ -33,18 +33,16 @@ def find_neighbours(
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
-    comes first. Raises `UserError` where k is not in 1…N−1.
+    comes first.
     """
     directions = _directions(values, k, device)  # [N, D]
-    block_size = block_size or _block_size(directions)
-    memory = directions.new_empty(min(block_size, len(values)), len(values))
-    indices, similarities = torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k)
-    with tqdm(total=len(values), desc="nearest neighbours", unit=" images", delay=2) as bar:
-        for rows in torch.arange(len(values), device=device).split(block_size):
-            block = slice(start := int(rows[0]), start + len(rows))
-            similarities[block], indices[block] = _nearest_of(rows, directions, k, memory)  # [b, k] each
-            bar.update(len(rows))
-    return Neighbours(indices, similarities)
+    blocks = torch.arange(len(values), device=device).split(block_size or _block_size(directions))
+    memory = directions.new_empty(len(blocks[0]), len(values))
+    found = Neighbours(torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k))
+    for rows in tqdm(blocks, desc="nearest neighbours", unit=" blocks", delay=2):
+        block = rows.cpu()
+        found.similarities[block], found.indices[block] = map(Tensor.cpu, _nearest_of(rows, directions, k, memory))
+    return found
 
 
 def find_approximate_neighbours(
@@ -53,14 +51,13 @@ def find_approximate_neighbours(
     """k near neighbours of each row of `values` [N, D] by cosine similarity, itself excluded; most of them the nearest.
 
     An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. Its
-    recall is measured against the exact search on a random sample of rows, on `device`. Raises `UserError` where faiss
-    is not installed, or k is not in 1…N−1.
+    recall is measured against the exact search on a random sample of rows, on `device`.
     """
     faiss = import_faiss()
     directions = _directions(values, k, "cpu")  # [N, D]
     count, dim = directions.shape
     cells = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points or more per cell
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(directions.numpy())
     index.add(directions.numpy())
     index.nprobe = probes
@@ -81,10 +78,8 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError(
-            "clustering.neighbour_search=approximate needs faiss: pip install faiss-cpu "
-            "(or '.[approximate]' in this folder). Or set clustering.neighbour_search=exact."
-        ) from error
+        what = "clustering.neighbour_search=approximate needs faiss"
+        raise UserError(f"{what}: pip install faiss-cpu. Or set clustering.neighbour_search=exact.") from error
     return faiss
 
 
@@ -123,10 +118,9 @@ def _nearest_of(rows: Tensor, directions: Tensor, k: int, memory: Tensor | None 
 
 def _in_order(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [b, k] by falling similarity, and where that is equal by rising index: topk promises no order of ties."""
-    by_index = indices.argsort(dim=1)
-    similarities, indices = similarities.gather(1, by_index), indices.gather(1, by_index)
-    by_similarity = similarities.argsort(dim=1, descending=True, stable=True)
-    return similarities.gather(1, by_similarity), indices.gather(1, by_similarity)
+    indices, by_index = indices.sort(dim=1)
+    similarities, by_similarity = similarities.gather(1, by_index).sort(dim=1, descending=True, stable=True)
+    return similarities, indices.gather(1, by_similarity)
 
 
 def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, search: str = "exact") -> Path:
@@ -142,18 +136,10 @@ def make_neighbours(
     """The k nearest neighbours in these embeddings, from the cache or computed now and kept there."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, object]]:
-        if search == "exact":
-            found = find_neighbours(embeddings.values, k, device=device)
-        else:
-            found = find_approximate_neighbours(embeddings.values, k, device=device)
+        find = find_neighbours if search == "exact" else find_approximate_neighbours
+        found = find(embeddings.values, k, device=device)
         meta = {"embeddings": embeddings.meta, "k": k, "search": search, "recall": found.recall}
         return {"indices": found.indices, "similarities": found.similarities}, meta
 
     artifact = make_once(neighbours_path(cache_dir, embeddings, k, search), KIND, make)
     return Neighbours(**artifact.tensors, recall=artifact.meta["recall"])
-
-
-def load_neighbours(embeddings: Embeddings, k: int, cache_dir: str | Path, search: str = "exact") -> Neighbours:
-    """Reads neighbours that were made before."""
-    artifact = read_artifact(neighbours_path(cache_dir, embeddings, k, search), KIND)
-    return Neighbours(**artifact.tensors, recall=artifact.meta.get("recall", 1.0))

@@ -41,21 +41,17 @@ def shard_path(folder: Path, rows: range) -> Path:
     return folder / f"{rows.start:09d}-{rows.stop:09d}.safetensors"
 
 
-def read_shard(folder: Path, rows: range) -> Tensor:
-    """Features of the images `rows`, float32 [len(rows), D]."""
-    return read_artifact(shard_path(folder, rows), KIND).tensors["values"]
-
-
 def missing_shards(folder: Path, num_images: int) -> list[range]:
     """The shards that are yet to be made; damaged ones are set aside, to be made again."""
     missing = []
     for rows in shards_of(num_images):
         try:
-            read_shard(folder, rows)
-        except (MissingArtifactError, DamagedArtifactError) as error:
+            read_artifact(shard_path(folder, rows), KIND)
+        except MissingArtifactError:
             missing.append(rows)
-            if isinstance(error, DamagedArtifactError):
-                log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
+        except DamagedArtifactError as error:
+            log.warning("%s Set aside as %s.", error, set_aside(shard_path(folder, rows)).name)
+            missing.append(rows)
     return missing
 
 
@@ -72,10 +68,8 @@ def embed_shards(
     """Write the shards `shards` into `folder`, computed on the backbone's device.
 
     Args:
-        source: the images.
         backbone: sees each image whole and at its own size, which its own processing brings to the size it was trained
             with; only `pixels` takes the images of diffusion training.
-        folder: where the shards are kept.
         shards: rows of the images, as `missing_shards` gives them.
         batch_size: images per forward pass.
         num_workers: processes that decode and resize images while the network computes; 0: this one does.
@@ -85,14 +79,11 @@ def embed_shards(
     Raises:
         UserError: names the image that cannot be decoded, or those for which the backbone returns NaN or infinity.
     """
-    device = backbone.device
+    device, bf16 = backbone.device, precision == "bf16-mixed" and backbone.takes_bf16
     batches = _PreparedBatches(source, backbone, [part for rows in shards for part in parts_of(rows, batch_size)])
-    inputs: Iterator[list[Tensor] | UserError] = iter(
-        DataLoader(  # an item is a batch
-            batches, batch_size=None, num_workers=min(num_workers, len(batches)), pin_memory=device.type == "cuda"
-        )
-    )
-    bf16 = precision == "bf16-mixed" and backbone.takes_bf16
+    workers = min(num_workers, len(batches))
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    inputs: Iterator[list[Tensor] | UserError] = iter(loader)
     with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
         writing: Future[None] = writer.submit(lambda: None)
         for rows in shards:
@@ -118,11 +109,11 @@ def join_shards(folder: Path, num_images: int) -> dict[str, Tensor]:
     The values lie in a file that is mapped into memory, not in memory; the statistics are sums in float64, shard by
     shard (Chan, Golub and LeVeque 1983, equation 2.1).
     """
-    joined = folder / "joined"
-    mean, squares, seen = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    joined, seen = folder / "joined", 0
+    mean = squares = torch.zeros(1, dtype=torch.float64)
     with joined.open("wb") as file:
         for rows in shards_of(num_images):
-            values = read_shard(folder, rows)
+            values = read_artifact(shard_path(folder, rows), KIND).tensors["values"]  # [len(rows), D]
             file.write(values.numpy().data)
             part_variance, part_mean = torch.var_mean(values.double(), dim=0, correction=0)
             step, total = part_mean - mean, seen + len(rows)

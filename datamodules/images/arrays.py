@@ -40,21 +40,14 @@ class ArrayReader(Reader):
         kind: str = "array",
     ) -> None:
         super().__init__(kind, labels)
-        self.path = images if isinstance(images, Path) else None
-        self._images = None if isinstance(images, Path) else images
+        self.name, self.path = name, images if isinstance(images, Path) else None
+        self.images = load_npy(images, mmap_mode="r") if isinstance(images, Path) else images
         self.value_range = checked_range(name, self.images, value_range)
         self.ids = numbered_ids(len(self.images))
 
-    @property
-    def images(self) -> np.ndarray:
-        """The whole array; a file's is mapped into memory, not read."""
-        if self._images is None:
-            assert self.path is not None
-            self._images = load_npy(self.path, mmap_mode="r")
-        return self._images
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None} if self.path is not None else self.__dict__
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy for another process opens the file for itself."""
+        return type(self), (self.path or self.images, self.value_range, self.name, self._labels, self.kind)
 
     def read(self, row: int) -> np.ndarray:
         """uint8 [H, W, C]."""
@@ -79,16 +72,19 @@ class ArrayReader(Reader):
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         if self.path is not None:
             return [*map(str, self.value_range), file_digest(self.path, cache_dir)]
-        chosen = np.ascontiguousarray(self.images[rows])
-        return [str(chosen.shape), hashlib.sha256(chosen.data).hexdigest()]
+        chosen = self.images[rows]
+        return [str(chosen.shape), digest(chosen)]
 
     def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        return [hashlib.sha256(np.ascontiguousarray(self.images[row]).data).hexdigest() for row in rows]
+        return [digest(self.images[row]) for row in rows]
 
     def state(self) -> str:
-        if self.path is None:
-            return hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()
-        return f"{file_state(self.path)} {self.value_range}"
+        return digest(self.images) if self.path is None else f"{file_state(self.path)} {self.value_range}"
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of an array's values."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def open_array(settings: DatasetSettings) -> ArrayReader:
@@ -131,29 +127,21 @@ def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | 
     Raises:
         UserError: the array is none of images, or nothing says its range.
     """
-    if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or 0 in images.shape:
-        shape = list(np.shape(images))
-        raise UserError(f"{name}: an array of shape {shape}; expected [N, H, W] or [N, H, W, C] with images in it.")
+    what = f"{name}: an array of {images.dtype}, {list(images.shape)}"
+    if images.ndim not in (3, 4) or 0 in images.shape or images.dtype.kind not in "uifb":
+        raise UserError(f"{what}; expected numbers [N, H, W] or [N, H, W, C] with images in it.")
     if images.ndim == 4 and images.shape[1] <= 4 < min(images.shape[2:]):
         raise UserError(
-            f"{name}: an array of shape {list(images.shape)}, which looks like [N, C, H, W]; expected [N, H, W, C]. "
-            "Save array.transpose(0, 2, 3, 1)."
+            f"{what}, which looks like [N, C, H, W]; expected [N, H, W, C]. Save array.transpose(0, 2, 3, 1)."
         )
-    if images.dtype.kind not in "uifb":
-        raise UserError(
-            f"{name}: holds {images.dtype}; expected uint8, or numbers with dataset.value_range=[LOW,HIGH]."
-        )
-    if value_range is not None:
-        low, high = map(float, value_range)
-        return low, high
-    natural = NATURAL_RANGES.get(images.dtype.str[1:])
-    if natural is None:
+    span = value_range or NATURAL_RANGES.get(images.dtype.str[1:])
+    if span is None:
         first = np.asarray(images[:64], dtype=np.float64)
         raise UserError(
-            f"{name}: {images.dtype} values, whose range nothing says; the first images hold {first.min():g} to "
-            f"{first.max():g}. Set what black and white are, such as dataset.value_range=[0,1] or [-1,1]."
+            f"{what}, whose range nothing says; the first images hold {first.min():g} to {first.max():g}. "
+            "Set what black and white are, such as dataset.value_range=[0,1] or [-1,1]."
         )
-    return natural
+    return float(span[0]), float(span[1])
 
 
 def numbered_ids(count: int, split: str = "train") -> list[str]:

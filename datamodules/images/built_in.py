@@ -1,6 +1,5 @@
 """Data sets that libraries bring or download: scikit-learn's digits, CIFAR-10 and CIFAR-100."""
 
-import shutil
 import urllib.error
 from pathlib import Path
 
@@ -34,14 +33,11 @@ def open_cifar(settings: DatasetSettings) -> ArrayReader:
     try:
         dataset = dataset_class(root, train=True)
     except RuntimeError:  # not there, or not whole: torchvision compares MD5 sums
-        was_there = root.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f".{settings.kind}.lock"):
                 dataset = dataset_class(root, train=True, download=True)
         except (RuntimeError, urllib.error.URLError, OSError) as error:
-            if not was_there:
-                shutil.rmtree(root, ignore_errors=True)
             raise WrongPathError(
                 f"{settings.kind}: not found whole in {root}, and it cannot be downloaded ({error}). Download "
                 f"{dataset_class.url} and unpack it; FOLDER is the one that then holds {dataset_class.base_folder}.",

@@ -65,9 +65,5 @@ class DatasetSettings(Settings):
         if self.path is not None and not KINDS[self.kind].path:
             self.refuse("path", f"dataset={self.name} has no use for a path. Leave it out, or set dataset=folder")
         span = self.value_range
-        if span is not None and not (len(span) == 2 and all(map(_is_number, span)) and span[0] < span[1]):
+        if span is not None and not (len(span) == 2 and span[0] < span[1]):
             self.refuse("value_range", "[LOW,HIGH] is expected, such as [0,1]")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from storage.cores import available_cores
@@ -41,10 +42,7 @@ NO_IMAGES = (
     (rb"version https://git-lfs", "a Git LFS pointer in place of the file; run: git lfs pull"),
     (rb".{4}ftyp(heic|heix|mif1|msf1)", "a HEIC picture, which Pillow cannot read; convert it to JPEG or PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6|%PDF", "PostScript or PDF, not pixels; export it as PNG"),
-    (
-        rb".{128}DICM",
-        "a DICOM file, which Pillow cannot read; make it a 16-bit PNG, or an array for dataset=npy",
-    ),
+    (rb".{128}DICM", "a DICOM file, which Pillow cannot read; make it a 16-bit PNG, or an array for dataset=npy"),
 )
 
 # Pillow only warns up to twice its limit; `open_image` refuses above the limit itself.
@@ -65,24 +63,24 @@ def open_image(file: Path | bytes, name: str) -> Image.Image:
     try:
         image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats_of(name))
     except UnidentifiedImageError as error:
-        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
-            raise UnusableImageError(describe_content(stream.read(512))) from error
+        raise UnusableImageError(describe_content(bytes_of(file)[:512])) from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"{error}; shrink it or cut it into tiles") from error
     except Exception as error:  # bytes of any content can raise anything in one of Pillow's many readers
         if isinstance(error, OSError) and error.strerror:
-            raise UnusableImageError(f"it cannot be read ({error.strerror})") from error
+            raise UnusableImageError(f"cannot be read ({error.strerror})") from error
         raise UnusableImageError(f"truncated or damaged ({error})") from error
     check_header(image)
     return image
 
 
-def load_image(content: bytes, name: str) -> Image.Image:
-    """The image called `name` in a file's bytes, decoded, in the mode in which it is stored.
+def load_image(file: Path | bytes, name: str) -> Image.Image:
+    """The image called `name`, decoded, in the mode in which it is stored.
 
     Raises:
         UnusableImageError: truncated, damaged, or refused.
     """
+    content = bytes_of(file)
     image = open_image(content, name)
     try:
         if image.format == "PNG":  # Pillow compares the checksums of the pixels only when asked to
@@ -93,36 +91,43 @@ def load_image(content: bytes, name: str) -> Image.Image:
     return image
 
 
+def bytes_of(file: Path | bytes) -> bytes:
+    """The bytes of a file, which may be at hand already. Raises `UnusableImageError`."""
+    try:
+        return file if isinstance(file, bytes) else file.read_bytes()
+    except OSError as error:
+        raise UnusableImageError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
 def check_header(image: Image.Image) -> None:
     """Refuse what Pillow would decode to something else than the file holds.
 
     Raises:
         UnusableImageError: says what the file holds instead of one plain image.
     """
-    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS or 0
-    if pixels > limit:
-        raise UnusableImageError(
-            f"{image.width}×{image.height} pixels are more than Pillow's limit of {limit / 1e6:.0f} megapixels against "
-            "decompression bombs; shrink it or cut it into tiles"
-        )
+    problem = header_problem(image)
+    if problem:
+        raise UnusableImageError(problem)
+
+
+def header_problem(image: Image.Image) -> str | None:
+    """What the file holds instead of one plain image; None where it is one."""
+    limit, bands = Image.MAX_IMAGE_PIXELS or 0, len(image.getbands())
+    if image.width * image.height > limit:
+        size = f"{image.width}×{image.height} pixels are more than Pillow's limit of {limit / 1e6:.0f} megapixels"
+        return f"{size} against decompression bombs; shrink it or cut it into tiles"
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with a preview behind it
-        raise UnusableImageError(
-            f"{getattr(image, 'n_frames', 'several')} frames or pages in one file, where one image is expected; "
-            "save each as a file of its own"
-        )
-    if image.mode == "F":
-        raise UnusableImageError(f"floating-point values, {NO_RANGE}")
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # scaled by Pillow
-    if image.mode == "I" and not sixteen_bits:
-        raise UnusableImageError(f"32-bit values, {NO_RANGE}")
-    if not sixteen_bits and image.mode not in KNOWN_MODES:
-        raise UnusableImageError(f"colours of Pillow's mode {image.mode}, which cannot be converted; save it as RGB")
-    if image.format == "TIFF":
-        samples = getattr(image, "tag_v2", {}).get(TIFF_SAMPLES_PER_PIXEL, 1)
-        if samples > len(image.getbands()):
-            raise UnusableImageError(
-                f"{samples} channels, of which Pillow reads {len(image.getbands())}; save an array for dataset=npy"
-            )
+        return f"{getattr(image, 'n_frames', 'several')} frames or pages in one file; save each as a file of its own"
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # 16 bits, scaled by Pillow
+        return None
+    if image.mode in ("F", "I"):
+        return f"{'floating-point' if image.mode == 'F' else '32-bit'} values, {NO_RANGE}"
+    if image.mode not in KNOWN_MODES:
+        return f"colours of Pillow's mode {image.mode}, which cannot be converted; save it as RGB"
+    samples = image.tag_v2.get(TIFF_SAMPLES_PER_PIXEL, 1) if isinstance(image, TiffImageFile) else 1
+    if samples > bands:
+        return f"{samples} channels, of which Pillow reads {bands}; save an array for dataset=npy"
+    return None
 
 
 @functools.cache
@@ -141,18 +146,15 @@ def formats_of(name: str) -> list[str]:
 
 def describe_content(start: bytes) -> str:
     """What a file is that is no image, told from its first bytes."""
-    known = next((words for pattern, words in NO_IMAGES if re.match(pattern, start, re.IGNORECASE | re.DOTALL)), None)
-    return known or f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"
+    unknown = f"no image that Pillow can read, or one whose header is damaged; it begins with {start[:8]!r}"
+    return next((words for pattern, words in NO_IMAGES if re.match(pattern, start, re.I | re.S)), unknown)
 
 
 def each_row(work: Callable[[int], T], count: int, description: str) -> Iterator[T]:
     """`work` of each of the rows 0…count−1, in order, by all cores: Pillow lets go of the interpreter lock."""
-
-    def work_on_chunk(start: int) -> list[T]:
-        return [work(row) for row in range(start, min(start + CHUNK, count))]
-
+    chunks = (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
     bar = tqdm(total=count, desc=description, unit=" images", delay=2)
     with bar, ThreadPoolExecutor(len(available_cores())) as threads:
-        for results in threads.map(work_on_chunk, range(0, count, CHUNK)):
+        for results in threads.map(lambda rows: [work(row) for row in rows], chunks):
             yield from results
             bar.update(len(results))

@@ -1,24 +1,23 @@
 """Images of a Hugging Face `datasets` data set: an id of the hub, or a folder that holds one. No code of it is run."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from datamodules.images.arrays import numbered_ids
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.decoding import UnusableImageError, load_image, open_image
+from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import from_array
-from datamodules.images.reader import Labels, Reader
+from datamodules.images.reader import EncodedReader, Labels
 from storage.digests import file_digests
 from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 LABEL_COLUMNS = ("label", "labels")
 
 
-class HuggingFaceReader(Reader):
+class HuggingFaceReader(EncodedReader):
     """Images of one column of a data set, as the bytes that are stored there or in the files that it names.
 
     Args:
@@ -33,11 +32,12 @@ class HuggingFaceReader(Reader):
         self._key = image_key
         self.ids = numbered_ids(len(dataset), split)
 
-    def read(self, row: int) -> Image.Image:
-        return load_image(*self._content(row))
-
-    def read_header(self, row: int) -> Image.Image:
-        return open_image(*self._content(row))
+    def file(self, row: int) -> tuple[Path | bytes, str]:
+        image = self._images[row][self._key]
+        if image is None:
+            raise UnusableImageError("no image in this row of the data set")
+        content = image["bytes"]
+        return Path(image["path"]) if content is None else content, image["path"] or ""
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         """Digests of the Arrow files that hold the images, or of the images' own files."""
@@ -53,29 +53,8 @@ class HuggingFaceReader(Reader):
             return file_digests((image["path"] for image in images), cache_dir)
         return self.image_digests(rows, cache_dir)
 
-    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        digests = []
-        for row in rows:
-            try:
-                digests.append(hashlib.sha256(self._content(row)[0]).hexdigest())
-            except UnusableImageError as error:
-                digests.append(str(error))
-        return digests
-
     def state(self) -> str:
-        return hashlib.sha256(repr((self._images._fingerprint, self.ids[0], len(self.ids))).encode()).hexdigest()
-
-    def _content(self, row: int) -> tuple[bytes, str]:
-        """The bytes of an image file, and its name."""
-        image = self._images[row][self._key]
-        if image is None:
-            raise UnusableImageError("no image in this row of the data set")
-        if image["bytes"] is not None:
-            return image["bytes"], image["path"] or ""
-        try:
-            return Path(image["path"]).read_bytes(), image["path"]
-        except OSError as error:
-            raise UnusableImageError(f"{image['path']} cannot be read ({error.strerror})") from error
+        return fingerprint([self._images._fingerprint, self.ids[0], len(self.ids)])
 
 
 def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
@@ -90,27 +69,21 @@ def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
         import datasets
     except ImportError as error:
         raise UserError("dataset=hf needs the package `datasets`. Run: pip install 'datasets>=4.0'") from error
-    path, label_key = str(settings.path), settings.label_key
+    path = str(settings.path)
     dataset = load_split(datasets, settings)
-    features = dataset.features
-
-    def columns(kind: type) -> list[str]:
-        return [name for name, feature in features.items() if isinstance(feature, kind)]
-
-    image_key = choose_column(path, settings.image_key, columns(datasets.Image), features)
     if len(dataset) == 0:
         raise UserError(f"dataset.path={path}: the split {settings.split!r} is empty.")
-    if label_key is None:
-        classes = columns(datasets.ClassLabel)
-        label_key = next(
-            (name for name in LABEL_COLUMNS if name in features), classes[0] if len(classes) == 1 else None
-        )
-    elif label_key not in features:
-        raise UserError(f"dataset.label_key={label_key}: no such column in {path}; there are {', '.join(features)}.")
+    features = dataset.features
+    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    usual = [name for name in LABEL_COLUMNS if name in features] or (classes if len(classes) == 1 else [])
+    image_key = choose_column(path, "image_key", settings.image_key, pictures, features)
+    label_key = settings.label_key or next(iter(usual), None)
     labels = None
     if label_key is not None:
+        choose_column(path, "label_key", label_key, list(features), features)
         labels = from_array(Path(path) / label_key, np.asarray(dataset.with_format("numpy")[label_key]), len(dataset))
-        if isinstance(features[label_key], datasets.ClassLabel):
+        if label_key in classes:
             labels = Labels(labels.values, list(features[label_key].names))
     return HuggingFaceReader(dataset, image_key, settings.split, labels)
 
@@ -139,12 +112,12 @@ def load_split(datasets: Any, settings: DatasetSettings) -> Any:
     return dataset[split]
 
 
-def choose_column(path: str, key: str | None, image_columns: list[str], columns: Any) -> str:
-    """The image column that was asked for, or the only one there is."""
-    if key in image_columns or (key is None and len(image_columns) == 1):
-        return key or image_columns[0]
-    problem = f"dataset.image_key={key} is none of its image columns" if key else "which column holds the images?"
+def choose_column(path: str, setting: str, key: str | None, fitting: list[str], columns: Any) -> str:
+    """The column that was asked for, or the only fitting one."""
+    if key in fitting or (key is None and len(fitting) == 1):
+        return key or fitting[0]
+    problem = f"dataset.{setting}={key}: no such column" if key else "which column holds the images?"
     raise UserError(
-        f"{path}: {problem}. Image columns: {', '.join(image_columns) or 'none'}; all columns: {', '.join(columns)}. "
-        f"Set dataset.image_key={image_columns[0] if image_columns else 'NAME'}."
+        f"{path}: {problem}; there are {', '.join(fitting) or 'none'}; all columns: {', '.join(columns)}. "
+        f"Set dataset.{setting}={fitting[0] if fitting else 'NAME'}."
     )

@@ -1,6 +1,5 @@
 """Images as files: a tree of folders, or a ZIP in EDM's format. What is not an image is left out, and counted."""
 
-import hashlib
 import io
 import os
 import re
@@ -8,26 +7,26 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.decoding import UnusableImageError, decodable_suffixes, load_image, open_image
+from datamodules.images.decoding import UnusableImageError, decodable_suffixes
 from datamodules.images.label_files import LABELS_FILE, parse_dataset_json
-from datamodules.images.reader import Labels, Reader
+from datamodules.images.reader import EncodedReader, Labels, Reader
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import WrongPathError
+from storage.fingerprints import fingerprint
 
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
 # Pictures that Pillow cannot read: who has them means them as images, so they are not left out in silence.
 UNREADABLE_SUFFIXES = {".heic", ".heif", ".dcm", ".svg", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
 
 
-class FolderReader(Reader):
+class FolderReader(EncodedReader):
     """Images in a folder and the folders below it; the ids are their sorted POSIX paths."""
 
     def __init__(self, settings: DatasetSettings) -> None:
@@ -40,15 +39,8 @@ class FolderReader(Reader):
         self.ids = sorted(self._walk())
         refuse_no_images(root, self)
 
-    def read(self, row: int) -> Image.Image:
-        try:
-            content = (self.root / self.ids[row]).read_bytes()
-        except OSError as error:
-            raise UnusableImageError(f"cannot be read ({error.strerror})") from error
-        return load_image(content, self.ids[row])
-
-    def read_header(self, row: int) -> Image.Image:
-        return open_image(self.root / self.ids[row], self.ids[row])
+    def file(self, row: int) -> tuple[Path, str]:
+        return self.root / self.ids[row], self.ids[row]
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         try:
@@ -59,13 +51,8 @@ class FolderReader(Reader):
     image_digests = contents
 
     def state(self) -> str:
-        sha = hashlib.sha256()
-        for image_id in self.ids:
-            try:
-                sha.update(f"{image_id}\n{file_state(self.root / image_id)}\n".encode())
-            except OSError:
-                sha.update(f"{image_id}\ngone\n".encode())
-        return sha.hexdigest()
+        states = (file_state(self.root / image_id) for image_id in self.ids)
+        return fingerprint([self.ids, list(states)])
 
     def own_labels(self) -> Labels | None:
         path = self.root / LABELS_FILE
@@ -73,38 +60,36 @@ class FolderReader(Reader):
 
     def _walk(self) -> Iterator[str]:
         """Ids of the images; each real folder is entered once, however many links lead to it."""
-        linked: list[str] = []
+
+        def note(error: OSError) -> None:
+            name = Path(error.filename).relative_to(self.root).as_posix()
+            self.unusable[printable(name)] = f"a folder that cannot be opened ({error.strerror})"
+
         entered: set[tuple[int, int]] = set()
-        folders = [""]  # each with its trailing slash
-        while folders or linked:
-            folder = folders.pop() if folders else linked.pop(0)  # a real folder goes before links to it
-            path = self.root / folder
-            try:
-                stat = path.stat()
-                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-            except OSError as error:
-                self.unusable[printable(folder)] = f"a folder that cannot be opened ({error.strerror})"
-                continue
-            if (stat.st_dev, stat.st_ino) in entered:
-                continue
-            entered.add((stat.st_dev, stat.st_ino))
-            for entry in entries:
-                name = folder + entry.name
-                if leads_to(entry.is_dir):
-                    if not is_visible(entry.name):
-                        self.left_out["hidden folders"] += 1
+        starts = [self.root]
+        for start in starts:  # which grows: real folders go before links to them
+            for path, folders, files in os.walk(start, onerror=note):
+                folder, stat = Path(path), Path(path).stat()
+                if (stat.st_dev, stat.st_ino) in entered:
+                    folders.clear()
+                    continue
+                entered.add((stat.st_dev, stat.st_ino))
+                self.left_out.update("hidden folders" for name in folders if not is_visible(name))
+                folders[:] = sorted(filter(is_visible, folders))
+                links = [folder / name for name in folders if os.path.islink(folder / name)]  # noqa: PTH114 (see below)
+                starts += links
+                prefix = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+                self.folders.update(prefix + name for name in folders if folder / name not in links)
+                for name in files:
+                    if not sort_out(prefix + name, self):
                         continue
-                    if not entry.is_symlink():
-                        self.folders.add(name)
-                    (linked if entry.is_symlink() else folders).append(f"{name}/")
-                elif sort_out(name, self):
-                    if leads_to(entry.is_file):
-                        yield name
+                    if os.path.isfile(folder / name):  # noqa: PTH113 (False, where pathlib raises without permission)
+                        yield prefix + name
                     else:
-                        self.unusable[name] = "a link that leads nowhere, or no regular file; remove or fix it"
+                        self.unusable[prefix + name] = "a link that leads nowhere, no regular file, or not to be read"
 
 
-class ZipReader(Reader):
+class ZipReader(EncodedReader):
     """Images in a ZIP file; the ids are their sorted names in it.
 
     The archive is listed once; entries are read with `pread`, which has no position in the file that forked processes
@@ -137,23 +122,24 @@ class ZipReader(Reader):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
-    def read(self, row: int) -> Image.Image:
-        return load_image(self._read_entry(row), self.ids[row])
-
-    def read_header(self, row: int) -> Image.Image:
-        return open_image(self._read_entry(row), self.ids[row])
+    def file(self, row: int) -> tuple[bytes, str]:
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        offset, compressed_size, size, crc, method = self._entries[row].tolist()
+        try:
+            header = os.pread(self._file.fileno(), LOCAL_HEADER_BYTES, offset)
+            start = offset + LOCAL_HEADER_BYTES + sum(struct.unpack("<HH", header[26:]))  # after name and extra field
+            content = os.pread(self._file.fileno(), compressed_size, start)
+            if method == zipfile.ZIP_DEFLATED:
+                content = zlib.decompressobj(-15).decompress(content, size or 1)
+        except (OSError, struct.error, zlib.error) as error:
+            raise UnusableImageError(f"truncated or damaged in the ZIP ({error})") from error
+        if len(content) != size or zlib.crc32(content) != crc:
+            raise UnusableImageError("damaged in the ZIP: its bytes do not match their checksum")
+        return content, self.ids[row]
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         return [file_digest(self.path, cache_dir)]
-
-    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        """Size and CRC from the archive's listing; where several images share them, a hash of their bytes too."""
-        digests = [f"{size}-{crc:08x}" for size, crc in self._entries[rows][:, 2:4].tolist()]
-        counts = Counter(digests)
-        return [
-            f"{digest}-{hashlib.sha256(self._read_raw(row)).hexdigest()}" if counts[digest] > 1 else digest
-            for row, digest in zip(rows, digests, strict=True)
-        ]
 
     def state(self) -> str:
         return file_state(self.path)
@@ -163,11 +149,10 @@ class ZipReader(Reader):
         return None if text is None else parse_dataset_json(self.path / LABELS_FILE, text, self.ids)
 
     def _sort_out(self, infos: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
+        infos = [info for info in infos if not info.is_dir() and sort_out(info.filename, self)]
         counts = Counter(info.filename for info in infos)
         for info in infos:
             name = info.filename
-            if info.is_dir() or not sort_out(name, self):
-                continue
             if counts[name] > 1:
                 self.unusable[name] = f"{counts[name]} entries have this name; zip the images again"
             elif name.startswith("/") or ".." in name.split("/"):
@@ -178,25 +163,6 @@ class ZipReader(Reader):
                 self.unusable[name] = f"compressed by ZIP method {info.compress_type}; zip it again with `zip -r`"
             else:
                 yield info
-
-    def _read_entry(self, row: int) -> bytes:
-        try:
-            content = self._read_raw(row)
-        except (OSError, struct.error, zlib.error) as error:
-            raise UnusableImageError(f"truncated or damaged in the ZIP ({error})") from error
-        if len(content) != self._entries[row, 2] or zlib.crc32(content) != self._entries[row, 3]:
-            raise UnusableImageError("damaged in the ZIP: its bytes do not match their checksum")
-        return content
-
-    def _read_raw(self, row: int) -> bytes:
-        if self._file is None:
-            self._file = self.path.open("rb", buffering=0)
-        offset, compressed_size, size, _, method = self._entries[row].tolist()
-        header = os.pread(self._file.fileno(), LOCAL_HEADER_BYTES, offset)
-        name_length, extra_length = struct.unpack("<HH", header[26:])
-        start = offset + LOCAL_HEADER_BYTES + name_length + extra_length
-        content = os.pread(self._file.fileno(), compressed_size, start)
-        return content if method == zipfile.ZIP_STORED else zlib.decompressobj(-15).decompress(content, size or 1)
 
 
 # Which names are meant as images --------------------------------------------------------------------------------------
@@ -224,14 +190,6 @@ def sort_out(name: str, reader: Reader) -> bool:
 def is_visible(name: str) -> bool:
     """No part begins with a dot (`._x.jpg`, `.ipynb_checkpoints`), `..` apart, or is what macOS adds to ZIP files."""
     return not any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
-
-
-def leads_to(test: Callable[[], bool]) -> bool:
-    """Whether an entry is, or links to, what `test` asks; a link that goes in circles leads nowhere."""
-    try:
-        return test()
-    except OSError:
-        return False
 
 
 def printable(name: str) -> str:

@@ -24,11 +24,14 @@ def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: 
     """
     if isinstance(image, np.ndarray) and image.shape == (resolution, resolution, channels):
         return torch.from_numpy(image.transpose(2, 0, 1).copy())  # [C, R, R]
-    bands = eight_bit_bands(image, channels)
-    return torch.cat([as_tensor(band if resolution is None else square(band, resolution)) for band in bands])
+    pictures = eight_bit_pictures(image, channels)
+    if resolution is not None:
+        pictures = [square(picture, resolution) for picture in pictures]
+    values = np.concatenate([np.atleast_3d(np.array(picture)) for picture in pictures], axis=2)  # [H, W, C]
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Image.Image]:
+def eight_bit_pictures(image: Image.Image | np.ndarray, channels: int) -> list[Image.Image]:
     """The image as one grey or RGB picture; an array of other channels as one grey picture per channel.
 
     Raises:
@@ -43,28 +46,22 @@ def eight_bit_bands(image: Image.Image | np.ndarray, channels: int) -> list[Imag
             )
         if channels not in MODES:
             return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels)]
-        image = Image.fromarray(image[..., 0] if found == 1 else image)
-    elif channels not in MODES:
+        return [Image.fromarray(image[..., 0] if found == 1 else image).convert(MODES[channels])]
+    if channels not in MODES:
         raise UserError(
             f"a picture has 1 (grey) or 3 (RGB) channels, and dataset.channels={channels}. "
             "For more channels, save an array and set dataset=npy."
         )
-    else:
-        check_header(image)
-    return [eight_bit(upright(image), MODES[channels])]
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says. Where the EXIF data are damaged it stays as it is stored."""
-    with suppress(Exception):  # EXIF data of any content can raise anything; viewers show such pictures as stored, too
+    check_header(image)
+    with suppress(Exception):  # damaged EXIF data can raise anything; viewers show such pictures as stored, too
         ImageOps.exif_transpose(image, in_place=True)
-    return image
+    return [eight_bit(image, MODES[channels])]
 
 
 def eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    """The image as grey or RGB: 16 bits scaled to 8, transparency laid over white."""
+    """The picture as grey or RGB: 16 bits scaled to 8, transparency laid over white."""
     if image.mode.startswith("I"):
-        return from_16_bit(image).convert(mode)
+        image = from_16_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -83,18 +80,9 @@ def from_16_bit(image: Image.Image) -> Image.Image:
 def square(picture: Image.Image, resolution: int) -> Image.Image:
     """The central square of a picture, resized."""
     side = min(picture.size)
-    if picture.size != (side, side):
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
-    if side != resolution:
-        picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    return picture
-
-
-def as_tensor(picture: Image.Image) -> Tensor:
-    """uint8 [C, H, W]."""
-    values = torch.from_numpy(np.array(picture))  # [H, W] or [H, W, C]
-    return values.reshape(picture.height, picture.width, -1).permute(2, 0, 1).contiguous()
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)  # a copy where that is its size
 
 
 class ImageStore:
@@ -114,7 +102,11 @@ class ImageStore:
         self.in_memory = size_gb <= memory_gb
         where = "in memory" if self.in_memory else f"streamed from {source.kind}, over memory_gb={memory_gb:g}"
         self.description = f"{len(source):,} images of {resolution}x{resolution}x{channels} ({size_gb:.2f} GB) {where}"
-        self._images = self._decode_all() if self.in_memory else None  # [N, C, R, R]
+        self._images: Tensor | None = None  # [N, C, R, R]
+        if self.in_memory:
+            self._images = torch.empty(len(source), channels, resolution, resolution, dtype=torch.uint8)
+            for index, image in enumerate(each_row(self._decode, len(source), f"decoding {source.name}")):
+                self._images[index] = image
 
     def __len__(self) -> int:
         return len(self.source)
@@ -127,13 +119,6 @@ class ImageStore:
 
     def _decode(self, index: int) -> Tensor:
         return decode(self.source, index, self.resolution, self.channels)
-
-    def _decode_all(self) -> Tensor:
-        images = torch.empty(len(self.source), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
-        decoded = each_row(self._decode, len(images), f"decoding {self.source.name}")
-        for index, image in enumerate(decoded):
-            images[index] = image
-        return images
 
 
 def decode(source: ImageSource, index: int, resolution: int | None, channels: int) -> Tensor:

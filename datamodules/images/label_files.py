@@ -6,6 +6,7 @@ They serve `clustering=labels` and the scores; nothing else learns from them.
 import json
 import unicodedata
 from collections.abc import Set
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
         UserError: an image outside of them, or one of the `folders` beside them that holds no image.
     """
     places = [image_id.split("/")[:-1] for image_id in ids]
-    shared = 0
-    while all(len(parts) > shared and parts[shared] == places[0][shared] for parts in places):
-        shared += 1
+    common = commonprefix(places)  # noqa: RUF071 (of lists of folders, not of texts)
+    shared = len(common)
     loose = next((image_id for image_id, parts in zip(ids, places, strict=True) if len(parts) <= shared), None)
     if loose is not None:
         raise UserError(
@@ -37,7 +37,7 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
         )
     labels = from_names([parts[shared] for parts in places])
     beside = (folder.split("/") for folder in folders)
-    classes = {parts[shared] for parts in beside if len(parts) == shared + 1 and parts[:shared] == places[0][:shared]}
+    classes = {parts[shared] for parts in beside if len(parts) == shared + 1 and parts[:shared] == common}
     empty = sorted(classes - set(labels.class_names or []))
     if empty:
         raise UserError(
@@ -94,19 +94,16 @@ def in_order(path: Path, known: list[str], labels: list[Any], ids: list[str]) ->
     """
     by_id: dict[str, Any] = {}
     for image_id, label in zip(known, labels, strict=True):
-        if by_id.setdefault(image_id, label) != label:
-            raise UserError(f"{path}: {image_id!r} has two labels, {by_id[image_id]!r} and {label!r}.")
-    if any(image_id not in by_id for image_id in ids):  # perhaps an `ü` that one side writes as `u` and two dots
-        by_id |= {same_text(image_id): label for image_id, label in by_id.items()}
-        by_id |= {image_id: by_id[same_text(image_id)] for image_id in ids if same_text(image_id) in by_id}
-    unlabelled = [image_id for image_id in ids if image_id not in by_id]
+        if (before := by_id.setdefault(same_text(image_id), label)) != label:
+            raise UserError(f"{path}: {image_id!r} has two labels, {before!r} and {label!r}.")
+    unlabelled = [image_id for image_id in ids if same_text(image_id) not in by_id]
     if unlabelled:
         others = f"; the labels are for {known[0]!r} and {len(known) - 1:,} more" if known else ""
         raise UserError(
             f"{path}: {len(unlabelled)} of {len(ids)} images have no label, the first is {unlabelled[0]!r}{others}. "
             "An id is the image's path below the folder, or its name in the ZIP."
         )
-    return [by_id[image_id] for image_id in ids]
+    return [by_id[same_text(image_id)] for image_id in ids]
 
 
 def same_text(name: str) -> str:
@@ -116,9 +113,8 @@ def same_text(name: str) -> str:
 
 def from_names(names: list[str]) -> Labels:
     """Classes numbered by their sorted names."""
-    class_names = sorted(set(names))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return Labels(torch.tensor([numbers[name] for name in names], dtype=torch.int64), class_names)
+    class_names, numbers = np.unique(names, return_inverse=True)
+    return Labels(torch.from_numpy(numbers), class_names.tolist())
 
 
 def from_array(path: Path, values: np.ndarray, count: int) -> Labels:

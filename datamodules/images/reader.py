@@ -1,5 +1,6 @@
 """What every reader of images offers, whatever they are stored in; and the labels that come with them."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,26 @@ class Reader(ABC):
     def own_labels(self) -> Labels | None:
         """The labels that the data set brings."""
         return self._labels
+
+
+class EncodedReader(Reader):
+    """Reads images that are stored as the files of an image format, wherever these lie."""
+
+    @abstractmethod
+    def file(self, row: int) -> tuple[Path | bytes, str]:
+        """The image file in this row, or its bytes; and its name. Raises `UnusableImageError`."""
+
+    def read(self, row: int) -> Image.Image:
+        return load_image(*self.file(row))
+
+    def read_header(self, row: int) -> Image.Image:
+        return open_image(*self.file(row))
+
+    def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
+        digests = []
+        for row in rows:
+            try:
+                digests.append(hashlib.sha256(bytes_of(self.file(row)[0])).hexdigest())
+            except UnusableImageError as error:
+                digests.append(f"{self.ids[row]}: {error}")
+        return digests

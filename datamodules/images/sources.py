@@ -9,42 +9,36 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any, NoReturn
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.bad_files import cure, damaged_images, refuse_bad_files
 from datamodules.images.dataset_settings import KINDS, DatasetSettings
-from datamodules.images.decoding import UnusableImageError
+from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
 from datamodules.images.reader import Labels, Reader
 from storage.errors import UserError, named_by
-from storage.fingerprints import fingerprint
+from storage.files import remembered_json
+from storage.fingerprints import file_stem, fingerprint
 
-FOLDERS = "folders"
+SHOWN = 5  # bad files that a message names
 
 
 class ImageSource:
     """Images of one data set, or an evenly spaced subset of them, in data-set order.
 
     Args:
-        reader, labels: of the whole data set, bad files included.
-        cache_dir: where digests of files are remembered.
-        skippable: whether bad files may be left out.
-
-    Attributes:
         name: the data set's name, used in file names and messages.
-        kind: how the images are stored.
-        ids: one name per image: its POSIX path below the root, its name in the ZIP, or `train/00042`.
-        labels: int64 [N], or None where there are none.
-        class_names: one per class, or None.
-        positions: int64 [N], the place of each image in the whole data set.
-        total: number of images of the whole data set.
-        skipped: names of the files that `on_bad_file=skip` left out, each with the reason.
-        left_out: how many files of which kind are no images.
+        reader, labels: of the whole data set, bad files included.
+        max_images: how many of them; None: all.
+        cache_dir: where digests of files are remembered.
+        skipped: the bad files, which are left out, each with the reason.
+        skippable: whether bad files may be left out, for messages.
     """
 
     def __init__(
@@ -58,20 +52,16 @@ class ImageSource:
         skippable: bool = True,
     ) -> None:
         self.name, self.kind = name, reader.kind
-        self.class_names = None if labels is None else labels.class_names
-        self.skipped = dict(skipped or {})
-        self.left_out = dict(reader.left_out)
-        usable = torch.arange(len(reader.ids))
-        if self.skipped:
-            usable = usable[torch.tensor([image_id not in self.skipped for image_id in reader.ids])]
-        self.total = len(usable)
-        self.positions = evenly_spaced(self.total, max_images)  # [N]
-        self.rows = usable[self.positions]  # [N], of the reader
+        self.class_names = None if labels is None else labels.class_names  # one per class, or None
+        self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
+        usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
+        self.total = len(usable)  # images of the whole data set
+        self.positions = evenly_spaced(self.total, max_images)  # int64 [N], each image's place in the whole data set
+        self.rows = usable[self.positions]  # int64 [N], of the reader
         self.ids = [reader.ids[row] for row in self.rows.tolist()]
-        self.labels = None if labels is None else labels.values[self.rows]  # [N]
-        self._reader = reader
+        self.labels = None if labels is None else labels.values[self.rows]  # int64 [N], or None
+        self._reader, self._skippable = reader, skippable
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
-        self._skippable = skippable
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -162,7 +152,7 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
     """Labels as `dataset.labels` says, else those that the data set brings."""
     if settings.labels is None:
         return reader.own_labels()
-    if settings.labels != FOLDERS:
+    if settings.labels != "folders":
         return read_label_file(Path(settings.labels), reader.ids)
     if reader.folders is None:
         raise UserError(f"{settings.name}: dataset.labels=folders is for folders and ZIPs. Set dataset.labels=FILE.")
@@ -172,3 +162,39 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
 def evenly_spaced(total: int, count: int | None) -> Tensor:
     """`count` of the numbers 0…total−1, evenly spaced: int64; all of them where None or where there are no more."""
     return torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
+
+
+def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> dict[str, str]:
+    """Every image that cannot be decoded, by id, with the reason.
+
+    Decodes the whole data set, once: what was found is remembered in `cache_dir` until a file changes.
+    """
+
+    def reason(row: int) -> str | None:
+        try:
+            reader.read(row)
+        except UnusableImageError as error:
+            return str(error)
+        return None
+
+    def find() -> dict[str, Any]:
+        reasons = each_row(reason, len(reader.ids), f"looking for bad files in {name}")
+        return {image_id: text for image_id, text in zip(reader.ids, reasons, strict=True) if text is not None}
+
+    if cache_dir is None:
+        return find()
+    stem = file_stem(name, "bad", fingerprint([reader.state(), PIL.__version__]))
+    return remembered_json(Path(cache_dir) / "data" / f"{stem}.json", find)
+
+
+def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> NoReturn:
+    """Raise a `UserError` that counts the bad files and names some, each with its reason."""
+    lines = [f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"]
+    lines += [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
+    lines += [f"  … and {len(bad) - SHOWN:,} more"] * (len(bad) > SHOWN)
+    raise UserError("\n".join([*lines, cure(skippable)]))
+
+
+def cure(skippable: bool) -> str:
+    """What to do about bad files; a set of generated images would be another set without them."""
+    return f"Fix or remove them{', or set dataset.on_bad_file=skip to leave out all such files' if skippable else ''}."

@@ -2,17 +2,15 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
-from PIL import Image
-from tqdm import tqdm
 
-from datamodules.images.bad_files import refuse_bad_files
-from datamodules.images.decoding import UnusableImageError
-from datamodules.images.sources import ImageSource
+from datamodules.images.decoding import UnusableImageError, each_row
+from datamodules.images.sources import ImageSource, refuse_bad_files
 from storage.files import remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
@@ -56,34 +54,41 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
 
 
 def _look(source: ImageSource) -> Survey:
-    sizes: Counter[tuple[int, int]] = Counter()
-    modes: Counter[str] = Counter()
-    bad: dict[str, str] = {}
-    for index in tqdm(range(len(source)), desc=f"looking at {source.name}", unit=" images", delay=2):
-        try:
-            image = source.header(index)
-        except UnusableImageError as error:
-            bad[source.ids[index]] = str(error)
-            continue
-        if isinstance(image, Image.Image):
-            sizes[image.size] += 1
-            modes[f"{image.format} {image.mode}"] += 1
-            image.close()
-        else:
-            height, width, channels = image.shape
-            sizes[width, height] += 1
-            modes[f"{image.dtype}, {channels} channel{'s' if channels > 1 else ''}"] += 1
+    found = list(each_row(partial(_header, source), len(source), f"looking at {source.name}"))
+    bad = {source.ids[index]: reason for index, reason in enumerate(found) if isinstance(reason, str)}
     if bad:
         refuse_bad_files(source.name, bad, len(source))
+    sizes, modes = (Counter(part) for part in zip(*found, strict=True))
     first: dict[str, int] = {}
     earlier = [first.setdefault(digest, index) for index, digest in enumerate(source.image_digests())]
     copies = [(source.ids[index], source.ids[other]) for index, other in enumerate(earlier) if other != index]
     class_counts = None
     if source.labels is not None:  # classes without an image included
         class_counts = torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
-    shown = [(*size, count) for size, count in sizes.most_common()]
-    labels, others = (class_counts, source.class_names), (source.skipped, source.left_out)
-    return Survey(len(source), shown, dict(modes.most_common()), len(copies), copies[:SHOWN], *labels, *others)
+    return Survey(
+        num_images=len(source),
+        sizes=[(*size, count) for size, count in sizes.most_common()],
+        modes=dict(modes.most_common()),
+        num_duplicates=len(copies),
+        duplicates=copies[:SHOWN],
+        class_counts=class_counts,
+        class_names=source.class_names,
+        skipped=source.skipped,
+        left_out=source.left_out,
+    )
+
+
+def _header(source: ImageSource, index: int) -> tuple[tuple[int, int], str] | str:
+    """(width, height) and mode of an image; or why it cannot be used."""
+    try:
+        image = source.header(index)
+    except UnusableImageError as error:
+        return str(error)
+    if isinstance(image, np.ndarray):
+        height, width, channels = image.shape
+        return (width, height), f"{image.dtype}, {channels} channel{'s' if channels > 1 else ''}"
+    with image:
+        return image.size, f"{image.format} {image.mode}"
 
 
 def enlarged(sizes: list[tuple[int, int, int]], resolution: int) -> int:

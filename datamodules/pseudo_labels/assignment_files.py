@@ -1,7 +1,9 @@
 """Cluster ids in files of other programs (`.pt`, `.npy`, `.csv`, `.safetensors`), read without running their code."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
     not what it should be.
     """
     contents = _contents(path)
-    known = ids_in_csv(path, contents)
+    known = ids_in_csv(path)
     if known is not None:
         del contents["id"]
     key, values = _choose(path, contents, key)
@@ -36,22 +38,19 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
             raise UserError(f"{path}: {wrong!r} is no cluster id; expected whole numbers from 0 up.")
         if ids is not None and known is not None:
             values = in_order(path, known, values, ids)
-        values = torch.tensor([float(text) for text in values], dtype=torch.float64)
+        values = torch.tensor(list(map(float, values)), dtype=torch.float64)
     return whole_numbers(path, values, "cluster ids"), key
 
 
-def ids_in_csv(path: Path, contents: dict[str, Any] | None = None) -> list[str] | None:
+def ids_in_csv(path: Path) -> list[str] | None:
     """The image ids of a CSV file, in its order; None where it has no column `id`, and for every other file.
 
     Raises:
         UserError: an id stands in two lines.
     """
-    if path.suffix != ".csv":
-        return None
-    ids = (read_csv(path) if contents is None else contents).get("id")
+    ids = read_csv(path).get("id") if path.suffix == ".csv" else None
     if ids is not None and len(set(ids)) < len(ids):
-        twice = next(image_id for row, image_id in enumerate(ids) if image_id in ids[:row])
-        raise UserError(f"{path}: {twice!r} stands in two lines. Keep one line per image.")
+        raise UserError(f"{path}: {Counter(ids).most_common(1)[0][0]!r} stands in two lines. Keep one line per image.")
     return ids
 
 
@@ -78,30 +77,33 @@ def read_embeddings(path: Path, key: str) -> Tensor:
 
 def is_artifact(path: Path) -> bool:
     """Whether a file is one that this project wrote."""
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return HEADER_KEY in (file.metadata() or {})
-    except SafetensorError:
-        return False
+    with suppress(SafetensorError), safe_open(path, framework="pt") as file:
+        return HEADER_KEY in (file.metadata() or {})
+    return False
 
 
 def _contents(path: Path) -> dict[str, Any]:
     """What a file holds by its keys: arrays, or the texts of a CSV file's columns; '' is one thing without a key."""
-    if path.suffix == ".csv":
-        return dict(read_csv(path))
-    if path.suffix == ".npy":
-        return {"": load_npy(path)}
-    if path.suffix == ".pt":
-        content = load_pt(path)
-        return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except Exception as error:  # readers raise anything over a damaged file
-            raise UserError(f"{path}: cannot be read as plain tensors ({error}).") from error
-    raise UserError(f"{path}: a file of assignments ends in .pt, .npy, .csv or .safetensors.")
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: a file of assignments ends in {', '.join(READERS)}.")
+    content = READERS[path.suffix](path)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises `UserError` where it is damaged."""
+    try:
+        return load_file(path)
+    except Exception as error:  # readers raise anything over a damaged file
+        raise UserError(f"{path}: cannot be read as plain tensors ({error}).") from error
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": load_pt,
+    ".npy": load_npy,
+    ".csv": read_csv,
+    ".safetensors": load_safetensors,
+}
 
 
 def _keys(path: Path) -> list[str]:

@@ -47,15 +47,11 @@ class PseudoLabels:
         lengths = [len(self.cluster_ids), len(self.confidence), len(self.ids)]
         if len(set(lengths)) > 1 or 0 in lengths:
             raise ValueError(f"{lengths} cluster ids, confidences and image ids; expected as many of each, and some")
-        if self.cluster_ids.dtype != torch.int64:
-            raise ValueError(f"cluster ids are {self.cluster_ids.dtype}; expected int64")
         low, high = map(int, self.cluster_ids.aminmax())
         if low < 0 or high >= self.num_clusters:
             raise ValueError(f"cluster ids from {low} to {high}; expected 0 to {self.num_clusters - 1}")
-        if any("\n" in image_id for image_id in self.ids):
-            raise ValueError("an image id holds a line break")
-        if len(self._rows) != len(self.ids):
-            raise ValueError("an image id occurs twice")
+        if len(self._rows) != len(self.ids) or any("\n" in image_id for image_id in self.ids):
+            raise ValueError("an image id occurs twice, or holds a line break")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -170,7 +166,14 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
         raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key.")
     if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
-        _check_made_for(path, labels.meta.get(MADE_FOR), source)
+        made = labels.meta.get(MADE_FOR, {})  # where it is another number of images, the ids alone must do
+        same = [known for known in (source, source.whole) if len(known) == made.get("num_images")]
+        if same and same[0].images_fingerprint != made["fingerprint"]:
+            raise UserError(
+                f"{path}: made for other images, of {made['name']} ({made['num_images']:,}), that have the same names "
+                f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give "
+                "a CSV file with the columns id and cluster (pseudo_labels.csv beside it), matched by name alone."
+            )
         return labels
     found, key = read_cluster_ids(path, key, source.ids)
     num_clusters = clusters_of(path, key, found, num_clusters)
@@ -184,11 +187,7 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
 
 
 def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:
-    """Pseudo-labels that this project wrote, with C = `num_clusters` where given.
-
-    Raises:
-        UserError: a `key`, which they have none of, or cluster ids from `num_clusters` up.
-    """
+    """Pseudo-labels that this project wrote, one set without a `key`, with C = `num_clusters` where given."""
     if key:
         raise UserError(f"{path}::{key}: these pseudo-labels are one set without a key. Give {path}, without ::{key}.")
     labels = PseudoLabels.load(path)
@@ -198,13 +197,12 @@ def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> Pseu
 def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | None) -> int:
     """C: `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1.
 
-    Raises:
-        UserError: a cluster id from C up.
+    A seed may stand after it: `clusters<C>.seed<n>`. Raises `UserError` over a cluster id from C up.
     """
     highest = int(cluster_ids.max())
-    found = num_clusters or num_clusters_in_key(key)
-    if found is None:
-        found = highest + 1
+    in_key = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
+    found = num_clusters or (int(in_key[1]) if in_key else highest + 1)
+    if num_clusters is None and in_key is None:
         log.warning(
             "%s does not say how many clusters there are: taking the highest id + 1 = %d. Where some of the last "
             "clusters are empty, let its key end in clusters<C> (or set num_clusters=C for cedm score).",
@@ -212,37 +210,13 @@ def clusters_of(path: Path, key: str, cluster_ids: Tensor, num_clusters: int | N
             found,
         )
     if highest >= found:
-        name = f"{path}::{key}" if key else str(path)
         remedy = f"Set num_clusters={highest + 1} or more" if num_clusters else "Choose another key, or rename it"
-        raise UserError(
-            f"{name}: holds cluster id {highest}, but there are {found} clusters, 0 to {found - 1}. {remedy}."
-        )
+        name, ids = f"{path}::{key}" if key else path, f"0 to {found - 1}"
+        raise UserError(f"{name}: holds cluster id {highest}, but there are {found} clusters, {ids}. {remedy}.")
     return found
-
-
-def num_clusters_in_key(key: str) -> int | None:
-    """C of a key that ends in `clusters<C>`, a seed after it or not (`clusters<C>.seed<n>`); None for another."""
-    match = re.search(r"clusters(\d{1,9})([._-]?seed\d+)?$", key)
-    return int(match[1]) if match else None
 
 
 def made_for(source: ImageSource) -> dict[str, Any]:
     """What pseudo-labels remember of their images, to be kept in their `meta`."""
     description = {"name": source.name, "num_images": len(source), "fingerprint": source.images_fingerprint}
     return {MADE_FOR: description}
-
-
-def _check_made_for(path: Path, images: dict[str, Any] | None, source: ImageSource) -> None:
-    """Raise a `UserError` where the images have the same names as those of the pseudo-labels and are others."""
-    if images is None:
-        return
-    if images["num_images"] not in (len(source), source.total):  # of a part, or of more: the ids alone must do
-        log.warning("%s: made for %s images, taken for %s by name.", path, images["num_images"], len(source))
-        return
-    counterpart = source if images["num_images"] == len(source) else source.whole
-    if counterpart.images_fingerprint != images["fingerprint"]:
-        raise UserError(
-            f"{path}: made for other images, of {images['name']} ({images['num_images']:,}), that have the same names "
-            f"as those of {source.name}. Make pseudo-labels for these with: cedm cluster. Or, if you mean it, give a "
-            "CSV file with the columns id and cluster (pseudo_labels.csv beside it), which is matched by name alone."
-        )

@@ -192,8 +192,6 @@ def test_impossible_pairs_are_refused_in_words(embeddings: Embeddings):
         EmbeddingDataModule(embeddings, neighbours, batch_size=51, num_neighbours=5)
     with pytest.raises(UserError, match="a data set of 50 images has 49 at most"):
         EmbeddingDataModule(embeddings, neighbours, batch_size=12, num_neighbours=50)
-    with pytest.raises(ValueError, match=r"neighbours \[50, 4\] for 50 images"):
-        EmbeddingDataModule(embeddings, neighbours[:, :4], batch_size=12, num_neighbours=5)
 
 
 def _record_rank(rank: int, folder: Path, data: ImageDataModule) -> None:

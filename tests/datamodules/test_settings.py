@@ -1,7 +1,6 @@
 """Settings of data sets, backbones and embedding: what the YAMLs say is understood, and what cannot be meant is not."""
 
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from omegaconf import OmegaConf
 
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.embeddings.embedding_settings import EmbeddingSettings
-from datamodules.images.dataset_settings import KINDS, DatasetSettings
+from datamodules.images.dataset_settings import DatasetSettings
 from storage.errors import UserError
 from storage.settings import Settings
 
@@ -30,11 +29,6 @@ def test_defaults_are_those_of_the_default_options() -> None:
     assert DatasetSettings(**OmegaConf.load(CONFIGS / "dataset/digits.yaml").dataset) == DatasetSettings()
     assert BackboneSettings(**OmegaConf.load(CONFIGS / "backbone/pixels.yaml")) == BackboneSettings()
     assert EmbeddingSettings(**OmegaConf.load(CONFIGS / "base.yaml").embedding) == EmbeddingSettings()
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_every_kind_of_data_set_leads_to_what_opens_it(kind: Any) -> None:
-    assert callable(resolve_name(kind.opener))
 
 
 @pytest.mark.parametrize(

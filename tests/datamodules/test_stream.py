@@ -37,12 +37,11 @@ def test_a_resumed_run_sees_the_rest_of_the_order():
     rest = torch.stack(list(islice(StreamBatches(12, accumulate=3, start_step=4), 18)))
     assert torch.equal(whole[12:], rest)
     assert torch.equal(whole.flatten(), torch.arange(120))
-    assert len(list(StreamBatches(12, start_step=4, num_steps=5))) == 5
 
 
 def test_ranks_together_see_what_one_process_sees():
-    alone = torch.cat(list(StreamBatches(24, accumulate=2, num_steps=3)))
-    ranks = [list(StreamBatches(24, world_size=3, rank=rank, accumulate=2, num_steps=3)) for rank in range(3)]
+    alone = torch.cat(list(islice(StreamBatches(24, accumulate=2), 6)))
+    ranks = [list(islice(StreamBatches(24, world_size=3, rank=rank, accumulate=2), 6)) for rank in range(3)]
     together = torch.cat([torch.cat(parts) for parts in zip(*ranks, strict=True)])
     assert torch.equal(together, alone)
 

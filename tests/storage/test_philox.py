@@ -46,18 +46,9 @@ def test_seeds_streams_positions_and_elements_differ(draw):
 
 
 def test_streams_are_distinct_and_their_published_numbers_stay():
+    names = "SIGMA NOISE AUGMENT_UNIFORM AUGMENT_NORMAL LABEL_DROPOUT NETWORK_DROPOUT LATENTS CHURN LABELS ORDER"
     assert {stream.name: int(stream) for stream in Stream} == {
-        "SIGMA": 1,
-        "NOISE": 2,
-        "AUGMENT_UNIFORM": 3,
-        "AUGMENT_NORMAL": 4,
-        "LABEL_DROPOUT": 5,
-        "NETWORK_DROPOUT": 6,
-        "LATENTS": 7,
-        "CHURN": 8,
-        "LABELS": 9,
-        "ORDER": 10,
-        "NEIGHBOURS": 11,
+        name: n for n, name in enumerate([*names.split(), "NEIGHBOURS"], 1)
     }
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from datamodules.backbones.backbone_base import Backbone
+from datamodules.backbones.backbone_base import Backbone, prepare
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.embeddings.embeddings import load_embeddings, make_embeddings
@@ -32,77 +32,45 @@ TINY_TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_
 
 Files = Callable[[Path], dict[str, Any]]  # writes a family's files into a folder; the settings that lead to them
 Oracle = Callable[[Path, Tensor], Tensor]  # the library's own features of a folder's model, of prepared pixels
+HF = transformers
 
 
-def saved(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return {"path": str(folder)}
+def saved(model: Callable[[], Any], processor: Any) -> Files:
+    def write(folder: Path) -> dict[str, Any]:
+        model().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return {"path": str(folder)}
+
+    return write
 
 
-def dino_files(folder: Path) -> dict[str, Any]:
-    model = transformers.ViTModel(transformers.ViTConfig(**TINY_VIT), add_pooling_layer=False)
-    return saved(model, transformers.ViTImageProcessor(**SQUARE, resample=3), folder)
+def class_token(model_class: Any, **arguments: Any) -> Oracle:
+    def features(folder: Path, pixels: Tensor) -> Tensor:
+        return model_class.from_pretrained(folder, **arguments)(pixels).last_hidden_state[:, 0]
+
+    return features
 
 
-def dino_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
-    return model(pixels).last_hidden_state[:, 0]
-
-
-def dinov2_files(folder: Path) -> dict[str, Any]:
+def dinov2() -> Any:
     sizes = {key: value for key, value in TINY_VIT.items() if key != "intermediate_size"}
-    model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=2))
-    return saved(model, transformers.BitImageProcessor(**CROPPED, resample=3), folder)
+    return HF.Dinov2Model(HF.Dinov2Config(**sizes, mlp_ratio=2))
 
 
-def dinov2_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    return transformers.Dinov2Model.from_pretrained(folder)(pixels).last_hidden_state[:, 0]
-
-
-def dinov3_files(folder: Path) -> dict[str, Any]:
-    model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**TINY_VIT, num_register_tokens=4))
-    return saved(model, transformers.DINOv3ViTImageProcessor(**SQUARE), folder)
-
-
-def dinov3_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    return transformers.DINOv3ViTModel.from_pretrained(folder)(pixels).pooler_output  # the class token
-
-
-def msn_files(folder: Path) -> dict[str, Any]:
-    model = transformers.ViTMSNModel(transformers.ViTMSNConfig(**TINY_VIT))
-    return saved(model, transformers.ViTImageProcessor(**SQUARE), folder)
-
-
-def msn_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    return transformers.ViTMSNModel.from_pretrained(folder)(pixels).last_hidden_state[:, 0]
-
-
-def mae_files(folder: Path) -> dict[str, Any]:
+def mae() -> Any:
     """As published: with the decoder of pretraining, and a mask ratio of three quarters."""
     decoder = {f"decoder_{key}": value for key, value in TINY.items()}
-    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**TINY_VIT, **decoder, mask_ratio=0.75))
-    return saved(model, transformers.ViTImageProcessor(**SQUARE), folder)
+    return HF.ViTMAEForPreTraining(HF.ViTMAEConfig(**TINY_VIT, **decoder, mask_ratio=0.75))
 
 
-def mae_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    """With its patches shuffled at random: the class token does not depend on their order."""
-    return transformers.ViTMAEModel.from_pretrained(folder, mask_ratio=0.0)(pixels).last_hidden_state[:, 0]
-
-
-def clip_files(folder: Path) -> dict[str, Any]:
+def clip() -> Any:
     """As published: both halves of CLIP in one file."""
-    text = {**TINY, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {**TINY, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_dim": 12}
     vision = {**TINY_VIT, "projection_dim": 12}
-    config = transformers.CLIPConfig(
-        text_config={**text, "projection_dim": 12}, vision_config=vision, projection_dim=12
-    )
-    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return saved(transformers.CLIPModel(config), processor, folder)
+    return HF.CLIPModel(HF.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
 
 
 def clip_oracle(folder: Path, pixels: Tensor) -> Tensor:
-    model = transformers.CLIPModel.from_pretrained(folder)
+    model = HF.CLIPModel.from_pretrained(folder)
     return model.visual_projection(model.vision_model(pixels).pooler_output)
 
 
@@ -142,14 +110,31 @@ def checkpoint_oracle(folder: Path, pixels: Tensor) -> Tensor:
     return model.forward_features(pixels)[:, 0]
 
 
+CLIP = saved(clip, HF.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}))
 FAMILIES: dict[str, tuple[Files, Oracle]] = {
-    "dino": (dino_files, dino_oracle),
-    "dinov2": (dinov2_files, dinov2_oracle),
-    "dinov3": (dinov3_files, dinov3_oracle),
-    "msn": (msn_files, msn_oracle),
-    "mae": (mae_files, mae_oracle),
-    "clip": (clip_files, clip_oracle),
-    "openclip": (clip_files, clip_oracle),
+    "dino": (
+        saved(
+            lambda: HF.ViTModel(HF.ViTConfig(**TINY_VIT), add_pooling_layer=False),
+            HF.ViTImageProcessor(**SQUARE, resample=3),
+        ),
+        class_token(HF.ViTModel, add_pooling_layer=False),
+    ),
+    "dinov2": (saved(dinov2, HF.BitImageProcessor(**CROPPED, resample=3)), class_token(HF.Dinov2Model)),
+    "dinov3": (
+        saved(
+            lambda: HF.DINOv3ViTModel(HF.DINOv3ViTConfig(**TINY_VIT, num_register_tokens=4)),
+            HF.DINOv3ViTImageProcessor(**SQUARE),
+        ),
+        lambda folder, pixels: HF.DINOv3ViTModel.from_pretrained(folder)(pixels).pooler_output,  # the class token
+    ),
+    "msn": (
+        saved(lambda: HF.ViTMSNModel(HF.ViTMSNConfig(**TINY_VIT)), HF.ViTImageProcessor(**SQUARE)),
+        class_token(HF.ViTMSNModel),
+    ),
+    # With its patches shuffled at random: the class token does not depend on their order.
+    "mae": (saved(mae, HF.ViTImageProcessor(**SQUARE)), class_token(HF.ViTMAEModel, mask_ratio=0.0)),
+    "clip": (CLIP, clip_oracle),
+    "openclip": (CLIP, clip_oracle),
     "timm": (timm_files, timm_oracle),
     "mocov3": (mocov3_files, checkpoint_oracle),
     "ibot": (ibot_files, checkpoint_oracle),
@@ -211,7 +196,9 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
     together = backbone.extract(images)
     assert torch.equal(together, backbone.extract(images))
     alone = torch.cat([backbone.extract(image[None]) for image in images])
-    mixed = backbone.extract_list([images[0], random_images(3, 64, 20), images[1], random_images(1, 8, 8)])
+    mixed = backbone.features_of(
+        prepare(backbone.preparation, [images[0], random_images(3, 64, 20), images[1], random_images(1, 8, 8)])
+    )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed[[0, 2]], together[:2], rtol=1e-4, atol=1e-5)
 
@@ -248,9 +235,9 @@ def test_pictures_are_prepared_as_by_the_librarys_own_processor(
 
 def pillow_processor(folder: Path) -> Any:
     """The processor's Pillow twin where there is one; DINOv3 has none, so its own steps by Pillow's filter."""
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor = HF.AutoImageProcessor.from_pretrained(folder)
     if "DINOv3" not in type(processor).__name__:
-        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return HF.AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def process(picture: Image.Image, return_tensors: str) -> dict[str, Tensor]:
         resized = picture.resize((32, 32), Image.Resampling.BILINEAR)

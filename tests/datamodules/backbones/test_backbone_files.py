@@ -113,15 +113,18 @@ def test_a_model_is_downloaded_once(hub: Path, vit_folder: Path) -> None:
     [
         (
             {"model": "lab/gated"},
-            r"lab/gated is gated.*huggingface\.co/lab/gated.*hf auth login.*backbone\.path",
+            r"lab/gated \(revision main\) is gated.*huggingface\.co/lab/gated.*hf auth login.*backbone\.path",
         ),
-        ({"model": "lab/unknown"}, r"knows no lab/unknown with revision main.*Check backbone\.model"),
-        ({"revision": "v9"}, r"knows no lab/model with revision v9"),
+        (
+            {"model": "lab/unknown"},
+            r"lab/unknown \(revision main\).*hub knows no.*Check backbone\.model",
+        ),
+        ({"revision": "v9"}, r"lab/model \(revision v9\).*hub knows no"),
         (
             {"model": "lab/empty"},
             r"lab/empty \(revision main\): holds no config\.json and no preproc",
         ),
-        ({"model": "not a name"}, r"knows no not a name"),
+        ({"model": "not a name"}, r"not a name .*hub knows no"),
     ],
 )
 def test_what_the_hub_refuses_is_said_in_words(hub: Path, overrides: dict[str, str], message: str) -> None:

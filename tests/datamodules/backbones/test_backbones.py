@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from transformers import (
     ViTModel,
 )
 
-from datamodules.backbones.backbone_base import Backbone
-from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
+from datamodules.backbones.backbone_base import prepare
+from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from storage.errors import UserError
 
@@ -61,6 +60,8 @@ def test_patch_tokens_leave_out_the_class_token_and_the_registers(tmp_path: Path
 
 
 def test_weights_that_would_be_random_numbers_are_refused(vit_folder: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"backbone\.output=cls: one of"):
+        build_backbone(transformers_settings(vit_folder, "cls"), resolution=8, channels=3)
     with pytest.raises(UserError, match=r"pooler\.dense\.bias, pooler\.dense\.weight"):
         build_backbone(transformers_settings(vit_folder, "pooler"), resolution=8, channels=3)
     shutil.copytree(vit_folder, tmp_path / "more_layers")
@@ -104,11 +105,6 @@ def test_the_identity_is_that_of_the_bytes(vit_folder: Path, tmp_path: Path):
     assert backbone_identity(transformers_settings(copy), resolution=8, channels=3) != original
 
 
-def test_an_unknown_output_is_refused(vit_folder: Path):
-    with pytest.raises(UserError, match=r"backbone\.output=cls"):
-        build_backbone(transformers_settings(vit_folder, "cls"), resolution=8, channels=3)
-
-
 def test_weights_in_several_files_all_count(vit_folder: Path, tmp_path: Path):
     shutil.copytree(vit_folder, tmp_path, dirs_exist_ok=True)
     model = ViTModel.from_pretrained(vit_folder, add_pooling_layer=False)
@@ -130,10 +126,6 @@ def test_pixels_are_the_image_itself():
     assert backbone.dim == 4
     with pytest.raises(ValueError, match="was built for"):
         backbone.extract(random_images(1, 3, 2, 2))
-
-
-def test_every_kind_leads_to_its_class():
-    assert all(issubclass(resolve_name(place), Backbone) for place in KINDS.values())
 
 
 # Inception ------------------------------------------------------------------------------------------------------------
@@ -169,7 +161,7 @@ def test_inception_is_torch_fidelitys(inception_weights: Path):
     expected = reference(images)[0]
     assert backbone.dim == 2048
     torch.testing.assert_close(backbone.extract(images), expected)
-    mixed = backbone.extract_list([images[0], random_images(3, 40, 20), images[1]])
+    mixed = backbone.features_of(prepare(backbone.preparation, [images[0], random_images(3, 40, 20), images[1]]))
     torch.testing.assert_close(mixed[[0, 2]], expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(backbone.extract(images[:, :1]), backbone.extract(images[:, :1].expand(-1, 3, -1, -1)))
 

@@ -36,7 +36,7 @@ class FirstPixels(Backbone):
     """Four values per image; infinity where the first is 255. Counts the images that it has seen."""
 
     def __init__(self) -> None:
-        super().__init__("first_pixels", dim=4, identity={"kind": "first_pixels"})
+        super().__init__("first_pixels", {"kind": "first_pixels"})
         self.seen = 0
 
     @property

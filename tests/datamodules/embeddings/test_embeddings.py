@@ -18,7 +18,6 @@ from datamodules.embeddings.embeddings import embeddings_path, load_embeddings, 
 from datamodules.embeddings.neighbours import (
     find_approximate_neighbours,
     find_neighbours,
-    load_neighbours,
     make_neighbours,
     neighbours_path,
 )
@@ -37,7 +36,7 @@ class MeanColour(Backbone):
     """A backbone that takes images of any size: the mean of each channel."""
 
     def __init__(self) -> None:
-        super().__init__("mean_colour", dim=3, identity={"kind": "mean_colour"})
+        super().__init__("mean_colour", {"kind": "mean_colour"})
 
     @property
     def preparation(self) -> Preparation:
@@ -72,7 +71,7 @@ def test_embeddings_and_neighbours_are_made_once(tmp_path: Path, monkeypatch: py
     loaded = load_embeddings(source, backbone.identity, tmp_path)
     assert torch.equal(made.values, again.values)
     assert torch.equal(made.values, loaded.values)
-    assert torch.equal(load_neighbours(loaded, 5, tmp_path).indices, neighbours.indices)
+    assert torch.equal(make_neighbours(loaded, 5, tmp_path).indices, neighbours.indices)
     other = opened("digits", max_images=41)
     assert embeddings_path(tmp_path, other, backbone.identity) != embeddings_path(tmp_path, source, backbone.identity)
     assert neighbours_path(tmp_path, made, 5, "approximate") != neighbours_path(tmp_path, made, 5)

@@ -19,6 +19,7 @@ from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for, read
 from storage.errors import UserError
 
 from ..opening import opened
+from .bad_files import encoded
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -156,7 +157,7 @@ def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path
     ("options", "message"),
     [
         ({"split": "valid"}, "no split 'valid'; there are train, test"),
-        ({"image_key": "note"}, "dataset.image_key=note is none of its image columns. Image columns: picture"),
+        ({"image_key": "note"}, "dataset.image_key=note: no such column; there are picture"),
         ({"label_key": "colour"}, "dataset.label_key=colour: no such column"),
     ],
 )
@@ -290,26 +291,23 @@ def test_assignments_of_other_images_with_the_same_names_are_refused(tmp_path: P
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 STREAM = """
-import gc, resource, sys, torch
+import gc, sys, torch
+from pathlib import Path
 from datamodules.images.images import ImageStore
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 
-settings = DatasetSettings(kind=sys.argv[1], path=sys.argv[2])
-store = ImageStore(open_source(settings), 16, 3, memory_gb=0)
-
-def anonymous_mb():
-    status = open("/proc/self/status").read()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
-
+store = ImageStore(open_source(DatasetSettings(kind=sys.argv[1], path=sys.argv[2])), 16, 3, memory_gb=0)
 order = torch.randperm(len(store.source), generator=torch.Generator().manual_seed(0))
-store.gather(order[:200])
-gc.collect()
-before = anonymous_mb()
-for batch in order.split(200):
-    store.gather(batch)
-gc.collect()
-print(anonymous_mb() - before)
+
+def anonymous_mb(batches):
+    for batch in batches:
+        store.gather(batch)
+    gc.collect()
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+
+before = anonymous_mb([order[:200]])
+print(anonymous_mb(order.split(200)) - before)
 """
 
 
@@ -320,20 +318,17 @@ def test_memory_does_not_grow_while_images_stream(kind: str, tmp_path: Path) -> 
     """20,000 images of 3 kB: decoding all of them leaves less than 8 MB behind."""
     images = random_images(20, 32, 32, 3)
     path = {"folder": tmp_path / "tree", "zip": tmp_path / "x.zip", "array": tmp_path / "x.npy"}[kind]
+    contents = [encoded(image, "PNG") for image in images]
     if kind == "array":
         np.save(path, np.tile(images, (1000, 1, 1, 1)))
-    else:
-        for number, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / f"{number}.png")
-        contents = [(tmp_path / f"{number}.png").read_bytes() for number in range(20)]
-        if kind == "zip":
-            with zipfile.ZipFile(path, "w") as archive:
-                for number in range(20_000):
-                    archive.writestr(f"{number}.png", contents[number % 20])
-        else:
-            path.mkdir()
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
             for number in range(20_000):
-                (path / f"{number}.png").write_bytes(contents[number % 20])
+                archive.writestr(f"{number}.png", contents[number % 20])
+    else:
+        path.mkdir()
+        for number in range(20_000):
+            (path / f"{number}.png").write_bytes(contents[number % 20])
     root = Path(__file__).parents[3]
     result = subprocess.run(
         [sys.executable, "-c", STREAM, kind, str(path)],

@@ -183,7 +183,7 @@ def test_skipping_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
     assert (part.ids, part.total) == (["0.png", "2.png", "5.png", "7.png"], 8)
 
     decoded = []
-    monkeypatch.setattr("datamodules.images.image_files.load_image", lambda *given: decoded.append(given))
+    monkeypatch.setattr("datamodules.images.reader.load_image", lambda *given: decoded.append(given))
     again = opened("folder", folder, cache_dir=cache, on_bad_file="skip")
     assert (again.ids, again.fingerprint, decoded) == (first.ids, first.fingerprint, [])
     monkeypatch.undo()
