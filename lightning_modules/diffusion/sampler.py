@@ -110,10 +110,6 @@ def edm_sampler(
     return x
 
 
-heun_sampler = partial(edm_sampler, solver="heun")
-euler_sampler = partial(edm_sampler, solver="euler")
-
-
 def _derivative(denoiser: DenoiserFunction, class_labels: Tensor | None, x: Tensor, t: float) -> Tensor:
     """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
     sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.objective import EDMObjective
-from lightning_modules.diffusion.sampler import heun_sampler
+from lightning_modules.diffusion.sampler import edm_sampler
 
 pytestmark = pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm", "adm_two_heads"])
 
@@ -48,14 +48,14 @@ def test_loss_and_gradients(golden_network, name):
 
 def test_heun_deterministic(golden_network, name):
     golden = golden_network(name)
-    images = heun_sampler(golden.denoiser(), golden.inputs["latents"], golden.inputs["class_labels"])
+    images = edm_sampler(golden.denoiser(), golden.inputs["latents"], golden.inputs["class_labels"])
     assert images.dtype == torch.float64
     assert relative_error(images, golden.outputs["heun18"]) < 1e-5
 
 
 def test_heun_with_churn(golden_network, name):
     golden = golden_network(name)
-    images = heun_sampler(
+    images = edm_sampler(
         golden.denoiser(),
         golden.inputs["latents"],
         golden.inputs["class_labels"],
