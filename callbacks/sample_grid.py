@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from torch import Tensor
 
 from callbacks.image_grid import image_grid
-from callbacks.schedule import EveryKimg
+from callbacks.schedule import EveryKimg, WhenDue
 from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
@@ -58,7 +58,7 @@ def sample_rows(
     return images.unflatten(0, (-1, columns)), names
 
 
-class SampleGrid(Callback):
+class SampleGrid(WhenDue):
     """Draws the grid every `every_kimg` and at the end, into `folder` and TensorBoard (`samples/grid`)."""
 
     def __init__(
@@ -70,17 +70,11 @@ class SampleGrid(Callback):
         columns: int = 10,
         batch_size: int = 128,
     ) -> None:
-        self.generate, self.folder, self.every = generate, folder, EveryKimg(every_kimg)
+        super().__init__(EveryKimg(every_kimg))
+        self.generate, self.folder = generate, folder
         self.max_rows, self.columns, self.batch_size = max_rows, columns, batch_size
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.every.is_due(trainer, pl_module, batch_idx):
-            assert isinstance(pl_module, EDMModule)
-            self.draw(trainer, pl_module)
-
-    def draw(self, trainer: Trainer, pl_module: EDMModule) -> None:
+    def act(self, trainer: Trainer, pl_module: EDMModule) -> None:
         """Generate on all ranks, draw and write one grid."""
         images, names = sample_rows(
             pl_module.averaged_denoiser,

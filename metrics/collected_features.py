@@ -9,7 +9,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class CollectedFeatures(Metric):
-    """Keeps all rows handed to `update`, on the CPU's or the metric's device, and joins those of all processes.
+    """Keeps all rows [B, D] handed to `update`, on the metric's device, and joins those of all processes.
 
     Args:
         num_features: D.
@@ -24,20 +24,11 @@ class CollectedFeatures(Metric):
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, features: Tensor) -> None:
-        """Adds rows [B, D]; ValueError where the shape is another or a value is not finite."""
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            raise ValueError(f"expected features [images, {self.num_features}], got {list(features.shape)}")
-        if not features.isfinite().all():
-            raise ValueError("a feature is not finite")
         self.rows.append(features.detach().float())
-
-    def collected(self) -> Tensor:
-        """All rows so far, [N, D]."""
-        return dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, self.num_features)
 
     def compute(self) -> Any:
         """All rows of all processes, [N, D]: those of rank 0, then those of rank 1, …"""
-        return self.collected()
+        return dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, self.num_features)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As torchmetrics', but a process without rows takes part with none of the right width."""

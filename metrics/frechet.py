@@ -1,5 +1,6 @@
 """Fréchet distance between two sets of features: FID on Inception, FDD on DINOv2, and so on for any extractor."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,11 +73,12 @@ class Statistics:
             raise UserError(f"{path}: can't be read ({error}); {expected}") from error
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise UserError(f"{path}: mu is {list(mean.shape)} and sigma {list(cov.shape)}; {expected}")
-        if not (mean.isfinite().all() and cov.isfinite().all()):
-            raise UserError(f"{path}: holds values that are not finite; {expected}")
-        scale = cov.diagonal().abs().max()
-        if not torch.allclose(cov, cov.mT, rtol=0, atol=1e-6 * float(scale)) or (cov.diagonal() < 0).any():
-            raise UserError(f"{path}: sigma is no covariance: not symmetric, or with negative variances; {expected}")
+        scale = float(cov.diagonal().abs().max())
+        symmetric = torch.allclose(cov, cov.mT, rtol=0, atol=1e-6 * scale)  # False where a value is NaN
+        if not (mean.isfinite().all() and math.isfinite(scale) and symmetric) or (cov.diagonal() < 0).any():
+            raise UserError(
+                f"{path}: not finite, or sigma is no covariance (symmetric, no negative variance); {expected}"
+            )
         return cls(mean, cov)
 
 
@@ -120,32 +122,12 @@ class FeatureStatistics(Metric):
         Raises:
             ValueError: fewer than two features were added.
         """
-        return self.statistics()
-
-    def statistics(self) -> Statistics:
-        """As `compute`, of this process alone unless called within it."""
         n = round(self.moments[0, 0].item())
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
         mean = self.moments[0, 1:] / n
         cov = (self.moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
         return Statistics(mean, cov, n)
-
-
-class FrechetDistance(FeatureStatistics):
-    """Fréchet distance of the features added so far from a reference.
-
-    Args:
-        reference: statistics of the reference set.
-    """
-
-    def __init__(self, reference: Statistics, **kwargs: Any) -> None:
-        super().__init__(num_features=len(reference.mean), **kwargs)
-        self.reference = reference
-
-    def compute(self) -> Tensor:
-        """The distance, a float64 scalar. Raises ValueError where fewer than two features were added."""
-        return torch.tensor(frechet_distance(self.statistics(), self.reference), dtype=torch.float64)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -65,7 +65,7 @@ def test_distance_equals_the_one_computed_at_once(module: EDMModule) -> None:
     distances = []
     for batch_size in (7, 64):
         callback = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 100, batch_size)
-        distances.append(callback.evaluate(FakeTrainer(), module))  # type: ignore[arg-type]
+        distances.append(callback.act(FakeTrainer(), module))  # type: ignore[arg-type]
 
     seeds = torch.arange(100)
     labels = FrechetDistance.labels(seeds, module.averaged_denoiser.cluster_frequencies)
@@ -81,7 +81,7 @@ def test_history_survives_a_resume(module: EDMModule) -> None:
     reference = FeatureStatistics(16)
     reference.update(torch.randn(50, 16))
     first = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 40)
-    first.evaluate(FakeTrainer(), module)  # type: ignore[arg-type]
+    first.act(FakeTrainer(), module)  # type: ignore[arg-type]
     second = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 40)
     second.load_state_dict(first.state_dict())
     assert second.history == first.history
@@ -92,7 +92,7 @@ def test_distances_of_another_extractor_are_not_continued(module: EDMModule) -> 
     reference = FeatureStatistics(16)
     reference.update(torch.randn(50, 16))
     first = FrechetDistance("fd_pixels", Pixels(), reference.compute(), noise, 1, 40)
-    first.evaluate(FakeTrainer(), module)  # type: ignore[arg-type]
+    first.act(FakeTrainer(), module)  # type: ignore[arg-type]
     for name, identity in (("fid", {"kind": "pixels"}), ("fd_pixels", {"kind": "pixels", "resolution": 4})):
         other = Pixels()
         other.identity = identity
