@@ -105,6 +105,7 @@ class FrechetDistance(WhenDue):
     def act(self, trainer: Trainer, pl_module: EDMModule) -> float | None:
         """Generate, measure and log; the same value on every rank. None where the run is asked to stop meanwhile."""
         denoiser, device = pl_module.averaged_denoiser, pl_module.device
+        frequencies = denoiser.cluster_frequencies
         self.extractor.to(device)
         generated = FeatureStatistics(len(self.reference.mean)).to(device)
         seeds = torch.arange(trainer.global_rank, self.num_images, trainer.world_size)
@@ -116,8 +117,8 @@ class FrechetDistance(WhenDue):
                 return None
             part = seeds[start : start + self.batch_size]
             if len(part):
-                images = self.generate(denoiser, part, self.labels(part, denoiser.cluster_frequencies))
-                generated.update(self.extractor.extract(images))
+                labels = None if frequencies is None else draw_labels(part, frequencies)
+                generated.update(self.extractor.extract(self.generate(denoiser, part, labels)))
         distance = frechet_distance(generated.compute(), self.reference)  # compute() sums over the ranks
         kimg = pl_module.nimg / 1000
         self.history.append((kimg, distance))
@@ -125,11 +126,6 @@ class FrechetDistance(WhenDue):
             logger.log_metrics({self.name: distance}, step=round(kimg))
         trainer.print(f"{kimg:,.0f} kimg: {self.name} {distance:.3f} ({self.num_images:,} images)")
         return distance
-
-    @staticmethod
-    def labels(seeds: Tensor, frequencies: Tensor | None) -> Tensor | None:
-        """Label indices [B] drawn from the clusters' frequencies; None for an unconditional model."""
-        return None if frequencies is None else draw_labels(seeds, frequencies)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "name": self.name, "extractor": fingerprint(self.extractor.identity)}

@@ -27,10 +27,6 @@ def zero_shot(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: fl
             f"images have {image_embeddings.shape[1]} features, texts {text_embeddings.shape[1]}: not one space"
         )
     texts = F.normalize(text_embeddings.float(), dim=1)
-    ids, confidences = [], []
-    for block in image_embeddings.split(BLOCK):
-        probs = (logit_scale * F.normalize(block.float(), dim=1) @ texts.T).softmax(dim=1)  # [b, K]
-        confidence, cluster_ids = probs.max(dim=1)
-        ids.append(cluster_ids)
-        confidences.append(confidence)
-    return torch.cat(ids), torch.cat(confidences)
+    blocks = (logit_scale * F.normalize(block.float(), dim=1) @ texts.T for block in image_embeddings.split(BLOCK))
+    best = [logits.softmax(dim=1).max(dim=1) for logits in blocks]  # of [b, K]
+    return torch.cat([most.indices for most in best]), torch.cat([most.values for most in best])

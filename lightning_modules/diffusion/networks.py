@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,7 @@ from lightning_modules.diffusion.network_settings import NetworkSettings
 
 
 class UNet(nn.Module):
-    """What all architectures share: encoder and decoder with skip connections, conditioned on an embedding.
-
-    Subclasses make the embedding, call `build`, and add the last layers.
+    """Encoder and decoder with skip connections, conditioned on an embedding of noise level and labels.
 
     Args:
         settings: Channels, levels, blocks, attention and dropout.
@@ -30,47 +29,45 @@ class UNet(nn.Module):
         img_channels: Colour channels of input and output.
         label_dim: Number of class labels; 0: unconditional.
         augment_dim: Number of augmentation labels; 0: none.
+
+    Raises:
+        ValueError: The image size can't be halved as often as the settings want.
     """
 
-    def build(
-        self,
-        settings: NetworkSettings,
-        img_resolution: int,
-        img_channels: int,
-        *,
-        first_channels: int,
-        block: Callable[..., UNetBlock],
-        attention_in_all: bool,
-        pyramid_taps: Sequence[float] | None = None,
+    block: ClassVar[dict[str, Any]]  # arguments of `UNetBlock`
+    multiply_first: ClassVar[bool]  # the first convolution has the channels of the first level, not model_channels
+    attention_in_all: ClassVar[
+        bool
+    ]  # in the decoder too, all blocks of a resolution have attention, not the last alone
+    fourier_features = False  # embed the noise level at random frequencies, with twice the channels
+    input_pyramid = False  # add the downsampled image to every level of the encoder
+    taps: Sequence[float] = (1, 1)  # filter of the up- and downsampling along one axis
+
+    def __init__(
+        self, settings: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int, augment_dim: int
     ) -> None:
-        """Makes encoder and decoder.
-
-        Args:
-            first_channels: Channels after the first convolution.
-            block: Makes a block from its channels before and after.
-            attention_in_all: Also in the decoder, attention follows all blocks of a resolution; else the last.
-            pyramid_taps: Add the image, downsampled by this filter, to every level of the encoder; None: don't.
-
-        Raises:
-            ValueError: The image size can't be halved as often as the settings want.
-        """
+        super().__init__()
         check_size(settings, img_resolution)
+        self.label_dim = label_dim
+        self.noise_channels = settings.model_channels * (2 if self.fourier_features else 1)
+        emb_channels = settings.model_channels * 4
+        self.add_embedding(label_dim, augment_dim, emb_channels)
+        block = partial(UNetBlock, emb_channels=emb_channels, dropout=settings.dropout, taps=self.taps, **self.block)
         levels = [(img_resolution >> level, mult) for level, mult in enumerate(settings.channel_mult)]
-        channels, pyramid_channels = first_channels, img_channels
+        channels = settings.model_channels * (settings.channel_mult[0] if self.multiply_first else 1)
         self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv2d(img_channels, channels, 3)})
-        skip_channels = [channels]
+        skip_channels, pyramid_channels = [channels], img_channels
         for res, mult in levels:
-            attention = res in settings.attn_resolutions
             if res < img_resolution:
                 self.enc[f"{res}x{res}_down"] = block(channels, channels, resampling="down")
-                if pyramid_taps:
-                    self.enc[f"{res}x{res}_aux_residual"] = ConvThenDownsample(pyramid_channels, channels, pyramid_taps)
+                if self.input_pyramid:
+                    self.enc[f"{res}x{res}_aux_residual"] = ConvThenDownsample(pyramid_channels, channels, self.taps)
                     pyramid_channels = channels
                 skip_channels.append(channels)
             for index in range(settings.num_blocks):
-                out_channels = settings.model_channels * mult
-                self.enc[f"{res}x{res}_block{index}"] = block(channels, out_channels, attention=attention)
-                channels = out_channels
+                in_channels, channels = channels, settings.model_channels * mult
+                attention = res in settings.attn_resolutions
+                self.enc[f"{res}x{res}_block{index}"] = block(in_channels, channels, attention=attention)
                 skip_channels.append(channels)
 
         self.dec = nn.ModuleDict()
@@ -81,16 +78,30 @@ class UNet(nn.Module):
             else:
                 self.dec[f"{res}x{res}_up"] = block(channels, channels, resampling="up")
             for index in range(settings.num_blocks + 1):
-                attention = res in settings.attn_resolutions and (attention_in_all or index == settings.num_blocks)
                 in_channels, channels = channels + skip_channels.pop(), settings.model_channels * mult
+                attention = res in settings.attn_resolutions and (self.attention_in_all or index == settings.num_blocks)
                 self.dec[f"{res}x{res}_block{index}"] = block(in_channels, channels, attention=attention)
+        self.add_last_layers(GroupNorm(channels, self.block["eps"]), Conv2d(channels, img_channels, 3), img_resolution)
+        self.reset_parameters()
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Embedding of the noise level `[B]`, class labels `[B, label_dim]`, augmentation labels `[B, augment_dim]`."""
+    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
+        """Makes the layers of `embed`."""
+        raise NotImplementedError
+
+    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
+        """Keeps the layers after the decoder's blocks under their published names."""
         raise NotImplementedError
 
     def last_layers(self) -> list[nn.Module]:
-        """The normalisation and the convolution after the decoder's blocks."""
+        """Those layers, normalisation and convolution."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initial weights."""
+        raise NotImplementedError
+
+    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Embedding of the noise level `[B]`, class labels `[B, label_dim]`, augmentation labels `[B, augment_dim]`."""
         raise NotImplementedError
 
     def forward(
@@ -117,17 +128,10 @@ class UNet(nn.Module):
 class DDPMpp(UNet):
     """DDPM++ (Song et al., arXiv 2011.13456)."""
 
-    fourier_features = False  # embed the noise level at random frequencies, with twice the channels
-    input_pyramid = False  # add the downsampled image to every level of the encoder
-    taps: Sequence[float] = (1, 1)  # filter of the up- and downsampling along one axis
+    block = {"skip_scale": math.sqrt(0.5), "eps": 1e-6, "scale_and_shift": False, "project_skip": True}  # noqa: RUF012
+    multiply_first, attention_in_all = False, False
 
-    def __init__(
-        self, settings: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int, augment_dim: int
-    ) -> None:
-        super().__init__()
-        self.label_dim = label_dim
-        self.noise_channels = settings.model_channels * (2 if self.fourier_features else 1)
-        emb_channels = settings.model_channels * 4
+    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
         if self.fourier_features:
             self.map_noise = FourierEmbedding(self.noise_channels)
         if label_dim:
@@ -136,29 +140,13 @@ class DDPMpp(UNet):
             self.map_augment = nn.Linear(augment_dim, self.noise_channels, bias=False)
         self.map_layer0 = nn.Linear(self.noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
-        block = partial(
-            UNetBlock,
-            emb_channels=emb_channels,
-            dropout=settings.dropout,
-            skip_scale=math.sqrt(0.5),
-            eps=1e-6,
-            scale_and_shift=False,
-            project_skip=True,
-            taps=self.taps,
-        )
-        self.build(
-            settings,
-            img_resolution,
-            img_channels,
-            first_channels=settings.model_channels,
-            block=block,
-            attention_in_all=False,
-            pyramid_taps=self.taps if self.input_pyramid else None,
-        )
-        channels = settings.model_channels * settings.channel_mult[0]
-        self.dec[f"{img_resolution}x{img_resolution}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-        self.dec[f"{img_resolution}x{img_resolution}_aux_conv"] = Conv2d(channels, img_channels, 3)
-        self.reset_parameters()
+
+    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
+        self.dec[f"{img_resolution}x{img_resolution}_aux_norm"] = norm
+        self.dec[f"{img_resolution}x{img_resolution}_aux_conv"] = conv
+
+    def last_layers(self) -> list[nn.Module]:
+        return list(self.dec.values())[-2:]
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases; the last convolution of each branch starts near zero."""
@@ -182,9 +170,6 @@ class DDPMpp(UNet):
             emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))  # [B, emb_channels]
 
-    def last_layers(self) -> list[nn.Module]:
-        return list(self.dec.values())[-2:]
-
 
 class NCSNpp(DDPMpp):
     """NCSN++ (Song et al., arXiv 2011.13456)."""
@@ -195,33 +180,28 @@ class NCSNpp(DDPMpp):
 class ADM(UNet):
     """ADM (Dhariwal and Nichol, arXiv 2105.05233)."""
 
-    def __init__(
-        self, settings: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int, augment_dim: int
-    ) -> None:
-        super().__init__()
-        self.noise_channels = settings.model_channels
-        emb_channels = settings.model_channels * 4
+    block = {  # noqa: RUF012
+        "channels_per_head": 64,
+        "skip_scale": 1.0,
+        "eps": 1e-5,
+        "scale_and_shift": True,
+        "project_skip": False,
+    }
+    multiply_first, attention_in_all = True, True
+
+    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
         if augment_dim:
             self.map_augment = nn.Linear(augment_dim, self.noise_channels, bias=False)
         self.map_layer0 = nn.Linear(self.noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
         if label_dim:
             self.map_label = nn.Linear(label_dim, emb_channels, bias=False)
-        block = partial(
-            UNetBlock,
-            emb_channels=emb_channels,
-            channels_per_head=64,
-            dropout=settings.dropout,
-            skip_scale=1.0,
-            eps=1e-5,
-            scale_and_shift=True,
-            project_skip=False,
-        )
-        channels = settings.model_channels * settings.channel_mult[0]
-        self.build(settings, img_resolution, img_channels, first_channels=channels, block=block, attention_in_all=True)
-        self.out_norm = GroupNorm(channels, eps=1e-5)
-        self.out_conv = Conv2d(channels, img_channels, 3)
-        self.reset_parameters()
+
+    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
+        self.out_norm, self.out_conv = norm, conv
+
+    def last_layers(self) -> list[nn.Module]:
+        return [self.out_norm, self.out_conv]
 
     def reset_parameters(self) -> None:
         """The last convolution of each branch and the augmentation start at zero, class embeddings as N(0, 1).
@@ -242,9 +222,6 @@ class ADM(UNet):
         if class_labels is not None:
             emb = emb + self.map_label(class_labels)
         return F.silu(emb)  # [B, emb_channels]
-
-    def last_layers(self) -> list[nn.Module]:
-        return [self.out_norm, self.out_conv]
 
 
 ARCHITECTURES: dict[str, Callable[..., UNet]] = {"ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "adm": ADM}
