@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of features: FID on Inception, FDD on DINOv2, and so on for any extractor."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from storage.artifacts import read_artifact, write_artifact
 from storage.errors import UserError
@@ -169,3 +170,12 @@ def all_reduce_sum(state: Tensor, group: Any = None) -> list[Tensor]:
     total = state.clone()
     dist.all_reduce(total, group=group)
     return [total]
+
+
+def rows_of_all(batches: Sequence[Tensor], num_features: int, device: torch.device | str = "cpu") -> Tensor:
+    """Features [B, D] of all batches of all processes, [N, D]: those of rank 0, then those of rank 1, …
+
+    For metrics that need every feature, not only their sums. A process may have none.
+    """
+    own = torch.cat([torch.empty(0, num_features, device=device), *batches])
+    return torch.cat(gather_all_tensors(own)) if dist.is_initialized() else own

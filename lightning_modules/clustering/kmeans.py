@@ -1,4 +1,4 @@
-"""Clusters without a trained head: k-means on the embeddings, and random ones."""
+"""Clusters without a trained head: k-means on the embeddings, random ones, and the nearest class names."""
 
 import torch
 import torch.nn.functional as F
@@ -73,3 +73,28 @@ def _check_enough_images(num_images: int, num_clusters: int) -> None:
         raise ValueError(
             f"num_clusters={num_clusters} does not fit {num_images} images: choose a number from 1 to {num_images}"
         )
+
+
+@torch.no_grad()
+def zero_shot(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """The class with the largest logit, logit_scale · cos(image, text) (CLIP, arXiv 2103.00020), and its probability.
+
+    Args:
+        image_embeddings: [N, D], in the space that CLIP shares between images and text; any length.
+        text_embeddings: [K, D], one per class; any length.
+        logit_scale: CLIP's learned inverse temperature, 100 for the published models.
+
+    Returns:
+        Cluster ids in 0…K−1, int64 [N], and confidences, float32 [N].
+
+    Raises:
+        ValueError: the two kinds of embeddings are not of one space.
+    """
+    if image_embeddings.shape[1] != text_embeddings.shape[1]:
+        raise ValueError(
+            f"images have {image_embeddings.shape[1]} features, texts {text_embeddings.shape[1]}: not one space"
+        )
+    texts = F.normalize(text_embeddings.float(), dim=1)
+    blocks = (logit_scale * F.normalize(block.float(), dim=1) @ texts.T for block in image_embeddings.split(8192))
+    best = [logits.softmax(dim=1).max(dim=1) for logits in blocks]  # of [b, K]
+    return torch.cat([most.indices for most in best]), torch.cat([most.values for most in best])

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
+from lightning_modules.diffusion.encoders import PixelEncoder
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
         label_dim: int = 0,
         augment_dim: int = 0,
         objective: EDMObjective = EDMObjective(),
-        encoder: Encoder | None = None,
+        encoder: PixelEncoder | None = None,
     ) -> None:
         super().__init__()
         network = ARCHITECTURES[settings.architecture]

@@ -21,7 +21,6 @@ from torch import Tensor
 from lightning_modules.diffusion.denoiser import INTERFACE, Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.objective import EDMObjective
-from storage.errors import UserError
 
 # What the published constructors take where a network's dictionary leaves it out.
 SONG_UNET: dict[str, Any] = {
@@ -60,18 +59,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "ncsnpp": ("SongUNet", NCSNPP),
     "adm": ("DhariwalUNet", {}),
 }
-
-# What a damaged or made-up pickle, or one of another network, can end in.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-)
 
 
 class PublishedNetwork(NamedTuple):
@@ -114,7 +101,7 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
         settings = NetworkSettings(architecture, **{key: full[key] for key in FREE})
         denoiser = Denoiser(settings, **sizes, objective=EDMObjective(sigma_data=sigma_data))
         denoiser.load_state_dict({name: tensor.float() for name, tensor in published.tensors.items()})
-    except (UserError, *UNREADABLE) as error:
+    except Exception as error:  # whatever settings of the wrong kind end in
         raise ValueError(f"the weights do not fit the settings of this {model_type}: {error}") from error
     if broken := [name for name, tensor in denoiser.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(f"the weights {broken[0]} are not finite")
@@ -140,12 +127,12 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
 
     Raises ValueError where the file is no such snapshot, or names anything but tensors and inert containers.
     """
+    content = Path(path).read_bytes()
     try:
-        with Path(path).open("rb") as file:
-            return _take_apart(_TensorsOnlyUnpickler(file).load())
+        return _take_apart(_TensorsOnlyUnpickler(io.BytesIO(content)).load())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except UNREADABLE as error:
+    except Exception as error:  # whatever a damaged or made-up pickle ends in
         raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
 
 
@@ -250,6 +237,4 @@ def _tensors(module: _Inert, prefix: str = "") -> dict[str, Tensor]:
 
 def _plain(value: Any) -> Any:
     """NumPy scalars, tuples and lists as what JSON knows."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return np.asarray(value).tolist() if isinstance(value, np.generic | list | tuple) else value

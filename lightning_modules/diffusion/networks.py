@@ -52,7 +52,9 @@ class UNet(nn.Module):
         self.noise_channels = settings.model_channels * (2 if self.fourier_features else 1)
         emb_channels = settings.model_channels * 4
         self.add_embedding(label_dim, augment_dim, emb_channels)
-        block = partial(UNetBlock, emb_channels=emb_channels, dropout=settings.dropout, taps=self.taps, **self.block)
+        block: Callable[..., UNetBlock] = partial(
+            UNetBlock, emb_channels=emb_channels, dropout=settings.dropout, taps=self.taps, **self.block
+        )
         levels = [(img_resolution >> level, mult) for level, mult in enumerate(settings.channel_mult)]
         channels = settings.model_channels * (settings.channel_mult[0] if self.multiply_first else 1)
         self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv2d(img_channels, channels, 3)})

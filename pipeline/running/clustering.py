@@ -23,8 +23,7 @@ from lightning_modules.clustering.clustering_settings import (
     RandomSettings,
     TEMISettings,
 )
-from lightning_modules.clustering.kmeans import kmeans, random_groups
-from lightning_modules.clustering.zero_shot import zero_shot
+from lightning_modules.clustering.kmeans import kmeans, random_groups, zero_shot
 from lightning_modules.temi_module import TEMIModule
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures

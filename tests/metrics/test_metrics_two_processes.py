@@ -8,8 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from metrics.collected_features import CollectedFeatures
-from metrics.frechet import FeatureStatistics
+from metrics.frechet import FeatureStatistics, rows_of_all
 
 SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batches of each process
 
@@ -17,13 +16,17 @@ SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batch
 def measure(batches: list[int]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 25, 6, generator=generator) + 1.0
-    statistics, rows = FeatureStatistics(6), CollectedFeatures(6)
+    statistics = FeatureStatistics(6)
     for batch in batches:
         statistics.update(features[batch])
-        rows.update(features[batch])
     found = statistics.compute()
     # The order of rows is that of the ranks.
-    return {"mean": found.mean, "cov": found.cov, "n": found.n, "rows": rows.compute().sort(dim=0).values}
+    return {
+        "mean": found.mean,
+        "cov": found.cov,
+        "n": found.n,
+        "rows": rows_of_all(features[batches].unbind(), 6).sort(dim=0).values,
+    }
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
