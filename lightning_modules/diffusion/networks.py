@@ -39,6 +39,7 @@ class UNet(nn.Module):
     attention_in_all: ClassVar[
         bool
     ]  # in the decoder too, all blocks of a resolution have attention, not the last alone
+    last: ClassVar[tuple[str, str]]  # published names of the last normalisation and convolution, {0} the resolution
     fourier_features = False  # embed the noise level at random frequencies, with twice the channels
     input_pyramid = False  # add the downsampled image to every level of the encoder
     taps: Sequence[float] = (1, 1)  # filter of the up- and downsampling along one axis
@@ -83,19 +84,15 @@ class UNet(nn.Module):
                 in_channels, channels = channels + skip_channels.pop(), settings.model_channels * mult
                 attention = res in settings.attn_resolutions and (self.attention_in_all or index == settings.num_blocks)
                 self.dec[f"{res}x{res}_block{index}"] = block(in_channels, channels, attention=attention)
-        self.add_last_layers(GroupNorm(channels, self.block["eps"]), Conv2d(channels, img_channels, 3), img_resolution)
+        self.last_names = [name.format(img_resolution) for name in self.last]
+        last = GroupNorm(channels, self.block["eps"]), Conv2d(channels, img_channels, 3)
+        for path, layer in zip(self.last_names, last, strict=True):
+            parent, _, name = path.rpartition(".")
+            self.get_submodule(parent).add_module(name, layer)
         self.reset_parameters()
 
     def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
         """Makes the layers of `embed`."""
-        raise NotImplementedError
-
-    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
-        """Keeps the layers after the decoder's blocks under their published names."""
-        raise NotImplementedError
-
-    def last_layers(self) -> list[nn.Module]:
-        """Those layers, normalisation and convolution."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
@@ -123,7 +120,7 @@ class UNet(nn.Module):
         for name, layer in self.dec.items():
             if isinstance(layer, UNetBlock):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        norm, conv = self.last_layers()
+        norm, conv = (self.get_submodule(name) for name in self.last_names)
         return conv(F.silu(norm(x)))  # [B, C, H, W]
 
 
@@ -132,6 +129,7 @@ class DDPMpp(UNet):
 
     block = {"skip_scale": math.sqrt(0.5), "eps": 1e-6, "scale_and_shift": False, "project_skip": True}  # noqa: RUF012
     multiply_first, attention_in_all = False, False
+    last = "dec.{0}x{0}_aux_norm", "dec.{0}x{0}_aux_conv"
 
     def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
         if self.fourier_features:
@@ -142,13 +140,6 @@ class DDPMpp(UNet):
             self.map_augment = nn.Linear(augment_dim, self.noise_channels, bias=False)
         self.map_layer0 = nn.Linear(self.noise_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
-
-    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
-        self.dec[f"{img_resolution}x{img_resolution}_aux_norm"] = norm
-        self.dec[f"{img_resolution}x{img_resolution}_aux_conv"] = conv
-
-    def last_layers(self) -> list[nn.Module]:
-        return list(self.dec.values())[-2:]
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases; the last convolution of each branch starts near zero."""
@@ -190,6 +181,7 @@ class ADM(UNet):
         "project_skip": False,
     }
     multiply_first, attention_in_all = True, True
+    last = "out_norm", "out_conv"
 
     def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
         if augment_dim:
@@ -198,12 +190,6 @@ class ADM(UNet):
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
         if label_dim:
             self.map_label = nn.Linear(label_dim, emb_channels, bias=False)
-
-    def add_last_layers(self, norm: GroupNorm, conv: Conv2d, img_resolution: int) -> None:
-        self.out_norm, self.out_conv = norm, conv
-
-    def last_layers(self) -> list[nn.Module]:
-        return [self.out_norm, self.out_conv]
 
     def reset_parameters(self) -> None:
         """The last convolution of each branch and the augmentation start at zero, class embeddings as N(0, 1).
