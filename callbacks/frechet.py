@@ -1,7 +1,7 @@
 """The Fréchet distance of generated images to the data set, while the model trains."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -19,18 +19,6 @@ from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
 
-class FeatureExtractor(Protocol):
-    """A backbone, as this callback needs it."""
-
-    identity: dict[str, Any]
-
-    def extract(self, images: Tensor) -> Tensor:
-        """Features [B, D] of uint8 images [B, C, H, W]."""
-
-    def to(self, device: torch.device) -> Any:
-        """Move the weights."""
-
-
 class FrechetDistance(WhenDue):
     """Every `every_kimg`, generates images with the EMA weights and logs their distance under its true name.
 
@@ -39,7 +27,8 @@ class FrechetDistance(WhenDue):
 
     Args:
         name: `fid` (Inception), `fdd` (DINOv2 ViT-L/14) or `fd_<backbone>`.
-        extractor: a backbone: `extract(uint8 images [B, C, H, W]) -> [B, D]`.
+        extract: uint8 images [B, C, H, W] → features [B, D], on the module's device.
+        identity: what the backbone behind it says of itself.
         reference: statistics of the data set's features by the same extractor.
         sampling: how `generate` makes its images, for the protocol.
     """
@@ -47,7 +36,8 @@ class FrechetDistance(WhenDue):
     def __init__(
         self,
         name: str,
-        extractor: FeatureExtractor,
+        extract: Callable[[Tensor], Tensor],
+        identity: dict[str, Any],
         reference: Statistics,
         generate: Generate,
         every_kimg: float,
@@ -56,7 +46,13 @@ class FrechetDistance(WhenDue):
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(EveryKimg(every_kimg))
-        self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
+        self.name, self.extract, self.identity, self.reference, self.generate = (
+            name,
+            extract,
+            identity,
+            reference,
+            generate,
+        )
         self.num_images, self.batch_size = num_images, batch_size
         self.sampling = dict(sampling or {})
         self.history: list[tuple[float, float]] = []  # (kimg, distance)
@@ -67,7 +63,7 @@ class FrechetDistance(WhenDue):
         Raises:
             UserError: on the ranks that differ from rank 0, which ends the others too.
         """
-        own = fingerprint(self.extractor.identity)
+        own = fingerprint(self.identity)
         if trainer.strategy.broadcast(own) != own:
             raise UserError(
                 f"rank {trainer.global_rank} measures {self.name}, but rank 0 has another feature extractor. "
@@ -92,7 +88,7 @@ class FrechetDistance(WhenDue):
     def protocol(self) -> dict[str, Any]:
         """What a reported distance has to say: extractor, numbers of images, whose weights."""
         return {
-            "extractor": self.extractor.identity,
+            "extractor": self.identity,
             "num_generated": self.num_images,
             "num_reference": self.reference.n,
             "weights": "EMA",
@@ -104,10 +100,9 @@ class FrechetDistance(WhenDue):
     @torch.no_grad()
     def act(self, trainer: Trainer, pl_module: EDMModule) -> float | None:
         """Generate, measure and log; the same value on every rank. None where the run is asked to stop meanwhile."""
-        denoiser, device = pl_module.averaged_denoiser, pl_module.device
+        denoiser = pl_module.averaged_denoiser
         frequencies = denoiser.cluster_frequencies
-        self.extractor.to(device)
-        generated = FeatureStatistics(len(self.reference.mean)).to(device)
+        generated = FeatureStatistics(len(self.reference.mean), pl_module.device)
         seeds = torch.arange(trainer.global_rank, self.num_images, trainer.world_size)
         largest_share = -(-self.num_images // trainer.world_size)
         starts = range(0, largest_share, self.batch_size)
@@ -118,7 +113,7 @@ class FrechetDistance(WhenDue):
             part = seeds[start : start + self.batch_size]
             if len(part):
                 labels = None if frequencies is None else draw_labels(part, frequencies)
-                generated.update(self.extractor.extract(self.generate(denoiser, part, labels)))
+                generated.update(self.extract(self.generate(denoiser, part, labels)))
         distance = frechet_distance(generated.compute(), self.reference)  # compute() sums over the ranks
         kimg = pl_module.nimg / 1000
         self.history.append((kimg, distance))
@@ -128,7 +123,7 @@ class FrechetDistance(WhenDue):
         return distance
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "name": self.name, "extractor": fingerprint(self.extractor.identity)}
+        return {"history": self.history, "name": self.name, "extractor": fingerprint(self.identity)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the distances of a snapshot.
@@ -136,7 +131,7 @@ class FrechetDistance(WhenDue):
         Raises:
             UserError: they are of another feature extractor, as when its weights have come since.
         """
-        if (state_dict["name"], state_dict["extractor"]) != (self.name, fingerprint(self.extractor.identity)):
+        if (state_dict["name"], state_dict["extractor"]) != (self.name, fingerprint(self.identity)):
             raise UserError(
                 f"up to this snapshot the run measured {state_dict['name']} with other weights or another extractor "
                 f"than the {self.name} of now; one curve can't hold both. Place the weights as they were, or set "

@@ -86,14 +86,11 @@ class TEMIModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         biases = [p for name, p in self.student.named_parameters() if name.endswith("bias")]
         weights = [p for name, p in self.student.named_parameters() if not name.endswith("bias")]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": weights, "weight_decay": self.settings.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
-            ],
-            lr=self.settings.lr * self.settings.batch_size / 256,
-            fused=True,
-        )
+        groups = [
+            {"params": weights, "weight_decay": self.settings.weight_decay},
+            {"params": biases, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.lr * self.settings.batch_size / 256, fused=True)
         warmup_steps = max(1, self.settings.warmup_epochs * self.steps_per_epoch)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
@@ -154,10 +151,5 @@ class TEMIModule(LightningModule):
 
     def clustering_head(self, mean: Tensor, std: Tensor, backbone_identity: Mapping[str, Any]) -> ClusteringHead:
         """The best teacher head with all it takes to assign new images; on the CPU."""
-        return ClusteringHead(
-            head=self.teacher.head(self.best_head).cpu(),
-            mean=mean.cpu(),
-            std=std.cpu(),
-            backbone_identity=backbone_identity,
-            temperature=self.settings.teacher_temperature,
-        )
+        head = self.teacher.head(self.best_head).cpu()
+        return ClusteringHead(head, mean.cpu(), std.cpu(), backbone_identity, self.settings.teacher_temperature)

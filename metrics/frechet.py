@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from storage.artifacts import read_artifact, write_artifact
@@ -21,7 +20,7 @@ from storage.files import atomic_path
 KIND = "feature-statistics"
 
 
-@dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
+@dataclass(frozen=True)
 class Statistics:
     """Mean and covariance of a set of features, in float64.
 
@@ -83,7 +82,7 @@ class Statistics:
         return cls(mean, cov)
 
 
-class FeatureStatistics(Metric):
+class FeatureStatistics:
     """Mean and covariance of features, streamed, in float64.
 
     The state is one matrix, Σ aᵀa over the features with a 1 in front, a = (1, f): it holds their number, their sum
@@ -92,17 +91,12 @@ class FeatureStatistics(Metric):
 
     Args:
         num_features: D.
+        device: where the sums are.
     """
 
-    full_state_update = False
-    moments: Tensor  # [1 + D, 1 + D], float64
-
-    def __init__(self, num_features: int, **kwargs: Any) -> None:
-        kwargs.setdefault("dist_sync_fn", all_reduce_sum)
-        super().__init__(**kwargs)
+    def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
         self.num_features = num_features
-        size = 1 + num_features
-        self.add_state("moments", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.moments = torch.zeros(1 + num_features, 1 + num_features, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
         """Adds features [B, D].
@@ -117,17 +111,20 @@ class FeatureStatistics(Metric):
         augmented = torch.cat([features.new_ones(len(features), 1), features], dim=1).double()  # [B, 1 + D]
         self.moments += augmented.mT @ augmented
 
-    def compute(self) -> Any:
-        """The `Statistics` of all features so far.
+    def compute(self) -> Statistics:
+        """The statistics of all features so far, those of the other processes included.
 
         Raises:
             ValueError: fewer than two features were added.
         """
-        n = round(self.moments[0, 0].item())
+        moments = self.moments.clone()
+        if dist.is_initialized():
+            dist.all_reduce(moments)
+        n = round(moments[0, 0].item())
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
-        mean = self.moments[0, 1:] / n
-        cov = (self.moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
+        mean = moments[0, 1:] / n
+        cov = (moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
         return Statistics(mean, cov, n)
 
 
@@ -160,16 +157,6 @@ def _factor(cov: Tensor) -> Tensor:
     rounding = eigenvalues.abs().max() * len(cov) * torch.finfo(cov.dtype).eps
     in_range = eigenvalues > rounding
     return eigenvectors[:, in_range] * eigenvalues[in_range].sqrt()
-
-
-def all_reduce_sum(state: Tensor, group: Any = None) -> list[Tensor]:
-    """The sum over all processes, as the one entry of what torchmetrics takes for the list of their states.
-
-    In place of gathering a [D, D] matrix from every process just to add them up.
-    """
-    total = state.clone()
-    dist.all_reduce(total, group=group)
-    return [total]
 
 
 def rows_of_all(batches: Sequence[Tensor], num_features: int, device: torch.device | str = "cpu") -> Tensor:

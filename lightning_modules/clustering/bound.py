@@ -8,6 +8,7 @@ from statistics import mean, median, stdev
 UPPER_BETA = 0.6  # spreads the images over all clusters as far as the data allow
 COARSE_BETA = 1.0  # lets the number of clusters used saturate
 COARSE_FROM = 100  # where it has saturated
+MOST_WORTH_TRAINING = 3  # numbers of clusters to train diffusion models on
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rul
 
 
 def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None) -> list[int]:
-    """At most three C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
+    """At most `MOST_WORTH_TRAINING` C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
     if bound is None:
         return []
     start = min(grid, key=lambda C: abs(math.log(C / coarse))) if coarse else grid[0]
     candidates = [C for C in grid if start <= C <= bound] or [bound]
     low, high = math.log(candidates[0]), math.log(candidates[-1])
-    wanted = [low + (high - low) * step for step in (0, 0.5, 1)]
+    wanted = [low + (high - low) * step / (MOST_WORTH_TRAINING - 1) for step in range(MOST_WORTH_TRAINING)]
     return sorted({min(candidates, key=lambda C: abs(math.log(C) - place)) for place in wanted})

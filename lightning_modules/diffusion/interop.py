@@ -10,6 +10,7 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,42 +23,33 @@ from lightning_modules.diffusion.denoiser import INTERFACE, Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.objective import EDMObjective
 
-# What the published constructors take where a network's dictionary leaves it out.
-SONG_UNET: dict[str, Any] = {
-    "model_channels": 128,
-    "channel_mult": [1, 2, 2, 2],
-    "channel_mult_emb": 4,
-    "num_blocks": 4,
-    "attn_resolutions": [16],
-    "dropout": 0.10,
-    "label_dropout": 0,
-    "embedding_type": "positional",
-    "channel_mult_noise": 1,
-    "encoder_type": "standard",
-    "decoder_type": "standard",
-    "resample_filter": [1, 1],
+# What the published constructors take where a network's dictionary leaves it out: settings that are free,
+FREE = {
+    "SongUNet": NetworkSettings("ddpmpp", 128, [1, 2, 2, 2], num_blocks=4, attn_resolutions=[16], dropout=0.10),
+    "DhariwalUNet": NetworkSettings("adm", 192, [1, 2, 3, 4], num_blocks=3, attn_resolutions=[32, 16, 8], dropout=0.10),
 }
-DHARIWAL_UNET: dict[str, Any] = {
-    **{key: SONG_UNET[key] for key in ("channel_mult_emb", "dropout", "label_dropout")},
-    "model_channels": 192,
-    "channel_mult": [1, 2, 3, 4],
-    "num_blocks": 3,
-    "attn_resolutions": [32, 16, 8],
+# and settings that tell our architectures apart.
+FIXED: dict[str, dict[str, Any]] = {
+    "SongUNet": {
+        "channel_mult_emb": 4,
+        "embedding_type": "positional",
+        "channel_mult_noise": 1,
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "resample_filter": [1, 1],
+    },
+    "DhariwalUNet": {"channel_mult_emb": 4},
 }
-DEFAULTS = {"SongUNet": SONG_UNET, "DhariwalUNet": DHARIWAL_UNET}
-
-# Our architectures: their published class and where they leave its defaults. What is FREE may differ from both.
-FREE = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 NCSNPP = {
     "embedding_type": "fourier",
     "channel_mult_noise": 2,
     "encoder_type": "residual",
     "resample_filter": [1, 3, 3, 1],
 }
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpmpp": ("SongUNet", {}),
-    "ncsnpp": ("SongUNet", NCSNPP),
-    "adm": ("DhariwalUNet", {}),
+ARCHITECTURES = {
+    "ddpmpp": ("SongUNet", FIXED["SongUNet"]),
+    "ncsnpp": ("SongUNet", {**FIXED["SongUNet"], **NCSNPP}),
+    "adm": ("DhariwalUNet", FIXED["DhariwalUNet"]),
 }
 
 
@@ -88,17 +80,17 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
     """
     network, sigma_data = published.network, published.sigma_data
     model_type = network.get("model_type")
-    if model_type not in DEFAULTS:
-        raise ValueError(f"model_type is {model_type!r}; this project has {[*DEFAULTS]}")
-    if unknown := network.keys() - {*DEFAULTS[model_type], "model_type"}:
-        raise ValueError(f"unknown settings {sorted(unknown)} of a {model_type}; expected {[*DEFAULTS[model_type]]}")
-    full = {**DEFAULTS[model_type], **network}
-    architecture = _architecture(full)
+    if model_type not in FREE:
+        raise ValueError(f"model_type is {model_type!r}; this project has {[*FREE]}")
+    if unknown := [key for key in network if key not in known_settings(model_type) and key != "model_type"]:
+        raise ValueError(f"unknown settings {unknown} of a {model_type}; expected some of {known_settings(model_type)}")
+    free = {key: value for key, value in network.items() if key in asdict(FREE[model_type])}
+    architecture = _architecture({**FIXED[model_type], **network})
     sizes: dict[str, Any] = {key: getattr(published, key) for key in INTERFACE}
     if min(sizes["img_resolution"], sizes["img_channels"]) < 1 or not 0 < sigma_data < math.inf:
         raise ValueError(f"{sizes}, {sigma_data=}: expected numbers above 0")
     try:
-        settings = NetworkSettings(architecture, **{key: full[key] for key in FREE})
+        settings = replace(FREE[model_type], architecture=architecture, **free)
         denoiser = Denoiser(settings, **sizes, objective=EDMObjective(sigma_data=sigma_data))
         denoiser.load_state_dict({name: tensor.float() for name, tensor in published.tensors.items()})
     except Exception as error:  # whatever settings of the wrong kind end in
@@ -108,17 +100,22 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
     return denoiser.eval()
 
 
+def known_settings(model_type: str) -> list[str]:
+    """Names of a published network's settings."""
+    return [*(key for key in asdict(FREE[model_type]) if key != "architecture"), *FIXED[model_type], "label_dropout"]
+
+
 def _architecture(network: Mapping[str, Any]) -> str:
     """Our name of a published network."""
     model_type, differences = network["model_type"], []
     for architecture, (published_type, marks) in ARCHITECTURES.items():
         if published_type == model_type:
-            expected = {**DEFAULTS[model_type], **marks}
-            fixed = [key for key in expected if key not in (*FREE, "label_dropout") and network[key] != expected[key]]
-            if not fixed:
+            others = [
+                f"{key}={network[key]!r} is not {value!r}" for key, value in marks.items() if network[key] != value
+            ]
+            if not others:
                 return architecture
-            others = ", ".join(f"{key}={network[key]!r} is not {expected[key]!r}" for key in fixed)
-            differences.append(f"{architecture}: {others}")
+            differences.append(f"{architecture}: {', '.join(others)}")
     raise ValueError(f"this {model_type} is none of the architectures here ({'; '.join(differences)})")
 
 
@@ -144,7 +141,7 @@ def _take_apart(snapshot: Any) -> PublishedNetwork:
         raise ValueError(f"expected an EDM snapshot, a dictionary whose 'ema' is an EDMPrecond; found {found}")
     model = denoiser.state["_modules"]["model"]
     arguments = {**denoiser.state.get("_init_kwargs", {}), **model.state.get("_init_kwargs", {})}
-    known = DEFAULTS.get(model.class_name, {})
+    known = known_settings(model.class_name) if model.class_name in FREE else ()
     attributes = {"augment_dim": 0, "sigma_data": 0.5, **arguments, **denoiser.state}
     sizes = {key: int(attributes[key]) for key in INTERFACE}
     return PublishedNetwork(

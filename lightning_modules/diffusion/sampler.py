@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,7 +99,12 @@ def edm_sampler(
         Images in [-1, 1], more or less, float64 `[B, C, H, W]` (float32 on devices without float64).
     """
     t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
-    slope = partial(_derivative, denoiser, class_labels)
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
+        sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+        return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
+
     x = latents.to(t.dtype) * t[0]
     for step, (t_cur, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
         t_hat = t_cur
@@ -111,9 +115,3 @@ def edm_sampler(
             x = x + math.sqrt(t_hat**2 - t_cur**2) * S_noise * churn_noise(step).to(x)
         x = SOLVERS[solver](slope, x, t_hat, t_next)
     return x
-
-
-def _derivative(denoiser: DenoiserFunction, class_labels: Tensor | None, x: Tensor, t: float) -> Tensor:
-    """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
-    sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-    return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t

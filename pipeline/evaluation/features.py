@@ -76,7 +76,7 @@ def extract(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums_device = torch.device("cpu") if device.type == "mps" else device  # the one device without float64
-    statistics = {e.name: FeatureStatistics(e.dim).to(sums_device) for e in extractors}
+    statistics = {e.name: FeatureStatistics(e.dim, sums_device) for e in extractors}
     kept: dict[str, list[Tensor]] = {e.name: [] for e in extractors if e.name in keep}
     for extractor in extractors:
         extractor.to(device)

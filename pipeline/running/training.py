@@ -136,7 +136,8 @@ class Training:
         }
         return FrechetDistance(
             frechet_name(extractor.name),
-            extractor,
+            extractor.to(self.machine.device).extract,
+            extractor.identity,
             reference[extractor.name].statistics,
             self.sampler,
             evaluation.every_kimg,
