@@ -67,8 +67,6 @@ class Statistics:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 mean, cov = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: no such file; {expected}") from error
         except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
             raise UserError(f"{path}: can't be read ({error}); {expected}") from error
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
@@ -112,7 +110,7 @@ class FeatureStatistics:
         self.moments += augmented.mT @ augmented
 
     def compute(self) -> Statistics:
-        """The statistics of all features so far, those of the other processes included.
+        """The statistics of all features so far, those of the other processes included; on the CPU.
 
         Raises:
             ValueError: fewer than two features were added.
@@ -120,6 +118,7 @@ class FeatureStatistics:
         moments = self.moments.clone()
         if dist.is_initialized():
             dist.all_reduce(moments)
+        moments = moments.cpu()
         n = round(moments[0, 0].item())
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")

@@ -64,11 +64,6 @@ class ClusteringHead:
 
         A dimension in which the training images were all alike tells nothing, however much it changes in new images.
         """
-        if raw_embeddings.ndim != 2 or raw_embeddings.shape[1] != len(self.mean):
-            raise ValueError(
-                f"this head reads embeddings [images, {len(self.mean)}], not {list(raw_embeddings.shape)}: "
-                f"compute them with the backbone {self.backbone_identity}"
-            )
         batches = (standardised(batch, self.mean, self.std) for batch in raw_embeddings.split(BATCH_SIZE))
         return assign(self.head, batches, self.temperature)
 

@@ -92,7 +92,7 @@ def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rul
 
 
 def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None) -> list[int]:
-    """At most `MOST_WORTH_TRAINING` C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
+    """A few C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
     if bound is None:
         return []
     start = min(grid, key=lambda C: abs(math.log(C / coarse))) if coarse else grid[0]

@@ -17,16 +17,12 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Te
 
     Args:
         embeddings: [N, D], as the backbone gives them.
-        num_clusters: C; more than 200,000 images go through mini-batches.
+        num_clusters: C, at most N; more than 200,000 images go through mini-batches.
         seed: of the initial centres (and the mini-batches).
 
     Returns:
         Cluster ids in 0…C−1, int64 [N], and confidences, float32 [N]; see `simplified_silhouette`.
-
-    Raises:
-        ValueError: there are fewer images than clusters.
     """
-    _check_enough_images(len(embeddings), num_clusters)
     points = F.normalize(embeddings.float(), dim=1).cpu().numpy()
     if len(points) > MINIBATCH_ABOVE:
         model = MiniBatchKMeans(num_clusters, batch_size=max(8192, 4 * num_clusters), n_init=1, random_state=seed)
@@ -58,21 +54,9 @@ def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:
-    """Random clusters whose sizes differ by at most one image: granularity without meaning. int64 [num_images].
-
-    Raises:
-        ValueError: there are fewer images than clusters.
-    """
-    _check_enough_images(num_images, num_clusters)
+    """Random clusters whose sizes differ by at most one image: granularity without meaning. int64 [num_images]."""
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     return order % num_clusters
-
-
-def _check_enough_images(num_images: int, num_clusters: int) -> None:
-    if not 1 <= num_clusters <= num_images:
-        raise ValueError(
-            f"num_clusters={num_clusters} does not fit {num_images} images: choose a number from 1 to {num_images}"
-        )
 
 
 @torch.no_grad()

@@ -40,15 +40,10 @@ FIXED: dict[str, dict[str, Any]] = {
     },
     "DhariwalUNet": {"channel_mult_emb": 4},
 }
-NCSNPP = {
-    "embedding_type": "fourier",
-    "channel_mult_noise": 2,
-    "encoder_type": "residual",
-    "resample_filter": [1, 3, 3, 1],
-}
+NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual"}
 ARCHITECTURES = {
     "ddpmpp": ("SongUNet", FIXED["SongUNet"]),
-    "ncsnpp": ("SongUNet", {**FIXED["SongUNet"], **NCSNPP}),
+    "ncsnpp": ("SongUNet", {**FIXED["SongUNet"], **NCSNPP, "resample_filter": [1, 3, 3, 1]}),
     "adm": ("DhariwalUNet", FIXED["DhariwalUNet"]),
 }
 

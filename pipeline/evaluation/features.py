@@ -92,5 +92,4 @@ def extract(
             bar.update(len(part))
     rows = {e.name: rows_of_all(kept[e.name], e.dim, device).cpu() for e in extractors if e.name in kept}
     sums = {backbone: metric.compute() for backbone, metric in statistics.items()}
-    on_cpu = {backbone: Statistics(of_one.mean.cpu(), of_one.cov.cpu(), of_one.n) for backbone, of_one in sums.items()}
-    return {backbone: Features(of_one, rows.get(backbone)) for backbone, of_one in on_cpu.items()}
+    return {backbone: Features(of_one, rows.get(backbone)) for backbone, of_one in sums.items()}
