@@ -42,11 +42,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Reads and verifies the artifact.
-
-        Raises:
-            UserError: the file is missing, damaged, or something else.
-        """
+        """Reads and verifies the artifact; `UserError` where it is missing, damaged, or something else."""
         artifact = read_artifact(path, KIND)
         meta = dict(artifact.meta)
         return cls(artifact.tensors["mean"], artifact.tensors["cov"], n=meta.pop("n"), meta=meta)

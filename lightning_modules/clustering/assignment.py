@@ -85,11 +85,7 @@ class ClusteringHead:
 
     @classmethod
     def load(cls, path: str | Path) -> "ClusteringHead":
-        """Reads and verifies the artifact.
-
-        Raises:
-            UserError: the file is missing, damaged, or something else.
-        """
+        """Reads and verifies the artifact; `UserError` where it is missing, damaged, or something else."""
         artifact = read_artifact(path, KIND)
         weights, meta = dict(artifact.tensors), artifact.meta
         mean, std = weights.pop("mean"), weights.pop("std")

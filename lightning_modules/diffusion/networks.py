@@ -152,10 +152,10 @@ class DDPMpp(UNet):
                     nn.init.zeros_(module.bias)
 
     def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        channels = self.noise_channels
-        emb = (
-            self.map_noise(c_noise) if self.fourier_features else positional_embedding(c_noise, channels, endpoint=True)
-        )
+        if self.fourier_features:
+            emb = self.map_noise(c_noise)
+        else:
+            emb = positional_embedding(c_noise, self.noise_channels, endpoint=True)  # [B, noise_channels]
         emb = torch.cat(emb.chunk(2, dim=1)[::-1], dim=1)  # [cos, sin] to [sin, cos]
         if class_labels is not None:
             emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))

@@ -39,8 +39,6 @@ def time_steps(
     num_steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Noise levels t_0 = sigma_max … t_{N−1} = sigma_min, t_N = 0 (equation 5), `[num_steps + 1]`."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; expected 1 or more")
     ramp = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
     root_max, root_min = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     steps = torch.cat([(root_max + ramp * (root_min - root_max)) ** rho, torch.zeros(1, dtype=torch.float64)])
