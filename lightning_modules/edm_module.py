@@ -1,17 +1,15 @@
 """The second training phase: an EDM diffusion model, conditioned on pseudo-labels or unconditional."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.diffusion import augment
@@ -126,23 +124,16 @@ class EDMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
-        optimizer = OPTIMIZERS[self.optimizer_settings.name](
-            self.denoiser.parameters(), settings.lr, self.optimizer_settings
-        )
+        make = OPTIMIZERS[self.optimizer_settings.name]
+        optimizer = make(self.denoiser.parameters(), settings.lr, self.optimizer_settings)
         rampup_nimg = max(settings.lr_rampup_kimg * 1000, 1)
         scheduler = LambdaLR(optimizer, lambda step: min(step * settings.batch_size / rampup_nimg, 1.0))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         scaler = self._gradient_scaler
         scale = scaler.get_scale() if scaler is not None else 1.0
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(*args, **kwargs)
         if scaler is not None and scaler.get_scale() < scale:  # how a GradScaler tells that it skipped the update
             self._count_skipped_step(scale)
             return

@@ -30,7 +30,6 @@ class TEMIModule(LightningModule):
     """
 
     epoch_losses: Tensor  # [H], sum over the steps of the current epoch, all processes together
-    epoch_steps: Tensor  # [], how many those are
     last_epoch_losses: Tensor  # [H], mean over the last full epoch; NaN before there is one
 
     def __init__(self, settings: TEMISettings, embedding_dim: int, steps_per_epoch: int) -> None:
@@ -40,13 +39,11 @@ class TEMIModule(LightningModule):
         )
         self.settings, self.steps_per_epoch = settings, steps_per_epoch
         num_heads = settings.num_heads
-        self.student = ClusteringHeads(
-            num_heads, embedding_dim, settings.num_clusters, settings.hidden_dim, settings.bottleneck_dim
-        )
+        widths = settings.hidden_dim, settings.bottleneck_dim
+        self.student = ClusteringHeads(num_heads, embedding_dim, settings.num_clusters, *widths)
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.objective = OBJECTIVES[settings.objective](settings)
         self.register_buffer("epoch_losses", torch.zeros(num_heads))
-        self.register_buffer("epoch_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last_epoch_losses", torch.full((num_heads,), torch.nan))
 
     @property
@@ -89,14 +86,11 @@ class TEMIModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         biases = [p for name, p in self.student.named_parameters() if name.endswith("bias")]
         weights = [p for name, p in self.student.named_parameters() if not name.endswith("bias")]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": weights, "weight_decay": self.settings.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
-            ],
-            lr=self.settings.lr * self.settings.batch_size / 256,
-            fused=True,
-        )
+        groups = [
+            {"params": weights, "weight_decay": self.settings.weight_decay},
+            {"params": biases, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.lr * self.settings.batch_size / 256, fused=True)
         warmup_steps = max(1, self.settings.warmup_epochs * self.steps_per_epoch)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
@@ -116,7 +110,6 @@ class TEMIModule(LightningModule):
         if not head_losses.isfinite().all():  # on every process at once, and before the update
             self._stop_non_finite(batch)
         self.epoch_losses += head_losses
-        self.epoch_steps += 1
         self.log("train/loss", head_losses.mean(), prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("epoch", self.global_step / self.steps_per_epoch)
@@ -124,9 +117,8 @@ class TEMIModule(LightningModule):
             self._end_epoch()
 
     def _end_epoch(self) -> None:
-        self.last_epoch_losses.copy_(self.epoch_losses / self.epoch_steps)
+        self.last_epoch_losses.copy_(self.epoch_losses / self.steps_per_epoch)
         self.epoch_losses.zero_()
-        self.epoch_steps.zero_()
         scalars = {f"temi/loss_head_{head}": loss for head, loss in enumerate(self.last_epoch_losses.tolist())}
         scalars["temi/best_head"] = self.best_head
         for logger in self.loggers:  # self.log would wait for a step that log_every_n_steps divides
@@ -159,10 +151,5 @@ class TEMIModule(LightningModule):
 
     def clustering_head(self, mean: Tensor, std: Tensor, backbone_identity: Mapping[str, Any]) -> ClusteringHead:
         """The best teacher head with all it takes to assign new images; on the CPU."""
-        return ClusteringHead(
-            head=self.teacher.head(self.best_head).cpu(),
-            mean=mean.cpu(),
-            std=std.cpu(),
-            backbone_identity=backbone_identity,
-            temperature=self.settings.teacher_temperature,
-        )
+        head = self.teacher.head(self.best_head).cpu()
+        return ClusteringHead(head, mean.cpu(), std.cpu(), backbone_identity, self.settings.teacher_temperature)

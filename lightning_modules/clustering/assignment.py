@@ -33,13 +33,8 @@ def assign(head: ClusteringHeads, embeddings: Iterable[Tensor], temperature: flo
     """
     if head.num_heads != 1:
         raise ValueError(f"assignment takes one head, not {head.num_heads}: pick it with .head(index)")
-    cluster_ids, confidences = [], []
-    for batch in embeddings:
-        probs = (head(batch)[0].float() / temperature).softmax(dim=-1)  # [B, C]
-        confidence, cluster_id = probs.max(dim=-1)
-        cluster_ids.append(cluster_id)
-        confidences.append(confidence)
-    return torch.cat(cluster_ids), torch.cat(confidences)
+    best = [(head(batch)[0].float() / temperature).softmax(dim=-1).max(dim=-1) for batch in embeddings]  # of [B, C]
+    return torch.cat([most.indices for most in best]), torch.cat([most.values for most in best])
 
 
 @dataclass(frozen=True)
@@ -69,22 +64,12 @@ class ClusteringHead:
 
         A dimension in which the training images were all alike tells nothing, however much it changes in new images.
         """
-        if raw_embeddings.ndim != 2 or raw_embeddings.shape[1] != len(self.mean):
-            raise ValueError(
-                f"this head reads embeddings [images, {len(self.mean)}], not {list(raw_embeddings.shape)}: "
-                f"compute them with the backbone {self.backbone_identity}"
-            )
         batches = (standardised(batch, self.mean, self.std) for batch in raw_embeddings.split(BATCH_SIZE))
         return assign(self.head, batches, self.temperature)
 
     def save(self, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
         """Writes the artifact `clustering-head`; `meta` joins what is recorded of its making."""
-        architecture = {
-            "embedding_dim": self.head.embedding_dim,
-            "num_clusters": self.head.num_clusters,
-            "hidden_dim": self.head.hidden_dim,
-            "bottleneck_dim": self.head.bottleneck_dim,
-        }
+        sizes = ("embedding_dim", "num_clusters", "hidden_dim", "bottleneck_dim")
         weights = {f"head.{name}": weight for name, weight in self.head.state_dict().items()}
         write_artifact(
             path,
@@ -92,7 +77,7 @@ class ClusteringHead:
             {**weights, "mean": self.mean, "std": self.std},
             {
                 **(meta or {}),
-                "architecture": architecture,
+                "architecture": {size: getattr(self.head, size) for size in sizes},
                 "backbone": dict(self.backbone_identity),
                 "temperature": self.temperature,
             },
@@ -100,19 +85,10 @@ class ClusteringHead:
 
     @classmethod
     def load(cls, path: str | Path) -> "ClusteringHead":
-        """Reads and verifies the artifact.
-
-        Raises:
-            UserError: the file is missing, damaged, or something else.
-        """
+        """Reads and verifies the artifact; `UserError` where it is missing, damaged, or something else."""
         artifact = read_artifact(path, KIND)
-        head = ClusteringHeads(num_heads=1, **artifact.meta["architecture"])
-        weights = {name.removeprefix("head."): t for name, t in artifact.tensors.items() if name.startswith("head.")}
-        head.load_state_dict(weights)
-        return cls(
-            head=head.requires_grad_(False).eval(),
-            mean=artifact.tensors["mean"],
-            std=artifact.tensors["std"],
-            backbone_identity=artifact.meta["backbone"],
-            temperature=artifact.meta["temperature"],
-        )
+        weights, meta = dict(artifact.tensors), artifact.meta
+        mean, std = weights.pop("mean"), weights.pop("std")
+        head = ClusteringHeads(num_heads=1, **meta["architecture"])
+        head.load_state_dict({name.removeprefix("head."): weight for name, weight in weights.items()})
+        return cls(head.requires_grad_(False).eval(), mean, std, meta["backbone"], meta["temperature"])

@@ -91,14 +91,12 @@ def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rul
     return Bound(bound, coarse, worth_training(grid, coarse, bound), by_seed)
 
 
-def worth_training(
-    grid: Sequence[int], coarse: float | None, bound: int | None, most: int = MOST_WORTH_TRAINING
-) -> list[int]:
-    """At most `most` C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
+def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None) -> list[int]:
+    """A few C of the grid, from the one nearest the coarse end to the bound, evenly spaced in log C."""
     if bound is None:
         return []
     start = min(grid, key=lambda C: abs(math.log(C / coarse))) if coarse else grid[0]
     candidates = [C for C in grid if start <= C <= bound] or [bound]
     low, high = math.log(candidates[0]), math.log(candidates[-1])
-    wanted = [low + (high - low) * step / (most - 1) for step in range(most)]
+    wanted = [low + (high - low) * step / (MOST_WORTH_TRAINING - 1) for step in range(MOST_WORTH_TRAINING)]
     return sorted({min(candidates, key=lambda C: abs(math.log(C) - place)) for place in wanted})

@@ -1,4 +1,4 @@
-"""Clusters without a trained head: k-means on the embeddings, and random ones."""
+"""Clusters without a trained head: k-means on the embeddings, random ones, and the nearest class names."""
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,12 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Te
 
     Args:
         embeddings: [N, D], as the backbone gives them.
-        num_clusters: C; more than 200,000 images go through mini-batches.
+        num_clusters: C, at most N; more than 200,000 images go through mini-batches.
         seed: of the initial centres (and the mini-batches).
 
     Returns:
         Cluster ids in 0…C−1, int64 [N], and confidences, float32 [N]; see `simplified_silhouette`.
-
-    Raises:
-        ValueError: there are fewer images than clusters.
     """
-    _check_enough_images(len(embeddings), num_clusters)
     points = F.normalize(embeddings.float(), dim=1).cpu().numpy()
     if len(points) > MINIBATCH_ABOVE:
         model = MiniBatchKMeans(num_clusters, batch_size=max(8192, 4 * num_clusters), n_init=1, random_state=seed)
@@ -58,18 +54,31 @@ def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:
-    """Random clusters whose sizes differ by at most one image: granularity without meaning. int64 [num_images].
-
-    Raises:
-        ValueError: there are fewer images than clusters.
-    """
-    _check_enough_images(num_images, num_clusters)
+    """Random clusters whose sizes differ by at most one image: granularity without meaning. int64 [num_images]."""
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     return order % num_clusters
 
 
-def _check_enough_images(num_images: int, num_clusters: int) -> None:
-    if not 1 <= num_clusters <= num_images:
+@torch.no_grad()
+def zero_shot(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """The class with the largest logit, logit_scale · cos(image, text) (CLIP, arXiv 2103.00020), and its probability.
+
+    Args:
+        image_embeddings: [N, D], in the space that CLIP shares between images and text; any length.
+        text_embeddings: [K, D], one per class; any length.
+        logit_scale: CLIP's learned inverse temperature, 100 for the published models.
+
+    Returns:
+        Cluster ids in 0…K−1, int64 [N], and confidences, float32 [N].
+
+    Raises:
+        ValueError: the two kinds of embeddings are not of one space.
+    """
+    if image_embeddings.shape[1] != text_embeddings.shape[1]:
         raise ValueError(
-            f"num_clusters={num_clusters} does not fit {num_images} images: choose a number from 1 to {num_images}"
+            f"images have {image_embeddings.shape[1]} features, texts {text_embeddings.shape[1]}: not one space"
         )
+    texts = F.normalize(text_embeddings.float(), dim=1)
+    blocks = (logit_scale * F.normalize(block.float(), dim=1) @ texts.T for block in image_embeddings.split(8192))
+    best = [logits.softmax(dim=1).max(dim=1) for logits in blocks]  # of [b, K]
+    return torch.cat([most.indices for most in best]), torch.cat([most.values for most in best])

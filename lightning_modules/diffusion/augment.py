@@ -23,7 +23,6 @@ from torch import Tensor
 from storage import philox
 from storage.philox import Stream
 
-NUM_PARAMETERS = 8
 AUGMENT_DIM = 9  # augmentation labels per image
 LOG2_SCALE_STD = 0.2
 SHIFT_STD = 0.125  # as a share of the image's size
@@ -134,7 +133,7 @@ def _resample(images: Tensor, parameters: Tensor) -> Tensor:
 
 def _origin(x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Where points x, y `[H, W]` of the target come from, `[B, H, W]` each: the transforms undone, last one first."""
-    _, _, scale, angle, stretch, axis, x_shift, y_shift = parameters.reshape(-1, NUM_PARAMETERS, 1, 1).unbind(1)
+    _, _, scale, angle, stretch, axis, x_shift, y_shift = parameters.reshape(-1, 8, 1, 1).unbind(1)
     x, y = x - x_shift, y - y_shift
     x, y = _rotate(x, y, -axis)
     x, y = x / stretch, y * stretch

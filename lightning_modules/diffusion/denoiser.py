@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
+from lightning_modules.diffusion.encoders import PixelEncoder
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.diffusion.networks import build_network
+from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
 
@@ -20,42 +20,40 @@ class Denoiser(nn.Module):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise, labels): the expected clean image of a noisy one.
 
     Args:
-        model: The network F(x, c_noise, class_labels, augment_labels).
+        settings: The network's settings; it is freshly initialised.
         img_resolution: Height and width of the images, pixels.
         img_channels: Colour channels.
         label_dim: Number of class labels (clusters); 0: unconditional.
         augment_dim: Number of augmentation labels; 0: none.
-        settings: The network's settings.
         objective: Its preconditioning is applied here.
-        encoder: Turns images into what the network denoises.
+        encoder: Turns images into what the network denoises; None: a `PixelEncoder`.
 
     Attributes:
+        model: The network F(x, c_noise, class_labels, augment_labels).
         cluster_frequencies: Share of each label among the training images, float64 `[label_dim]`, or None.
         cluster_ids: The cluster that each label stands for, int64 `[label_dim]`, or None.
         meta: What else is known about these weights (JSON).
+
+    Raises:
+        ValueError: The network does not fit the images.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        *,
+        settings: NetworkSettings,
         img_resolution: int,
         img_channels: int,
-        label_dim: int,
-        augment_dim: int,
-        settings: NetworkSettings,
+        label_dim: int = 0,
+        augment_dim: int = 0,
         objective: EDMObjective = EDMObjective(),
-        encoder: Encoder | None = None,
+        encoder: PixelEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.augment_dim = augment_dim
-        self.settings = settings
-        self.objective = objective
-        self.encoder = encoder or PixelEncoder()
+        network = ARCHITECTURES[settings.architecture]
+        self.model = network(settings, img_resolution, img_channels, label_dim, augment_dim)
+        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.label_dim, self.augment_dim = label_dim, augment_dim
+        self.settings, self.objective, self.encoder = settings, objective, encoder or PixelEncoder()
         self.cluster_frequencies: Tensor | None = None
         self.cluster_ids: Tensor | None = None
         self.meta: dict[str, Any] = {}
@@ -112,25 +110,12 @@ class Denoiser(nn.Module):
         artifact = read_artifact(Path(path), kind="denoiser")
         description, tensors = artifact.meta, dict(artifact.tensors)
         frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
-        interface = {name: description[name] for name in INTERFACE}
-        settings = NetworkSettings(**description["network"])
-        objective = EDMObjective(sigma_data=description["sigma_data"])
-        denoiser = cls(build_network(settings, **interface), **interface, settings=settings, objective=objective)
+        denoiser = cls(
+            NetworkSettings(**description["network"]),
+            **{name: description[name] for name in INTERFACE},
+            objective=EDMObjective(sigma_data=description["sigma_data"]),
+        )
         denoiser.load_state_dict(tensors)
         denoiser.cluster_frequencies, denoiser.cluster_ids = frequencies, ids
         denoiser.meta = description["meta"]
         return denoiser.eval()
-
-
-def build_denoiser(
-    network: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int = 0, augment_dim: int = 0
-) -> Denoiser:
-    """A freshly initialised denoiser around the network of these settings (see `networks.build_network`)."""
-    return Denoiser(
-        build_network(network, img_resolution, img_channels, label_dim, augment_dim),
-        img_resolution=img_resolution,
-        img_channels=img_channels,
-        label_dim=label_dim,
-        augment_dim=augment_dim,
-        settings=network,
-    )

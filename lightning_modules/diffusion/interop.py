@@ -10,6 +10,7 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,62 +19,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.denoiser import INTERFACE, Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.objective import EDMObjective
-from storage.errors import UserError
 
-# The published constructors' default values, which a network's dictionary may leave out.
-PUBLISHED_DEFAULTS: dict[str, dict[str, Any]] = {
+# What the published constructors take where a network's dictionary leaves it out: settings that are free,
+FREE = {
+    "SongUNet": NetworkSettings("ddpmpp", 128, [1, 2, 2, 2], num_blocks=4, attn_resolutions=[16], dropout=0.10),
+    "DhariwalUNet": NetworkSettings("adm", 192, [1, 2, 3, 4], num_blocks=3, attn_resolutions=[32, 16, 8], dropout=0.10),
+}
+# and settings that tell our architectures apart.
+FIXED: dict[str, dict[str, Any]] = {
     "SongUNet": {
-        "model_channels": 128,
-        "channel_mult": [1, 2, 2, 2],
         "channel_mult_emb": 4,
-        "num_blocks": 4,
-        "attn_resolutions": [16],
-        "dropout": 0.10,
-        "label_dropout": 0,
         "embedding_type": "positional",
         "channel_mult_noise": 1,
         "encoder_type": "standard",
         "decoder_type": "standard",
         "resample_filter": [1, 1],
     },
-    "DhariwalUNet": {
-        "model_channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "channel_mult_emb": 4,
-        "num_blocks": 3,
-        "attn_resolutions": [32, 16, 8],
-        "dropout": 0.10,
-        "label_dropout": 0,
-    },
+    "DhariwalUNet": {"channel_mult_emb": 4},
 }
-
-# What a damaged or made-up pickle can end in.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-)
-
-# What is free in a network of these architectures; all else is as in PUBLISHED_DEFAULTS, or as here, or unknown here.
-FREE = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
-PUBLISHED_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "ddpmpp": {"model_type": "SongUNet"},
-    "ncsnpp": {
-        "model_type": "SongUNet",
-        "embedding_type": "fourier",
-        "channel_mult_noise": 2,
-        "encoder_type": "residual",
-        "resample_filter": [1, 3, 3, 1],
-    },
-    "adm": {"model_type": "DhariwalUNet"},
+NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual"}
+ARCHITECTURES = {
+    "ddpmpp": ("SongUNet", FIXED["SongUNet"]),
+    "ncsnpp": ("SongUNet", {**FIXED["SongUNet"], **NCSNPP, "resample_filter": [1, 3, 3, 1]}),
+    "adm": ("DhariwalUNet", FIXED["DhariwalUNet"]),
 }
 
 
@@ -102,42 +73,45 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
     Raises:
         ValueError: The network is none that this project has, or the weights do not fit it.
     """
-    tensors, *interface, network, sigma_data = published
+    network, sigma_data = published.network, published.sigma_data
     model_type = network.get("model_type")
-    if model_type not in PUBLISHED_DEFAULTS:
-        raise ValueError(f"model_type is {model_type!r}; this project has {[*PUBLISHED_DEFAULTS]}")
-    defaults = PUBLISHED_DEFAULTS[model_type]
-    if unknown := [key for key in network if key not in defaults and key != "model_type"]:
-        raise ValueError(f"unknown settings {unknown} of a {model_type}; expected some of {[*defaults]}")
-    full = {**defaults, **network}
-    architecture = _architecture(full)
-    sizes = {key: getattr(published, key) for key in ("img_resolution", "img_channels", "sigma_data")}
-    if wrong := [f"{key}={value}" for key, value in sizes.items() if not 0 < value < math.inf]:
-        raise ValueError(f"{', '.join(wrong)}: expected a number above 0")
+    if model_type not in FREE:
+        raise ValueError(f"model_type is {model_type!r}; this project has {[*FREE]}")
+    if unknown := [key for key in network if key not in known_settings(model_type) and key != "model_type"]:
+        raise ValueError(f"unknown settings {unknown} of a {model_type}; expected some of {known_settings(model_type)}")
+    free = {key: value for key, value in network.items() if key in asdict(FREE[model_type])}
+    architecture = _architecture({**FIXED[model_type], **network})
+    sizes: dict[str, Any] = {key: getattr(published, key) for key in INTERFACE}
+    if min(sizes["img_resolution"], sizes["img_channels"]) < 1 or not 0 < sigma_data < math.inf:
+        raise ValueError(f"{sizes}, {sigma_data=}: expected numbers above 0")
     try:
-        settings = NetworkSettings(architecture, **{key: full[key] for key in FREE})
-        denoiser = build_denoiser(settings, *interface)
-        denoiser.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (UserError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        settings = replace(FREE[model_type], architecture=architecture, **free)
+        denoiser = Denoiser(settings, **sizes, objective=EDMObjective(sigma_data=sigma_data))
+        denoiser.load_state_dict({name: tensor.float() for name, tensor in published.tensors.items()})
+    except Exception as error:  # whatever settings of the wrong kind end in
         raise ValueError(f"the weights do not fit the settings of this {model_type}: {error}") from error
     if broken := [name for name, tensor in denoiser.state_dict().items() if not tensor.isfinite().all()]:
         raise ValueError(f"the weights {broken[0]} are not finite")
-    denoiser.objective = EDMObjective(sigma_data=sigma_data)
     return denoiser.eval()
+
+
+def known_settings(model_type: str) -> list[str]:
+    """Names of a published network's settings."""
+    return [*(key for key in asdict(FREE[model_type]) if key != "architecture"), *FIXED[model_type], "label_dropout"]
 
 
 def _architecture(network: Mapping[str, Any]) -> str:
     """Our name of a published network."""
-    differences = []
-    for architecture, own in PUBLISHED_ARCHITECTURES.items():
-        if own["model_type"] == network["model_type"]:
-            marks = {**PUBLISHED_DEFAULTS[own["model_type"]], **own}
-            fixed = [key for key in marks if key not in (*FREE, "label_dropout")]
-            others = [f"{key}={network[key]!r} is not {marks[key]!r}" for key in fixed if network[key] != marks[key]]
+    model_type, differences = network["model_type"], []
+    for architecture, (published_type, marks) in ARCHITECTURES.items():
+        if published_type == model_type:
+            others = [
+                f"{key}={network[key]!r} is not {value!r}" for key, value in marks.items() if network[key] != value
+            ]
             if not others:
                 return architecture
             differences.append(f"{architecture}: {', '.join(others)}")
-    raise ValueError(f"this {network['model_type']} is none of the architectures here ({'; '.join(differences)})")
+    raise ValueError(f"this {model_type} is none of the architectures here ({'; '.join(differences)})")
 
 
 def read_edm_pickle(path: str | Path) -> PublishedNetwork:
@@ -145,49 +119,36 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
 
     Raises ValueError where the file is no such snapshot, or names anything but tensors and inert containers.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        try:
-            snapshot = _TensorsOnlyUnpickler(file).load()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
+    content = Path(path).read_bytes()
     try:
-        return _take_apart(snapshot, path)
-    except UNREADABLE as error:
+        return _take_apart(_TensorsOnlyUnpickler(io.BytesIO(content)).load())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged or made-up pickle ends in
         raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
 
 
-def _take_apart(snapshot: Any, path: Path) -> PublishedNetwork:
+def _take_apart(snapshot: Any) -> PublishedNetwork:
     """The EMA network of an unpickled snapshot."""
     denoiser = snapshot.get("ema") if isinstance(snapshot, dict) else None
-    if not isinstance(denoiser, _Inert) or denoiser.class_name != "EDMPrecond":
-        found = getattr(denoiser, "class_name", type(denoiser).__name__)
-        raise ValueError(f"{path}: expected an EDM snapshot, a dictionary whose 'ema' is an EDMPrecond; found {found}")
-    model = denoiser.state.get("_modules", {}).get("model")
-    if not isinstance(model, _Inert):
-        raise ValueError(f"{path}: its EDMPrecond holds no network 'model'")
-
+    found = getattr(denoiser, "class_name", type(denoiser).__name__)
+    if not isinstance(denoiser, _Inert) or found != "EDMPrecond":
+        raise ValueError(f"expected an EDM snapshot, a dictionary whose 'ema' is an EDMPrecond; found {found}")
+    model = denoiser.state["_modules"]["model"]
     arguments = {**denoiser.state.get("_init_kwargs", {}), **model.state.get("_init_kwargs", {})}
-    known = PUBLISHED_DEFAULTS.get(model.class_name, {})
-    settings = {key: _plain(value) for key, value in arguments.items() if key in known}
-    attributes = {**arguments, **denoiser.state}
-    if missing := [key for key in ("img_resolution", "img_channels", "label_dim") if key not in attributes]:
-        raise ValueError(f"{path}: its EDMPrecond does not say {missing}")
+    known = known_settings(model.class_name) if model.class_name in FREE else ()
+    attributes = {"augment_dim": 0, "sigma_data": 0.5, **arguments, **denoiser.state}
+    sizes = {key: int(attributes[key]) for key in INTERFACE}
     return PublishedNetwork(
         tensors=_tensors(denoiser),
-        img_resolution=int(attributes["img_resolution"]),
-        img_channels=int(attributes["img_channels"]),
-        label_dim=int(attributes["label_dim"]),
-        augment_dim=int(attributes.get("augment_dim", 0)),
-        network={"model_type": model.class_name, **settings},
-        sigma_data=float(attributes.get("sigma_data", 0.5)),
+        **sizes,
+        network={"model_type": model.class_name, **{k: _plain(v) for k, v in arguments.items() if k in known}},
+        sigma_data=float(attributes["sigma_data"]),
     )
 
 
 class _Function:
-    """A function for a pickle to call. Nothing about it can be set, as a pickle may try with all that it is handed."""
+    """A function for a pickle to call, which may try to set attributes of all that it is handed."""
 
     __slots__ = ("_call",)
 
@@ -268,6 +229,4 @@ def _tensors(module: _Inert, prefix: str = "") -> dict[str, Tensor]:
 
 def _plain(value: Any) -> Any:
     """NumPy scalars, tuples and lists as what JSON knows."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return np.asarray(value).tolist() if isinstance(value, np.generic | list | tuple) else value

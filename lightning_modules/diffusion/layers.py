@@ -42,23 +42,20 @@ def resampling_filter(taps: Sequence[float]) -> Tensor:
     return (plane / plane.sum()).reshape(1, 1, len(taps), len(taps))
 
 
-def upsample(x: Tensor, resample_filter: Tensor) -> Tensor:
-    """Twice the size: zeros between the pixels, then the filter. `[B, C, H, W]` to `[B, C, 2H, 2W]`."""
-    size = resample_filter.shape[-1]
-    if size == 2:  # the box filter [1, 1] repeats pixels
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    kernel = (4 * resample_filter).to(x.dtype).repeat(x.shape[1], 1, 1, 1)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=(size - 1) // 2, groups=x.shape[1])
+def resample(x: Tensor, resampling: Resampling, resample_filter: Tensor, padding: int | None = None) -> Tensor:
+    """Twice or half the size of `[B, C, H, W]`.
 
-
-def downsample(x: Tensor, resample_filter: Tensor, padding: int | None = None) -> Tensor:
-    """Half the size: the filter, then every second pixel. `[B, C, H, W]` to `[B, C, H/2, W/2]`."""
-    size = resample_filter.shape[-1]
-    if size == 2:  # the box filter [1, 1] averages pixels
-        return F.avg_pool2d(x, kernel_size=2)
-    kernel = resample_filter.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
+    Up: zeros between the pixels, then the filter. Down: the filter, then every second pixel.
+    """
+    size, channels = resample_filter.shape[-1], x.shape[1]
+    if size == 2:  # the box filter [1, 1] repeats or averages pixels
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if resampling == "up" else F.avg_pool2d(x, 2)
     padding = (size - 1) // 2 if padding is None else padding
-    return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+    if resampling == "up":
+        kernel = (4 * resample_filter).to(x.dtype).repeat(channels, 1, 1, 1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=channels)
+    kernel = resample_filter.to(x.dtype).repeat(channels, 1, 1, 1)
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
 class Resample(nn.Module):
@@ -72,7 +69,7 @@ class Resample(nn.Module):
         self.register_buffer("resample_filter", resampling_filter(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        return upsample(x, self.resample_filter) if self.resampling == "up" else downsample(x, self.resample_filter)
+        return resample(x, self.resampling, self.resample_filter)
 
 
 class Conv2d(nn.Conv2d):
@@ -94,11 +91,7 @@ class Conv2d(nn.Conv2d):
             self.register_buffer("resample_filter", resampling_filter(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.resampling == "up":
-            x = upsample(x, self.resample_filter)
-        elif self.resampling == "down":
-            x = downsample(x, self.resample_filter)
-        return super().forward(x)
+        return super().forward(resample(x, self.resampling, self.resample_filter) if self.resampling else x)
 
 
 class ConvThenDownsample(Conv2d):
@@ -110,7 +103,7 @@ class ConvThenDownsample(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         margin = (self.resample_filter.shape[-1] - 1) // 2
         x = F.conv2d(x, self.weight, self.bias, padding=1 + margin)
-        return downsample(x, self.resample_filter, padding=0)
+        return resample(x, "down", self.resample_filter, padding=0)
 
 
 def positional_embedding(c_noise: Tensor, num_channels: int, endpoint: bool) -> Tensor:
@@ -203,7 +196,7 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x `[B, in_channels, H, W]`, emb `[B, emb_channels]`: `[B, out_channels, H', W']`."""
         h = self.conv0(F.silu(self.norm0(x)))  # [B, out_channels, H', W']
-        condition = self.affine(emb).unsqueeze(-1).unsqueeze(-1).to(h.dtype)
+        condition = self.affine(emb)[..., None, None].to(h.dtype)
         if self.scale_and_shift:
             scale, shift = condition.chunk(2, dim=1)  # [B, out_channels, 1, 1] each
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,12 +39,11 @@ def time_steps(
     num_steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Noise levels t_0 = sigma_max … t_{N−1} = sigma_min, t_N = 0 (equation 5), `[num_steps + 1]`."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; expected 1 or more")
     ramp = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
     root_max, root_min = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     steps = torch.cat([(root_max + ramp * (root_min - root_max)) ** rho, torch.zeros(1, dtype=torch.float64)])
-    return steps.to(device, _solver_dtype(torch.device(device)))
+    no_float64 = torch.device(device).type == "mps"
+    return steps.to(device, torch.float32 if no_float64 else torch.float64)
 
 
 def euler_step(slope: Slope, x: Tensor, t: float, t_next: float) -> Tensor:
@@ -99,38 +97,19 @@ def edm_sampler(
         Images in [-1, 1], more or less, float64 `[B, C, H, W]` (float32 on devices without float64).
     """
     t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
-    slope = partial(_derivative, denoiser, class_labels)
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
+        sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+        return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
+
     x = latents.to(t.dtype) * t[0]
     for step, (t_cur, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
         t_hat = t_cur
-        if S_churn > 0 and S_min <= t_cur <= S_max:
-            gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
-            t_hat, x = _add_noise(x, t_cur, gamma, S_noise, churn_noise, step)
+        if S_churn > 0 and S_min <= t_cur <= S_max:  # algorithm 2, lines 4 to 6
+            if churn_noise is None:
+                raise ValueError("S_churn > 0 needs fresh noise: pass churn_noise=sampler.churn_noise(seeds, shape)")
+            t_hat = t_cur * (1 + min(S_churn / num_steps, math.sqrt(2) - 1))
+            x = x + math.sqrt(t_hat**2 - t_cur**2) * S_noise * churn_noise(step).to(x)
         x = SOLVERS[solver](slope, x, t_hat, t_next)
     return x
-
-
-heun_sampler = partial(edm_sampler, solver="heun")
-euler_sampler = partial(edm_sampler, solver="euler")
-
-
-def _derivative(denoiser: DenoiserFunction, class_labels: Tensor | None, x: Tensor, t: float) -> Tensor:
-    """dx/dt = (x − D(x; t)) / t of the probability flow ODE (equation 3 with σ(t) = t)."""
-    sigma = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-    return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
-
-
-def _add_noise(
-    x: Tensor, t: float, gamma: float, S_noise: float, churn_noise: Callable[[int], Tensor] | None, step: int
-) -> tuple[float, Tensor]:
-    """Raises the noise level from t to t + γt (algorithm 2, lines 5 and 6)."""
-    if churn_noise is None:
-        raise ValueError(
-            "S_churn > 0 needs fresh noise for its steps: pass churn_noise=sampler.churn_noise(seeds, shape)"
-        )
-    t_hat = t + gamma * t
-    return t_hat, x + math.sqrt(t_hat**2 - t**2) * S_noise * churn_noise(step).to(x)
-
-
-def _solver_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # the one device without float64

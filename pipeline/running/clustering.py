@@ -23,8 +23,7 @@ from lightning_modules.clustering.clustering_settings import (
     RandomSettings,
     TEMISettings,
 )
-from lightning_modules.clustering.kmeans import kmeans, random_groups
-from lightning_modules.clustering.zero_shot import zero_shot
+from lightning_modules.clustering.kmeans import kmeans, random_groups, zero_shot
 from lightning_modules.temi_module import TEMIModule
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
@@ -124,6 +123,8 @@ class Clustering:
             cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
             return self._pseudo_labels(cluster_ids, len(names), confidence, names)
         assert isinstance(settings, KMeansSettings)
+        if settings.num_clusters > len(source):
+            settings.refuse("num_clusters", f"there are {len(source)} images, so a number up to that is expected")
         if isinstance(settings, RandomSettings):
             cluster_ids = random_groups(len(source), settings.num_clusters, self.condition.seed)
             return self._pseudo_labels(cluster_ids, settings.num_clusters, everyone)

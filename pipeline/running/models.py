@@ -7,7 +7,7 @@ import torch
 
 from datamodules.image_datamodule import ImageDataModule
 from lightning_modules.diffusion.augment import AUGMENT_DIM
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
@@ -42,7 +42,7 @@ class ModelSettings:
         """
         torch.manual_seed(self.seed)
         try:
-            denoiser = build_denoiser(
+            denoiser = Denoiser(
                 self.network,
                 img_resolution=data.resolution,
                 img_channels=data.channels,

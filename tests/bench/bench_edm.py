@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.image_datamodule import ImageBatch
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.diffusion.sampler import heun_sampler
+from lightning_modules.diffusion.sampler import edm_sampler
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
 
@@ -33,7 +33,7 @@ def bench_edm() -> None:
 
 def cifar_denoiser(network: NetworkSettings = CIFAR_NETWORK) -> Denoiser:
     torch.manual_seed(0)
-    return build_denoiser(network, 32, 3, label_dim=10, augment_dim=9)
+    return Denoiser(network, 32, 3, label_dim=10, augment_dim=9)
 
 
 def image_batch(size: int, device: str = "cpu") -> ImageBatch:
@@ -161,7 +161,7 @@ def bench_gpu(batch: int = 512) -> None:
 
     def sample() -> None:
         with torch.autocast("cuda", torch.bfloat16):
-            finished(heun_sampler(denoiser, start, labels, num_steps=18))
+            finished(edm_sampler(denoiser, start, labels, num_steps=18))
 
     sample()
     report("sampling, 18 steps", batch, seconds(sample, repeats=2), 35 * denoising_flops.get_total_flops(), peak)

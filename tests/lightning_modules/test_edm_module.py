@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
 from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
@@ -54,7 +54,7 @@ class TrainingStream(IterableDataset):
 
 def make_module(dropout: float = 0.0, **settings: Any) -> EDMModule:
     torch.manual_seed(0)
-    denoiser = build_denoiser(replace(NETWORK, dropout=dropout), 8, 1, label_dim=3, augment_dim=9)
+    denoiser = Denoiser(replace(NETWORK, dropout=dropout), 8, 1, label_dim=3, augment_dim=9)
     chosen = {"lr": 1e-2, "lr_rampup_kimg": 0.02, "ema_halflife_kimg": 0.01, "ema_rampup_ratio": 0.5, **settings}
     return EDMModule(denoiser, TrainingSettings(batch_size=BATCH, **chosen), OptimizerSettings(betas=[0.8, 0.999]))
 
@@ -230,7 +230,7 @@ def test_several_averages_are_each_what_it_would_be_alone(tmp_path: Path) -> Non
 
 def test_unconditional_training_needs_no_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    denoiser = build_denoiser(NETWORK, 8, 1, label_dim=0, augment_dim=9)
+    denoiser = Denoiser(NETWORK, 8, 1, label_dim=0, augment_dim=9)
     module = train(EDMModule(denoiser, TrainingSettings(batch_size=BATCH)), steps=1, folder=tmp_path)
     assert module.averaged_denoiser.label_dim == 0
 

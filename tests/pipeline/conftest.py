@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.settings.door import run_command
 
@@ -60,7 +60,7 @@ def model(workplace: Path) -> Path:
     network = NetworkSettings(
         "ddpmpp", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0
     )
-    denoiser = build_denoiser(network, img_resolution=8, img_channels=1, label_dim=3, augment_dim=9)
+    denoiser = Denoiser(network, img_resolution=8, img_channels=1, label_dim=3, augment_dim=9)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.clip_text import embed_class_names, read_class_names
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from lightning_modules.clustering.zero_shot import zero_shot
+from lightning_modules.clustering.kmeans import zero_shot
 from storage.errors import UserError
 
 from .conftest import Cedm

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.settings.compose import CONFIGS, compose
 from pipeline.settings.schemas import SharedSettings
 
@@ -20,7 +20,7 @@ def holds(settings: Any, **values: Any) -> bool:
 
 
 def parameters(settings: SharedSettings) -> float:
-    denoiser = build_denoiser(settings.network, settings.dataset.resolution, settings.dataset.channels, augment_dim=9)
+    denoiser = Denoiser(settings.network, settings.dataset.resolution, settings.dataset.channels, augment_dim=9)
     return round(sum(p.numel() for p in denoiser.parameters()) / 1e6, 1)
 
 
@@ -67,7 +67,7 @@ def test_the_readme_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     example = readme.split("```python\n")[1].split("```")[0]
     network = replace(compose("train", ["network=ddpmpp_small"]).network, model_channels=8)
     path = tmp_path / "denoiser.safetensors"
-    build_denoiser(network, 8, 1, label_dim=3, augment_dim=9).save_pretrained(path)
+    Denoiser(network, 8, 1, label_dim=3, augment_dim=9).save_pretrained(path)
     example = example.replace("runs/digits/train-temi-40/TIME/denoiser.safetensors", str(path))
     assert str(path) in example
     exec(example, {})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.image_datamodule import ImageBatch
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
@@ -49,7 +49,7 @@ def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
         "attn_resolutions": [],
         "dropout": 0.1,
     }
-    denoiser = build_denoiser(NetworkSettings(**network), 8, 1, label_dim=0, augment_dim=9)
+    denoiser = Denoiser(NetworkSettings(**network), 8, 1, label_dim=0, augment_dim=9)
     module = EDMModule(denoiser, TrainingSettings(batch_size=16))
     batch = ImageBatch(torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.full((16,), -1), torch.arange(16))
     before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from lightning_modules.diffusion.denoiser import Denoiser, build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.running.processes import tasks_without_srun
 
@@ -55,7 +55,7 @@ def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) 
     """Each image is made once, whoever makes it."""
     network = {"architecture": "ddpmpp", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "dropout": 0.0}
     torch.manual_seed(0)
-    denoiser = build_denoiser(NetworkSettings(**network, attn_resolutions=[]), 8, 1, label_dim=3)
+    denoiser = Denoiser(NetworkSettings(**network, attn_resolutions=[]), 8, 1, label_dim=3)
     denoiser.cluster_frequencies, denoiser.cluster_ids = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1, 4, 6])
     denoiser.save_pretrained(workplace / "denoiser.safetensors")
     settings = ["ckpt=denoiser.safetensors", "num=7", "steps=2", "batch_size=2"]

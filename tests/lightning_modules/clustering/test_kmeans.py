@@ -34,13 +34,6 @@ def test_random_groups_are_even_seeded_and_unordered() -> None:
     assert not torch.equal(groups, torch.arange(1003) % 10)
 
 
-def test_more_clusters_than_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="num_clusters=11 does not fit 10 images"):
-        kmeans(torch.randn(10, 3), num_clusters=11, seed=0)
-    with pytest.raises(ValueError, match="from 1 to 10"):
-        random_groups(10, 0, seed=0)
-
-
 def test_confidence_falls_from_the_centre_to_the_border() -> None:
     centres = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])

@@ -23,16 +23,11 @@ def drawn() -> Tensor:
     return augment.draw_parameters(0, torch.arange(100_000), probability=0.12, img_resolution=32)
 
 
+@pytest.mark.parametrize("half_precision", [False, True])
 @pytest.mark.parametrize("resample_all", [False, True])
-def test_reference_images_and_labels(golden, resample_all):
-    images, labels = augment.apply(golden["input.images"], golden["input.parameters"], resample_all)
-    torch.testing.assert_close(images, golden["output.images"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(labels, golden["output.augment_labels"], rtol=0, atol=1e-5)
-
-
-def test_half_precision_training_augments_the_same(golden):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        images, labels = augment.apply(golden["input.images"], golden["input.parameters"])
+def test_reference_images_and_labels(golden, resample_all, half_precision):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half_precision):
+        images, labels = augment.apply(golden["input.images"], golden["input.parameters"], resample_all)
     torch.testing.assert_close(images, golden["output.images"], rtol=0, atol=1e-4)
     torch.testing.assert_close(labels, golden["output.augment_labels"], rtol=0, atol=1e-5)
 

@@ -52,11 +52,3 @@ def test_half_precision_weights_are_averaged_in_single_precision():
     nn.init.constant_(module.weight, 2.0)
     ema.update(module, nimg=10**6, batch_size=64)
     assert float(ema.get().weight) == pytest.approx(2 - 0.5 ** (64 / 500_000), rel=1e-7)
-
-
-def test_state_dict_round_trip():
-    module = nn.Linear(3, 3)
-    ema, other = EMA(module), EMA(nn.Linear(3, 3))
-    ema.update(nn.Linear(3, 3), nimg=10**6, batch_size=1000)
-    other.load_state_dict(ema.state_dict())
-    assert torch.equal(other.get().weight, ema.get().weight)

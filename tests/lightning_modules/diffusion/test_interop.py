@@ -168,7 +168,7 @@ def test_functions_that_are_handed_over_stay_as_they_are(tmp_path):
         ("img_resolution", None, "not a readable EDM snapshot"),
         ("img_resolution", float("inf"), "not a readable EDM snapshot"),
         ("sigma_data", 0.0, "sigma_data=0"),
-        ("img_channels", -1, "img_channels=-1"),
+        ("img_channels", -1, "'img_channels': -1"),
     ],
 )
 def test_sizes_that_cannot_be_meant_are_refused(golden_network, write_pickle, setting, value, message):

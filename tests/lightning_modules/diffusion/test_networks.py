@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.diffusion.networks import ARCHITECTURES, build_network
+from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
 
 CIFAR = NetworkSettings()
@@ -27,8 +27,8 @@ SMALL = NetworkSettings(model_channels=16, channel_mult=[1, 2], num_blocks=1, at
 )
 def test_parameter_counts_are_the_published_ones(settings, img_resolution, label_dim, augment_dim, millions):
     with torch.device("meta"):
-        network = build_network(settings, img_resolution, 3, label_dim, augment_dim)
-    count = sum(parameter.numel() for parameter in network.parameters())
+        denoiser = Denoiser(settings, img_resolution, 3, label_dim, augment_dim)
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -36,7 +36,7 @@ def test_parameter_counts_are_the_published_ones(settings, img_resolution, label
 def test_initial_loss_is_one_at_every_noise_level(architecture):
     """λ(σ) equalises the loss of a network that outputs 0, as one does after initialisation (EDM, section 5)."""
     torch.manual_seed(0)
-    denoiser = build_denoiser(replace(SMALL, architecture=architecture), 16, 3, label_dim=4, augment_dim=9).eval()
+    denoiser = Denoiser(replace(SMALL, architecture=architecture), 16, 3, label_dim=4, augment_dim=9).eval()
     images = 0.5 * torch.randn(32, 3, 16, 16)
     for sigma in (0.01, 0.3, 2.0, 40.0):
         per_pixel = EDMObjective()(denoiser, images, torch.full((32,), sigma), torch.randn_like(images))
@@ -48,7 +48,7 @@ def test_odd_shapes_train(architecture):
     """One channel, one level, a size that no power of two divides; every parameter gets a gradient."""
     torch.manual_seed(0)
     settings = replace(SMALL, architecture=architecture, channel_mult=[1], attn_resolutions=[7])
-    denoiser = build_denoiser(settings, 7, 1, label_dim=3, augment_dim=9)
+    denoiser = Denoiser(settings, 7, 1, label_dim=3, augment_dim=9)
     with torch.no_grad():  # zero-initialised layers would block the gradient
         for parameter in denoiser.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
@@ -62,7 +62,7 @@ def test_odd_shapes_train(architecture):
 
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    denoiser = build_denoiser(replace(SMALL, dropout=0.5), 16, 3)
+    denoiser = Denoiser(replace(SMALL, dropout=0.5), 16, 3)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -73,16 +73,16 @@ def test_dropout_acts_in_training_alone():
 
 def test_initialisation_of_the_label_embedding_does_not_shrink_with_the_number_of_clusters():
     torch.manual_seed(0)
-    network = build_network(replace(SMALL, architecture="adm", model_channels=64), 16, 3, label_dim=100)
-    assert float(network.map_label.weight.std()) == pytest.approx(1, abs=0.02)
+    denoiser = Denoiser(replace(SMALL, architecture="adm", model_channels=64), 16, 3, label_dim=100)
+    assert float(denoiser.model.map_label.weight.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_channels_that_do_not_divide_into_groups_are_refused():
     with pytest.raises(ValueError, match="132 channels do not divide into 32 normalisation groups"):
-        build_network(replace(SMALL, model_channels=132), 16, 3)
+        Denoiser(replace(SMALL, model_channels=132), 16, 3)
 
 
 @pytest.mark.parametrize(("img_resolution", "fitting"), [(30, "28 or 32"), (2, "such as 4")])
 def test_sizes_that_cannot_be_halved_are_refused(img_resolution, fitting):
     with pytest.raises(ValueError, match=rf"{img_resolution}×{img_resolution}.*multiple of 4.*{fitting}"):
-        build_network(replace(SMALL, channel_mult=[1, 1, 1]), img_resolution, 3)
+        Denoiser(replace(SMALL, channel_mult=[1, 1, 1]), img_resolution, 3)

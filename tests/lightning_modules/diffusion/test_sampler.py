@@ -6,6 +6,7 @@ x(0) = μ + (x(T) − μ) √(s² / (s² + T²)).
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 from lightning_modules.diffusion.sampler import (
     churn_noise,
     draw_labels,
-    euler_sampler,
-    heun_sampler,
+    edm_sampler,
     latents,
     time_steps,
 )
 
 MEAN, STD, SIGMA_MAX = 0.3, 0.5, 80.0
+EULER = partial(edm_sampler, solver="euler")
 
 
 def gaussian_denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
@@ -33,7 +34,7 @@ def exact_solution(x: Tensor) -> Tensor:
     return MEAN + (x.double() * SIGMA_MAX - MEAN) * STD / math.hypot(STD, SIGMA_MAX)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(heun_sampler, 2), (euler_sampler, 1)])
+@pytest.mark.parametrize(("sampler", "order"), [(edm_sampler, 2), (EULER, 1)])
 def test_order_of_convergence(sampler, order):
     start = latents(torch.arange(64), (1, 4, 4))
     step_counts = [50, 100, 200]
@@ -47,7 +48,7 @@ def test_order_of_convergence(sampler, order):
 
 @pytest.mark.parametrize(
     ("sampler", "num_steps", "evaluations"),
-    [(heun_sampler, 18, 35), (heun_sampler, 40, 79), (heun_sampler, 1, 1), (euler_sampler, 18, 18)],
+    [(edm_sampler, 18, 35), (edm_sampler, 40, 79), (edm_sampler, 1, 1), (EULER, 18, 18)],
 )
 def test_number_of_evaluations(sampler, num_steps, evaluations):
     calls = []
@@ -62,10 +63,10 @@ def test_number_of_evaluations(sampler, num_steps, evaluations):
 
 def test_labels_reach_the_denoiser():
     labels = torch.eye(2)
-    heun_sampler(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
+    edm_sampler(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
 
 
-@pytest.mark.parametrize(("sampler", "num_steps"), [(heun_sampler, 60), (euler_sampler, 400)])
+@pytest.mark.parametrize(("sampler", "num_steps"), [(edm_sampler, 60), (EULER, 400)])
 def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
     seeds = torch.arange(256)
     images = sampler(
@@ -85,7 +86,7 @@ def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
 
 def test_stochastic_sampling_without_noise_is_refused():
     with pytest.raises(ValueError, match="churn_noise"):
-        heun_sampler(gaussian_denoiser, torch.zeros(1, 1, 4, 4), S_churn=10)
+        edm_sampler(gaussian_denoiser, torch.zeros(1, 1, 4, 4), S_churn=10)
 
 
 def test_time_steps():
@@ -96,8 +97,6 @@ def test_time_steps():
     roots = steps[:-1] ** (1 / 7)
     torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(17))
     assert time_steps(1, 0.002, 80, 7).tolist() == pytest.approx([80, 0])
-    with pytest.raises(ValueError, match="num_steps is 0"):
-        time_steps(0, 0.002, 80, 7)
 
 
 def test_an_image_depends_on_its_seed_alone():
