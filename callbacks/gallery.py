@@ -38,18 +38,26 @@ def gallery(
         title: stands above the picture.
         notes: cluster id → a line that stands under its name.
     """
+    picked = sample_clusters(cluster_ids)
     shuffled = torch.randperm(len(cluster_ids), generator=torch.Generator().manual_seed(0))
     order = shuffled if confidence is None else torch.argsort(confidence, descending=True, stable=True)  # [N]
     grid, names = [], []
-    for cluster in sample_clusters(cluster_ids):
+    for cluster in picked:
         members = order[cluster_ids[order] == cluster]
-        shown = images(rows[torch.cat([members[:HALF_ROW], members[HALF_ROW:][-HALF_ROW:]])])
-        line = shown.new_full((2 * HALF_ROW, *shown.shape[1:]), 255)  # white where there are fewer
-        line[: len(shown)] = shown
-        grid.append(line)
+        most, rest = members[:HALF_ROW], members[HALF_ROW:]
+        halves = [images(rows[most]), images(rows[rest[-HALF_ROW:]]) if len(rest) else None]
+        grid.append(torch.cat([_filled_up(half, like=halves[0]) for half in halves]))
         note = f"\n{notes[cluster]}" if notes and cluster in notes else ""
         names.append(f"cluster {cluster}\n{len(members):,} images{note}")
-    columns = {"most confident": HALF_ROW, "least confident": HALF_ROW}
-    if confidence is None:
-        columns = {"random images: this assignment gives no confidence": 2 * HALF_ROW}
+    halves_named = {"most confident": HALF_ROW, "least confident": HALF_ROW}
+    columns = (
+        {"random images: this assignment gives no confidence": 2 * HALF_ROW} if confidence is None else halves_named
+    )
     return image_grid(torch.stack(grid), names, title, columns)
+
+
+def _filled_up(images: Tensor | None, like: Tensor | None) -> Tensor:
+    """The images [B, C, H, W] with white ones behind, [HALF_ROW, C, H, W]."""
+    assert like is not None
+    shown = like[:0] if images is None else images
+    return torch.cat([shown, like.new_full((HALF_ROW - len(shown), *like.shape[1:]), 255)])

@@ -2,23 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.image_grid import image_grid
-from callbacks.schedule import EveryKimg, WhenDue
+from callbacks.schedule import EveryKimg
 from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
 from storage.files import atomic_path
 
-MAX_ROWS, COLUMNS = 20, 10
-
 # (denoiser, seeds [B], label indices [B] or None) → uint8 images [B, C, H, W]
 Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]
+
+
+def grid_rows(frequencies: Tensor, max_rows: int) -> list[int]:
+    """Label indices of the `max_rows` most frequent clusters, the most frequent first."""
+    return torch.argsort(frequencies, descending=True, stable=True)[:max_rows].tolist()
 
 
 def sample_rows(
@@ -39,8 +42,7 @@ def sample_rows(
     if denoiser.label_dim:
         assert denoiser.cluster_frequencies is not None
         assert denoiser.cluster_ids is not None
-        by_frequency = denoiser.cluster_frequencies.argsort(descending=True, stable=True)
-        rows = by_frequency[:max_rows].tolist()
+        rows = grid_rows(denoiser.cluster_frequencies, max_rows)
         labels = torch.tensor(rows).repeat_interleave(columns)
         seeds = torch.arange(columns).repeat(len(rows))
         names = [f"cluster {int(denoiser.cluster_ids[row])}" for row in rows]
@@ -56,7 +58,7 @@ def sample_rows(
     return images.unflatten(0, (-1, columns)), names
 
 
-class SampleGrid(WhenDue):
+class SampleGrid(Callback):
     """Draws the grid every `every_kimg` and at the end, into `folder` and TensorBoard (`samples/grid`)."""
 
     def __init__(
@@ -64,18 +66,27 @@ class SampleGrid(WhenDue):
         generate: Generate,
         folder: Path,
         every_kimg: float,
+        max_rows: int = 20,
+        columns: int = 10,
         batch_size: int = 128,
     ) -> None:
-        super().__init__(EveryKimg(every_kimg))
-        self.generate, self.folder, self.batch_size = generate, folder, batch_size
+        self.generate, self.folder, self.every = generate, folder, EveryKimg(every_kimg)
+        self.max_rows, self.columns, self.batch_size = max_rows, columns, batch_size
 
-    def act(self, trainer: Trainer, pl_module: EDMModule) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every.is_due(trainer, pl_module, batch_idx):
+            assert isinstance(pl_module, EDMModule)
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: EDMModule) -> None:
         """Generate on all ranks, draw and write one grid."""
         images, names = sample_rows(
             pl_module.averaged_denoiser,
             self.generate,
-            MAX_ROWS,
-            COLUMNS,
+            self.max_rows,
+            self.columns,
             self.batch_size,
             trainer.global_rank,
             trainer.world_size,

@@ -1,62 +1,49 @@
 """When something is due: a function of the optimizer step, so that a resumed run does the same things as any other."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import math
+from typing import Protocol, cast
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+
+from lightning_modules.edm_module import EDMModule
+from lightning_modules.temi_module import TEMIModule
 
 
 class Schedule(Protocol):
     """Tells at the end of each pass whether something is due."""
 
-    def is_due(self, trainer: Trainer, pl_module: Any, batch_idx: int) -> bool:
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
         """Whether pass `batch_idx` ended an optimizer step at which something is due."""
 
 
-@dataclass(frozen=True)
 class EveryKimg:
     """Due at each optimizer step that crosses a multiple of `kimg` thousand images, and at the end of training."""
 
-    kimg: float
+    def __init__(self, kimg: float) -> None:
+        self.kimg = kimg
 
-    def is_due(self, trainer: Trainer, pl_module: Any, batch_idx: int) -> bool:
-        return _is_due(trainer, batch_idx, self.kimg * 1000, pl_module.settings.batch_size)
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        if not ends_step(trainer, batch_idx):
+            return False
+        batch_size = cast(EDMModule, pl_module).settings.batch_size
+        seen, period = trainer.global_step * batch_size, self.kimg * 1000
+        crossed = math.floor(seen / period) > math.floor((seen - batch_size) / period)
+        return crossed or trainer.global_step == trainer.max_steps
 
 
-@dataclass(frozen=True)
 class EveryEpochs:
     """Due after each `epochs` passes through the data, of `module.steps_per_epoch` steps, and at the end."""
 
-    epochs: int
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
 
-    def is_due(self, trainer: Trainer, pl_module: Any, batch_idx: int) -> bool:
-        return _is_due(trainer, batch_idx, self.epochs * pl_module.steps_per_epoch, 1)
-
-
-def _is_due(trainer: Trainer, batch_idx: int, period: float, per_step: int) -> bool:
-    """Whether the optimizer step that ends here crosses a multiple of the period, or is the last one."""
-    seen = trainer.global_step * per_step
-    crossed = seen // period > (seen - per_step) // period
-    return ends_step(trainer, batch_idx) and (crossed or trainer.global_step == trainer.max_steps)
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        if not ends_step(trainer, batch_idx):
+            return False
+        period = self.epochs * cast(TEMIModule, pl_module).steps_per_epoch
+        return trainer.global_step % period == 0 or trainer.global_step == trainer.max_steps
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether pass `batch_idx` was the last of its accumulated optimizer step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-class WhenDue(Callback):
-    """Calls `act(trainer, module)` at the end of each pass at which something is due."""
-
-    def __init__(self, every: Schedule) -> None:
-        self.every = every
-
-    def act(self, trainer: Trainer, pl_module: Any) -> object:
-        """What is due."""
-        raise NotImplementedError
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.every.is_due(trainer, pl_module, batch_idx):
-            self.act(trainer, pl_module)

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.lightning_internals import set_passes
-from callbacks.schedule import EveryKimg, Schedule, WhenDue, ends_step
+from callbacks.schedule import EveryKimg, Schedule, ends_step
 from callbacks.stop_request import Stopped
 from callbacks.stopping import ask_all
 from lightning_modules.edm_module import EDMModule
-from storage.errors import UserError
+from storage.artifacts import read_artifact
+from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.files import atomic_path, set_aside
 
 SEAL_LENGTH = 64  # a SHA-256 in hexadecimal digits
@@ -134,18 +135,20 @@ def seal_holds(archive: Path) -> bool:
         return remaining == 0 and file.read() == sha.hexdigest().encode()
 
 
-class DenoiserFile(WhenDue):
+class DenoiserFile(Callback):
     """Writes `denoiser.safetensors` (EMA weights and all that generation needs) whenever a snapshot is due.
 
     Where several averages are kept, the others lie beside it as `denoiser-ema50kimg.safetensors`.
     """
 
     def __init__(self, path: Path, every_kimg: float, meta: dict[str, Any]) -> None:
-        super().__init__(EveryKimg(every_kimg))
-        self.path, self.meta = path, meta
+        self.path, self.every, self.meta = path, EveryKimg(every_kimg), meta
 
-    def act(self, trainer: Trainer, pl_module: EDMModule) -> None:
-        if trainer.is_global_zero:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
+            assert isinstance(pl_module, EDMModule)
             self.write(pl_module)
 
     def write(self, pl_module: EDMModule) -> None:
@@ -155,13 +158,22 @@ class DenoiserFile(WhenDue):
             path = self.path.with_stem(f"{self.path.stem}-ema{kimg:g}kimg") if number else self.path
             denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg)
 
+    def is_whole(self) -> bool:
+        """Whether the file is there as it was written."""
+        try:
+            read_artifact(self.path, kind="denoiser")
+        except (MissingArtifactError, DamagedArtifactError):
+            return False
+        return True
+
 
 def check_finite(module: LightningModule) -> None:
     """Raise a `UserError` where a weight is not finite, so that no file of such weights takes the place of a good one.
 
     A gradient may overflow where the loss does not, which is not looked at in each step.
     """
-    if broken := [name for name, weight in module.named_parameters() if not weight.isfinite().all()]:
+    broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if broken:
         raise UserError(
             f"the weights are not finite after step {module.global_step} ({broken[0]}), though the loss was: nothing "
             "is written, and the last snapshot is good. Set a lower learning rate, or trainer.precision=32-true."

@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.lightning_internals import passes_done
-from callbacks.schedule import EveryKimg, WhenDue
+from callbacks.schedule import EveryKimg
 from lightning_modules.edm_module import EDMModule
 
 
@@ -23,14 +23,14 @@ def peak_memory_gb(device: torch.device) -> float:
     return kilobytes_or_bytes * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-class Throughput(WhenDue):
+class Throughput(Callback):
     """Logs `throughput/kimg_per_s`, `sec_per_kimg`, `peak_memory_gb` and `eta_hours` every `every_kimg`.
 
     Rates are of training alone: neither evaluation between two batches counts nor waiting for the next batch.
     """
 
     def __init__(self, every_kimg: float) -> None:
-        super().__init__(EveryKimg(every_kimg))
+        self.every = EveryKimg(every_kimg)
         self._seconds, self._images, self._batch_start = 0.0, 0, 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -41,9 +41,9 @@ class Throughput(WhenDue):
     ) -> None:
         self._seconds += time.perf_counter() - self._batch_start
         self._images += len(batch.positions) * trainer.world_size
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def act(self, trainer: Trainer, pl_module: EDMModule) -> None:
+        if not self.every.is_due(trainer, pl_module, batch_idx):
+            return
+        assert isinstance(pl_module, EDMModule)
         kimg_per_s = self._images / 1000 / self._seconds
         self._seconds, self._images = 0.0, 0
         total = trainer.max_steps * pl_module.settings.batch_size

@@ -1,21 +1,21 @@
 """How many clusters are in use while TEMI trains, how large they are, and what is in them."""
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.gallery import gallery
-from callbacks.schedule import EveryEpochs, WhenDue
+from callbacks.schedule import EveryEpochs
 from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.temi_module import TEMIModule
-from metrics.clustering import utilization
+from metrics.utilization import ClusterUtilization
 
 
-class UtilizationRatio(WhenDue):
+class UtilizationRatio(Callback):
     """Assigns the whole data set with the best teacher head every `every_epochs` and at the end.
 
     Logs `temi/num_used`, `temi/utilization_ratio`, `temi/entropy` and `temi/kl_from_uniform`, the sizes of the
@@ -33,28 +33,35 @@ class UtilizationRatio(WhenDue):
         images: Callable[[Tensor], Tensor],
         every_epochs: int,
     ) -> None:
-        super().__init__(EveryEpochs(every_epochs))
         self.batches, self.images = batches, images
+        self.every = EveryEpochs(every_epochs)
         self.history: list[tuple[float, float]] = []  # (epoch, utilization ratio)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every.is_due(trainer, pl_module, batch_idx):
+            assert isinstance(pl_module, TEMIModule)
+            self.evaluate(trainer, pl_module)
+
     @torch.no_grad()
-    def act(self, trainer: Trainer, pl_module: TEMIModule) -> None:
+    def evaluate(self, trainer: Trainer, pl_module: TEMIModule) -> None:
         """Assign, count over all ranks, log on rank 0."""
-        counts = torch.zeros(pl_module.settings.num_clusters, dtype=torch.int64, device=pl_module.device)
+        utilization = ClusterUtilization(pl_module.settings.num_clusters).to(pl_module.device)
         rows, ids, confidences = [], [], []
         for indices, embeddings in self.batches(trainer.global_rank, trainer.world_size):
             cluster_ids, confidence = pl_module.predict(embeddings.to(pl_module.device))
-            counts += cluster_ids.bincount(minlength=len(counts))
+            utilization.update(cluster_ids)
             rows.append(indices.cpu())
             ids.append(cluster_ids.cpu())
             confidences.append(confidence.cpu())
-        counts = cast(Tensor, trainer.strategy.reduce(counts, reduce_op="sum")).cpu()
-        result = utilization(counts)
-        self.history.append((float(pl_module.epoch), result["utilization_ratio"]))
+        result = utilization.compute()  # sums over the ranks
+        self.history.append((float(pl_module.epoch), float(result["utilization_ratio"])))
         if not trainer.is_global_zero:
             return
+        counts = result.pop("counts").cpu()
         for logger in trainer.loggers:
-            logger.log_metrics({f"temi/{name}": value for name, value in result.items()}, trainer.global_step)
+            logger.log_metrics({f"temi/{name}": float(value) for name, value in result.items()}, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram("temi/cluster_sizes", counts.float(), trainer.global_step)
         picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences))

@@ -1,72 +1,77 @@
-"""Which clusters are in use and how evenly, and how cluster ids agree with class labels."""
+"""Agreement of cluster ids with class labels."""
 
-import math
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
+from torchmetrics import Metric
+
+from metrics.utilization import check_ids, kl_from_uniform
 
 
-def utilization(counts: Tensor) -> dict[str, float]:
-    """Use of C clusters.
-
-    Args:
-        counts: [C], images per cluster, at least one in all.
-
-    Returns:
-        num_used: U, clusters with images.
-        utilization_ratio: U / C, the ratio r_C of arXiv 2403.00570.
-        entropy: of the images' distribution over clusters, in nats; ln C when all are used alike.
-        kl_from_uniform: Σ over clusters with images of (1/U) ln((1/U) / f_c), f_c their share of the images; nats, ≥ 0.
-    """
-    used = counts[counts > 0].double()
-    shares = used / used.sum()
-    return {
-        "num_used": len(used),
-        "utilization_ratio": len(used) / len(counts),
-        "entropy": float(torch.special.entr(shares).sum()),
-        "kl_from_uniform": max(0.0, -math.log(len(used)) - float(shares.log().mean())),
-    }
-
-
-def num_probable(probabilities: Iterable[Tensor]) -> int:
-    """Clusters whose mean probability exceeds the average, 1/C; probabilities come in batches [B, C]."""
-    total, count = torch.zeros(1, dtype=torch.float64), 0
-    for batch in probabilities:
-        total = total + batch.sum(dim=0, dtype=torch.float64)
-        count += len(batch)
-    return int((total / count > 1 / len(total)).sum())
-
-
-def agreement(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> dict[str, float]:
-    """How a clustering agrees with labels.
+class ClusteringScores(Metric):
+    """Accuracy, NMI, AMI and ARI of a clustering against labels, from their contingency table.
 
     Args:
-        cluster_ids: [N], integers in 0…C−1.
-        labels: [N], integers in 0…K−1.
+        num_classes: K.
         num_clusters: C.
-
-    Returns:
-        In percent: `matched_accuracy`, normalised and adjusted mutual information (`nmi`, `ami`; arithmetic mean of the
-        entropies), and the adjusted Rand index (`ari`).
     """
-    ids, classes = cluster_ids.cpu().numpy(), labels.cpu().numpy()
-    return {
-        "accuracy": 100 * matched_accuracy(contingency(cluster_ids, labels, num_clusters).cpu().numpy()),
-        "nmi": 100 * float(normalized_mutual_info_score(classes, ids)),
-        "ami": 100 * float(adjusted_mutual_info_score(classes, ids)),
-        "ari": 100 * float(adjusted_rand_score(classes, ids)),
-    }
 
+    full_state_update = False
+    contingency: Tensor  # [K, C], images of each class in each cluster
 
-def contingency(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> Tensor:
-    """Images of each class in each cluster, int64 [K, C]; K is the largest label + 1."""
-    num_classes = int(labels.max()) + 1
-    cells = labels.long() * num_clusters + cluster_ids.long()
-    return cells.bincount(minlength=num_classes * num_clusters).view(num_classes, num_clusters)
+    def __init__(self, num_classes: int, num_clusters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.num_clusters = num_clusters
+        self.add_state("contingency", torch.zeros(num_classes, num_clusters, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, cluster_ids: Tensor, labels: Tensor) -> None:
+        """Counts images by cluster and class.
+
+        Args:
+            cluster_ids: [B], integers in 0…C−1.
+            labels: [B], integers in 0…K−1.
+        """
+        if cluster_ids.shape != labels.shape:
+            raise ValueError(
+                f"{cluster_ids.numel()} cluster ids but {labels.numel()} labels: give one of each per image"
+            )
+        check_ids(cluster_ids, self.num_clusters, "cluster")
+        check_ids(labels, self.num_classes, "class")
+        cells = labels.flatten().long() * self.num_clusters + cluster_ids.flatten().long()
+        table = cells.bincount(minlength=self.num_classes * self.num_clusters)
+        self.contingency += table.view(self.num_classes, self.num_clusters)
+
+    def compute(self) -> dict[str, float | int]:
+        """Returns:
+            accuracy: percent; see `matched_accuracy`.
+            nmi: normalised mutual information (arithmetic mean of the entropies), percent.
+            ami: adjusted mutual information (arithmetic mean), percent.
+            ari: adjusted Rand index, percent.
+            num_used: clusters with images.
+            kl_from_uniform: see `metrics.utilization.kl_from_uniform`.
+
+        Raises:
+            ValueError: no image was counted.
+        """
+        table = self.contingency.cpu().numpy()
+        if not table.any():
+            raise ValueError("no image has been counted yet: call update(cluster_ids, labels) first")
+        # The scores ignore the order of the images, so the table unrolled is as good as the ids that filled it.
+        label, cluster_id = (np.repeat(ids, table[table > 0]) for ids in np.nonzero(table))
+        images_per_cluster = self.contingency.sum(dim=0)
+        return {
+            "accuracy": 100 * matched_accuracy(table),
+            "nmi": 100 * float(normalized_mutual_info_score(label, cluster_id)),
+            "ami": 100 * float(adjusted_mutual_info_score(label, cluster_id)),
+            "ari": 100 * float(adjusted_rand_score(label, cluster_id)),
+            "num_used": int((images_per_cluster > 0).sum()),
+            "kl_from_uniform": kl_from_uniform(images_per_cluster),
+        }
 
 
 def cluster_purity(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
@@ -79,12 +84,14 @@ def cluster_purity(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> tu
     Returns:
         Purities, the share of that class, float64 [C], NaN for clusters without images; and the classes, int64 [C].
     """
-    table = contingency(cluster_ids, labels, num_clusters)
-    most, majority = table.max(dim=0)
-    return most.double() / table.sum(dim=0), majority
+    num_classes = int(labels.max()) + 1
+    cells = cluster_ids.long() * num_classes + labels.long()
+    table = cells.bincount(minlength=num_clusters * num_classes).view(num_clusters, num_classes)
+    most, majority = table.max(dim=1)
+    return most.double() / table.sum(dim=1), majority
 
 
-def matched_accuracy(table: np.ndarray) -> float:
+def matched_accuracy(contingency: np.ndarray) -> float:
     """Share of images whose cluster stands for their class.
 
     Clusters are matched one to one to classes so that most images agree (Hungarian method); then each surplus cluster
@@ -92,11 +99,11 @@ def matched_accuracy(table: np.ndarray) -> float:
     surplus counts (say, a class that nobody found takes an empty cluster rather than another class's second one).
 
     Args:
-        table: [K, C], images of each class in each cluster.
+        contingency: [K, C], images of each class in each cluster.
     """
-    majority = table.max(axis=0)  # what each cluster adds as surplus
-    benefit = table * (majority.sum() + 1) - majority  # agreeing images first, then what is left to the surplus
+    majority = contingency.max(axis=0)  # what each cluster adds as surplus
+    benefit = contingency * (majority.sum() + 1) - majority  # agreeing images first, then what is left to the surplus
     classes, clusters = linear_sum_assignment(benefit, maximize=True)
-    surplus = np.delete(table, clusters, axis=1)
-    agreeing = table[classes, clusters].sum() + surplus.max(axis=0, initial=0).sum()
-    return float(agreeing / table.sum())
+    surplus = np.delete(contingency, clusters, axis=1)
+    agreeing = contingency[classes, clusters].sum() + surplus.max(axis=0, initial=0).sum()
+    return float(agreeing / contingency.sum())

@@ -1,7 +1,6 @@
 """Fréchet distance between two sets of features: FID on Inception, FDD on DINOv2, and so on for any extractor."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics import Metric
 
 from storage.artifacts import read_artifact, write_artifact
 from storage.errors import UserError
@@ -20,7 +19,7 @@ from storage.files import atomic_path
 KIND = "feature-statistics"
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
 class Statistics:
     """Mean and covariance of a set of features, in float64.
 
@@ -42,7 +41,11 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Reads and verifies the artifact; `UserError` where it is missing, damaged, or something else."""
+        """Reads and verifies the artifact.
+
+        Raises:
+            UserError: the file is missing, damaged, or something else.
+        """
         artifact = read_artifact(path, KIND)
         meta = dict(artifact.meta)
         return cls(artifact.tensors["mean"], artifact.tensors["cov"], n=meta.pop("n"), meta=meta)
@@ -63,20 +66,21 @@ class Statistics:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 mean, cov = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; {expected}") from error
         except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
             raise UserError(f"{path}: can't be read ({error}); {expected}") from error
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise UserError(f"{path}: mu is {list(mean.shape)} and sigma {list(cov.shape)}; {expected}")
-        scale = float(cov.diagonal().abs().max())
-        symmetric = torch.allclose(cov, cov.mT, rtol=0, atol=1e-6 * scale)  # False where a value is NaN
-        if not (mean.isfinite().all() and math.isfinite(scale) and symmetric) or (cov.diagonal() < 0).any():
-            raise UserError(
-                f"{path}: not finite, or sigma is no covariance (symmetric, no negative variance); {expected}"
-            )
+        if not (mean.isfinite().all() and cov.isfinite().all()):
+            raise UserError(f"{path}: holds values that are not finite; {expected}")
+        scale = cov.diagonal().abs().max()
+        if not torch.allclose(cov, cov.mT, rtol=0, atol=1e-6 * float(scale)) or (cov.diagonal() < 0).any():
+            raise UserError(f"{path}: sigma is no covariance: not symmetric, or with negative variances; {expected}")
         return cls(mean, cov)
 
 
-class FeatureStatistics:
+class FeatureStatistics(Metric):
     """Mean and covariance of features, streamed, in float64.
 
     The state is one matrix, Σ aᵀa over the features with a 1 in front, a = (1, f): it holds their number, their sum
@@ -85,12 +89,17 @@ class FeatureStatistics:
 
     Args:
         num_features: D.
-        device: where the sums are.
     """
 
-    def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
+    full_state_update = False
+    moments: Tensor  # [1 + D, 1 + D], float64
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        kwargs.setdefault("dist_sync_fn", all_reduce_sum)
+        super().__init__(**kwargs)
         self.num_features = num_features
-        self.moments = torch.zeros(1 + num_features, 1 + num_features, dtype=torch.float64, device=device)
+        size = 1 + num_features
+        self.add_state("moments", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, features: Tensor) -> None:
         """Adds features [B, D].
@@ -105,22 +114,38 @@ class FeatureStatistics:
         augmented = torch.cat([features.new_ones(len(features), 1), features], dim=1).double()  # [B, 1 + D]
         self.moments += augmented.mT @ augmented
 
-    def compute(self) -> Statistics:
-        """The statistics of all features so far, those of the other processes included; on the CPU.
+    def compute(self) -> Any:
+        """The `Statistics` of all features so far.
 
         Raises:
             ValueError: fewer than two features were added.
         """
-        moments = self.moments.clone()
-        if dist.is_initialized():
-            dist.all_reduce(moments)
-        moments = moments.cpu()
-        n = round(moments[0, 0].item())
+        return self.statistics()
+
+    def statistics(self) -> Statistics:
+        """As `compute`, of this process alone unless called within it."""
+        n = round(self.moments[0, 0].item())
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
-        mean = moments[0, 1:] / n
-        cov = (moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
+        mean = self.moments[0, 1:] / n
+        cov = (self.moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
         return Statistics(mean, cov, n)
+
+
+class FrechetDistance(FeatureStatistics):
+    """Fréchet distance of the features added so far from a reference.
+
+    Args:
+        reference: statistics of the reference set.
+    """
+
+    def __init__(self, reference: Statistics, **kwargs: Any) -> None:
+        super().__init__(num_features=len(reference.mean), **kwargs)
+        self.reference = reference
+
+    def compute(self) -> Tensor:
+        """The distance, a float64 scalar. Raises ValueError where fewer than two features were added."""
+        return torch.tensor(frechet_distance(self.statistics(), self.reference), dtype=torch.float64)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -154,10 +179,11 @@ def _factor(cov: Tensor) -> Tensor:
     return eigenvectors[:, in_range] * eigenvalues[in_range].sqrt()
 
 
-def rows_of_all(batches: Sequence[Tensor], num_features: int, device: torch.device | str = "cpu") -> Tensor:
-    """Features [B, D] of all batches of all processes, [N, D]: those of rank 0, then those of rank 1, …
+def all_reduce_sum(state: Tensor, group: Any = None) -> list[Tensor]:
+    """The sum over all processes, as the one entry of what torchmetrics takes for the list of their states.
 
-    For metrics that need every feature, not only their sums. A process may have none.
+    In place of gathering a [D, D] matrix from every process just to add them up.
     """
-    own = torch.cat([torch.empty(0, num_features, device=device), *batches])
-    return torch.cat(gather_all_tensors(own)) if dist.is_initialized() else own
+    total = state.clone()
+    dist.all_reduce(total, group=group)
+    return [total]

@@ -1,5 +1,7 @@
 """Inception score (arXiv 1606.03498)."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,8 +26,10 @@ def inception_score(logits: Tensor, num_splits: int = 10, seed: int = 2020) -> M
         raise ValueError(f"{len(logits)} images can't be divided into {num_splits} parts")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits))).to(logits.device)
     log_probs = logits[order].double().log_softmax(dim=1)
+    bounds = [part * len(logits) // num_splits for part in range(num_splits + 1)]
     scores = []
-    for part in log_probs.tensor_split([part * len(logits) // num_splits for part in range(1, num_splits)]):
+    for first, last in pairwise(bounds):
+        part = log_probs[first:last]
         mean_log_probs = part.logsumexp(dim=0) - np.log(len(part))
         divergence = (part.exp() * (part - mean_log_probs)).sum(dim=1).mean()
         scores.append(float(divergence.exp()))

@@ -91,8 +91,13 @@ def memorisation(
 
 def nearest_rows(features: Tensor, others: Tensor | None, block_entries: int = BLOCK_ENTRIES) -> Tensor:
     """Index of the row of `others` [M, D] nearest to each row of `features` [N, D]; None: of its nearest other row."""
-    blocks = distance_blocks(features, others, block_entries)
-    return torch.cat([distances.argmin(dim=1) for _, distances in blocks]).cpu()
+    nearest = []
+    for start, distances in distance_blocks(features, features if others is None else others, block_entries):
+        if others is None:
+            rows = torch.arange(len(distances), device=features.device)
+            distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
+        nearest.append(distances.argmin(dim=1))
+    return torch.cat(nearest).cpu()
 
 
 def _distances(features: Tensor, others: Tensor, nearest: Tensor) -> Tensor:

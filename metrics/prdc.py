@@ -56,19 +56,16 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = B
 
 def kth_neighbour_distances(features: Tensor, k: int, block_entries: int = BLOCK_ENTRIES) -> Tensor:
     """Distance of each row of [N, D] to its k-th nearest other row, [N]."""
-    blocks = distance_blocks(features, None, block_entries)  # [b, N] each
-    return torch.cat([distances.kthvalue(k, dim=1).values for _, distances in blocks])
+    radii = []
+    for start, distances in distance_blocks(features, features, block_entries):  # [b, N]
+        rows = torch.arange(len(distances), device=features.device)
+        distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
+        radii.append(distances.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
 
 
-def distance_blocks(a: Tensor, b: Tensor | None, block_entries: int) -> Iterator[tuple[int, Tensor]]:
-    """Euclidean distances of a block of rows of a [N, D] to all rows of b [M, D], with the block's first row.
-
-    b None: to all rows of a; a row is infinitely far from itself, as an image is no neighbour of its own.
-    """
-    others = a if b is None else b
-    rows = max(1, block_entries // len(others))
+def distance_blocks(a: Tensor, b: Tensor, block_entries: int) -> Iterator[tuple[int, Tensor]]:
+    """Euclidean distances of a block of rows of a [N, D] to all rows of b [M, D], with the block's first row."""
+    rows = max(1, block_entries // len(b))
     for start in range(0, len(a), rows):
-        distances = torch.cdist(a[start : start + rows], others)
-        if b is None:
-            distances.diagonal(start).fill_(torch.inf)
-        yield start, distances
+        yield start, torch.cdist(a[start : start + rows], b)

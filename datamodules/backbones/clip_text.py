@@ -30,6 +30,7 @@ def read_class_names(given: str | Sequence[Any] | None, of_data_set: Sequence[st
             cure = "Set clustering.class_names=[cat,dog] or clustering.class_names=FILE.txt with a name per line"
             raise UserError(f"clustering=clip: the data set tells no class names. {cure}.")
     elif isinstance(given, str):
+        given = str(Path(given).expanduser())
         if not Path(given).is_file():
             raise UserError(f"clustering.class_names={given}: no such file. Give a list or a file of names.")
         names = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion.encoders import PixelEncoder
+from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
@@ -46,14 +46,15 @@ class Denoiser(nn.Module):
         label_dim: int = 0,
         augment_dim: int = 0,
         objective: EDMObjective = EDMObjective(),
-        encoder: PixelEncoder | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         network = ARCHITECTURES[settings.architecture]
         self.model = network(settings, img_resolution, img_channels, label_dim, augment_dim)
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.augment_dim = label_dim, augment_dim
-        self.settings, self.objective, self.encoder = settings, objective, encoder or PixelEncoder()
+        self.settings, self.objective = settings, objective
+        self.encoder: Encoder = encoder or PixelEncoder()
         self.cluster_frequencies: Tensor | None = None
         self.cluster_ids: Tensor | None = None
         self.meta: dict[str, Any] = {}

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.backbones.backbone_base import Backbone
-from metrics.frechet import FeatureStatistics, Statistics, rows_of_all
+from metrics.collected_features import CollectedFeatures
+from metrics.frechet import FeatureStatistics, Statistics
 
 
 class ImageSet(Protocol):
@@ -64,8 +65,8 @@ def extract(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sums_device = torch.device("cpu") if device.type == "mps" else device  # the one device without float64
-    statistics = {e.name: FeatureStatistics(e.dim, sums_device) for e in extractors}
-    kept: dict[str, list[Tensor]] = {e.name: [] for e in extractors if e.name in keep}
+    statistics = {e.name: FeatureStatistics(e.dim).to(sums_device) for e in extractors}
+    kept = {e.name: CollectedFeatures(e.dim).to(device) for e in extractors if e.name in keep}
     for extractor in extractors:
         extractor.to(device)
     own = torch.arange(len(images)).tensor_split(world_size)[rank]
@@ -76,8 +77,9 @@ def extract(
                 features = extractor.extract(pixels)  # [B, D]
                 statistics[extractor.name].update(features.to(sums_device))
                 if extractor.name in kept:
-                    kept[extractor.name].append(features.float())
+                    kept[extractor.name].update(features)
             bar.update(len(part))
-    rows = {e.name: rows_of_all(kept[e.name], e.dim, device).cpu() for e in extractors if e.name in kept}
+    rows = {backbone: metric.compute().cpu() for backbone, metric in kept.items()}
     sums = {backbone: metric.compute() for backbone, metric in statistics.items()}
-    return {backbone: Features(of_one, rows.get(backbone)) for backbone, of_one in sums.items()}
+    on_cpu = {backbone: Statistics(of_one.mean.cpu(), of_one.cov.cpu(), of_one.n) for backbone, of_one in sums.items()}
+    return {backbone: Features(of_one, rows.get(backbone)) for backbone, of_one in on_cpu.items()}

@@ -11,7 +11,7 @@ from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.clustering.bound import COARSE_BETA, COARSE_FROM, UPPER_BETA, Measurement
 from lightning_modules.clustering.clustering_settings import TEMISettings
-from metrics.clustering import num_probable
+from metrics.utilization import ClusterUtilization
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job, run_jobs
 from pipeline.running.resources import Resources
@@ -101,5 +101,8 @@ def measure_grid(
 def probable_clusters(point: GridPoint, source: ImageSource) -> int:
     """The number of clusters whose mean probability over the data set is above 1/C."""
     head = ClusteringHead.load(point.condition.head_path(source))
-    batches = point.condition.embeddings(source).standardised().split(4096)
-    return num_probable((head.head(batch)[0] / head.temperature).softmax(dim=1) for batch in batches)
+    utilization = ClusterUtilization(head.num_clusters, used_when="probable")
+    for standardised in point.condition.embeddings(source).standardised().split(4096):
+        logits = head.head(standardised)[0]  # [b, C]
+        utilization.update(logits.argmax(dim=1), (logits / head.temperature).softmax(dim=1))
+    return int(utilization.compute()["num_used"])

@@ -23,7 +23,6 @@ from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine
 from pipeline.running.trainer_settings import TrainerSettings
-from storage.artifacts import is_whole
 
 LARGEST_IN_PIXELS = 64
 
@@ -136,8 +135,7 @@ class Training:
         }
         return FrechetDistance(
             frechet_name(extractor.name),
-            extractor.to(self.machine.device).extract,
-            extractor.identity,
+            extractor,
             reference[extractor.name].statistics,
             self.sampler,
             evaluation.every_kimg,
@@ -161,7 +159,7 @@ class Training:
         """What the last step leaves to do, where it was stopped before that or a file was lost since."""
         if distance is not None:
             distance.measure_if_missing(trainer, self.module)
-        if trainer.is_global_zero and not is_whole(self.model_file.path, "denoiser"):
+        if trainer.is_global_zero and not self.model_file.is_whole():
             self.model_file.write(self.module)
 
     def results(self, distance: FrechetDistance | None) -> dict[str, Any]:

@@ -61,10 +61,14 @@ def run_command(name: str, words: Sequence[str]) -> int:
             print(help_text(name, compose_config(name, [word for word in words if not word.startswith("-")])))
             return 0
         sys.argv = [typed[0], *readable(words)]  # what Hydra reads
+        codes: list[int] = []
+        task = functools.partial(run_task, name, [typed[0], name, *words], codes)
+        entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=module_name(name))(task)
+        if not {"-m", "--multirun"} & set(words):
+            entry()
+            return max(codes, default=0)
         with sweep_failures() as failures:
-            codes: list[int] = []
-            task = functools.partial(run_task, name, [typed[0], name, *words], codes)
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=module_name(name))(task)()
+            entry()
             return report_sweep(failures) or max(codes, default=0)
     except (HydraException, OmegaConfBaseException) as error:
         GlobalHydra.instance().clear()
@@ -81,7 +85,7 @@ def run_command(name: str, words: Sequence[str]) -> int:
 def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> Any:
     """One run: check the settings, run the command, tell of a mistake; what the command returns, for a sweeper."""
     sys.argv = argv  # a launcher of Lightning's starts further processes with it
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = SWEEP_FAILURES in os.environ and HydraConfig.get().mode == RunMode.MULTIRUN
     code = 1
     try:
         with told_in_words() as outcome:

@@ -31,7 +31,7 @@ class StudySettings(Settings):
     num_images: int | None = setting(None, "generated for each distance; null: evaluation.num_final", low=2)
     sampling_sets: int = setting(3, "sets of sampling seeds, for error bars", low=1)
     keep: float = setting(0.5, "confidence: the share of the images that is kept", above=0, high=1)
-    jobs_dir: str = setting("", "folder of the jobs, shared by the studies", identifies=False)
+    jobs_dir: str = setting("", "folder of the jobs, shared by the studies", identifies=False, path=True)
     print: bool = setting(False, "print the single commands instead of running them", identifies=False)
     devices_per_job: int = setting(1, "devices that work together on each job", low=1, identifies=False)
     address: str | None = setting(

@@ -91,7 +91,7 @@ class Standby:
 
     def __call__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> "Standby":
         with os.fdopen(self.sender, "w") as file:
-            json.dump([env, command[2:]], file)  # behind the interpreter and the script
+            json.dump([env, command[3:]], file)  # behind interpreter, script and the command's name
         return self
 
     def poll(self) -> int | None:

@@ -34,7 +34,7 @@ def record() -> None:
     from lightning_modules.edm_module import EDMModule
 
     before(EDMModule, "training_step", lambda self, batch, index: note(f"positions {batch.positions.tolist()}"))
-    before(FrechetDistance, "act", lambda self, trainer, module: note(f"evaluation {module.nimg}"))
+    before(FrechetDistance, "evaluate", lambda self, trainer, module: note(f"evaluation {module.nimg}"))
 
 
 def slow_steps() -> None:
@@ -43,14 +43,14 @@ def slow_steps() -> None:
     from lightning_modules.edm_module import EDMModule
     from lightning_modules.temi_module import TEMIModule
 
-    before(FrechetDistance, "act", lambda *_: note("evaluating"))
+    before(FrechetDistance, "evaluate", lambda *_: note("evaluating"))
     for module in (EDMModule, TEMIModule):
         before(module, "training_step", lambda *_: time.sleep(0.2))
 
 
 def slow_evaluation() -> None:
     """In one evaluation, two batches take a second more; those after them, which a stop has to spare, take long."""
-    from metrics.frechet import FeatureStatistics
+    from metrics.frechet import FrechetDistance as Metric
 
     batches: list[int] = []
 
@@ -59,7 +59,7 @@ def slow_evaluation() -> None:
         time.sleep(1 if len(batches) <= 2 else 60)
 
     in_evaluation(lambda: note("evaluating"))
-    before(FeatureStatistics, "update", lambda *_: wait() if evaluations == wanted_evaluation() else None)
+    before(Metric, "update", lambda *_: wait() if evaluations == wanted_evaluation() else None)
 
 
 evaluations = 0
@@ -80,7 +80,7 @@ def in_evaluation(action: Callable[[], None]) -> None:
         if evaluations == wanted_evaluation():
             action()
 
-    before(FrechetDistance, "act", count)
+    before(FrechetDistance, "evaluate", count)
 
 
 def slow_sampling() -> None:
@@ -98,10 +98,10 @@ def raise_in_training() -> None:
 
 def raise_in_evaluation() -> None:
     """After some images were generated."""
-    from metrics.frechet import FeatureStatistics
+    from metrics.frechet import FrechetDistance as Metric
 
     in_evaluation(lambda: None)
-    before(FeatureStatistics, "update", lambda *_: fail_if(evaluations == wanted_evaluation()))
+    before(Metric, "update", lambda *_: fail_if(evaluations == wanted_evaluation()))
 
 
 def fail_if(condition: bool) -> None:

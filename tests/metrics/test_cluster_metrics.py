@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-from metrics.clustering import agreement, num_probable, utilization
+from metrics.clustering import ClusteringScores
+from metrics.utilization import ClusterUtilization
+
+
+def scores_of(cluster_ids: Tensor, labels: Tensor, num_classes: int, num_clusters: int) -> dict[str, float | int]:
+    metric = ClusteringScores(num_classes, num_clusters)
+    for ids, classes in zip(cluster_ids.split(17), labels.split(17), strict=True):
+        metric.update(ids, classes)
+    return metric.compute()
 
 
 def accuracy_by_trying_all_matches(cluster_ids: Tensor, labels: Tensor, num_classes: int, num_clusters: int) -> float:
@@ -34,7 +42,7 @@ def test_scores_equal_scikit_learn_and_brute_force(num_clusters: int) -> None:
     labels = torch.randint(4, (300,), generator=generator)
     noise = torch.randint(num_clusters, (300,), generator=generator)
     cluster_ids = torch.where(torch.rand(300, generator=generator) < 0.5, labels % num_clusters, noise)
-    scores = agreement(cluster_ids, labels, num_clusters)
+    scores = scores_of(cluster_ids, labels, 4, num_clusters)
     assert scores["accuracy"] == pytest.approx(accuracy_by_trying_all_matches(cluster_ids, labels, 4, num_clusters))
     assert scores["nmi"] == pytest.approx(100 * normalized_mutual_info_score(labels, cluster_ids))
     assert scores["ami"] == pytest.approx(100 * adjusted_mutual_info_score(labels, cluster_ids))
@@ -43,10 +51,10 @@ def test_scores_equal_scikit_learn_and_brute_force(num_clusters: int) -> None:
 
 def test_accuracy_matches_one_to_one_before_majorities() -> None:
     """Two clusters of class 0: the larger is matched to it, the other must take class 1 although it has none of it."""
-    cluster_ids = torch.tensor([0] * 7 + [1] * 4)
-    labels = torch.tensor([1] + [0] * 10)
-    assert agreement(cluster_ids, labels, num_clusters=2)["accuracy"] == pytest.approx(100 * 6 / 11)
-    assert agreement(cluster_ids, labels, num_clusters=3)["accuracy"] == pytest.approx(100 * 10 / 11)
+    cluster_ids = torch.tensor([0] * 6 + [1] * 4)
+    labels = torch.zeros(10, dtype=torch.int64)
+    assert scores_of(cluster_ids, labels, num_classes=2, num_clusters=2)["accuracy"] == pytest.approx(60)
+    assert scores_of(cluster_ids, labels, num_classes=2, num_clusters=3)["accuracy"] == pytest.approx(100)
 
 
 PUBLISHED = {"accuracy": "ACC", "nmi": "NMI", "ami": "anmi", "ari": "ARI", "num_used": "uniq", "kl_from_uniform": "KL"}
@@ -60,17 +68,20 @@ def test_published_table_is_reproduced(real_data: Path) -> None:
     for name, cluster_ids in assignments.items():
         setting, _, num_clusters = name.rpartition(".clusters")
         beta = setting.partition(".beta")[2]
-        counts = cluster_ids.bincount(minlength=int(num_clusters))
-        scores = utilization(counts) | agreement(cluster_ids, labels, int(num_clusters))
+        scores = scores_of(cluster_ids, labels, 10, int(num_clusters))
         expected = {
             ours: float(published[f"clusters_{num_clusters}/beta-{beta}/"][its]) for ours, its in PUBLISHED.items()
         }
-        assert {ours: scores[ours] for ours in PUBLISHED} == pytest.approx(expected, abs=1e-3), name
+        assert scores == pytest.approx(expected, abs=1e-3), name
     assert len(assignments) == 16
 
 
 def test_utilization_of_known_counts() -> None:
-    result = utilization(torch.tensor([3, 0, 0, 1, 1]))
+    metric = ClusterUtilization(num_clusters=5)
+    metric.update(torch.tensor([0, 0, 3]))
+    metric.update(torch.tensor([0, 4]))
+    result = metric.compute()
+    assert result["counts"].tolist() == [3, 0, 0, 1, 1]
     assert (result["num_used"], result["utilization_ratio"]) == (3, 0.6)
     assert result["entropy"] == pytest.approx(-(0.6 * math.log(0.6) + 2 * 0.2 * math.log(0.2)))
     assert result["kl_from_uniform"] == pytest.approx(sum(math.log(1 / 3 / f) / 3 for f in (0.6, 0.2, 0.2)))
@@ -79,4 +90,27 @@ def test_utilization_of_known_counts() -> None:
 def test_a_cluster_can_be_probable_without_being_assigned() -> None:
     """Cluster 1 is everyone's second choice: never assigned, yet more probable than the average."""
     probabilities = torch.tensor([[0.5, 0.45, 0.05, 0.0], [0.05, 0.45, 0.5, 0.0]])
-    assert num_probable(probabilities.split(1)) == 3
+    assigned, probable = ClusterUtilization(4), ClusterUtilization(4, used_when="probable")
+    for metric in (assigned, probable):
+        metric.update(probabilities.argmax(1), probabilities)
+    assert assigned.compute()["num_used"] == 2
+    assert probable.compute()["num_used"] == 3
+    with pytest.raises(ValueError, match="needs the probabilities"):
+        probable.update(torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [([0, 5], r"0…4, but run from 0 to 5"), ([-1], "from -1 to -1"), ([0.5], "must be integers")]
+)
+def test_ids_out_of_range_are_refused(ids: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClusterUtilization(5).update(torch.tensor(ids))
+    with pytest.raises(ValueError, match=message):
+        ClusteringScores(2, 5).update(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.int64))
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+def test_scores_of_nothing_are_refused() -> None:
+    for metric in (ClusterUtilization(5), ClusteringScores(2, 5)):
+        with pytest.raises(ValueError, match="yet: call update"):
+            metric.compute()

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from metrics.frechet import FeatureStatistics, rows_of_all
+from metrics.clustering import ClusteringScores
+from metrics.collected_features import CollectedFeatures
+from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics
+from metrics.utilization import ClusterUtilization
 
 SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batches of each process
 
@@ -16,16 +19,25 @@ SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batch
 def measure(batches: list[int]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 25, 6, generator=generator) + 1.0
-    statistics = FeatureStatistics(6)
+    reference = torch.randn(90, 6, generator=generator)
+    cluster_ids, labels = torch.randint(8, (2, 4, 25), generator=generator)
+    on_features = {
+        "statistics": FeatureStatistics(6),
+        "frechet": FrechetDistance(Statistics(reference.mean(0), reference.T.cov())),
+        "rows": CollectedFeatures(6),
+    }
+    utilization, scores = ClusterUtilization(8), ClusteringScores(8, 8)
     for batch in batches:
-        statistics.update(features[batch])
-    found = statistics.compute()
-    # The order of rows is that of the ranks.
+        for metric in on_features.values():
+            metric.update(features[batch])
+        utilization.update(cluster_ids[batch])
+        scores.update(cluster_ids[batch], labels[batch])
+    result = {name: metric.compute() for name, metric in on_features.items()}
+    statistics = result.pop("statistics")
     return {
-        "mean": found.mean,
-        "cov": found.cov,
-        "n": found.n,
-        "rows": rows_of_all(features[batches].unbind(), 6).sort(dim=0).values,
+        **{"mean": statistics.mean, "cov": statistics.cov, "n": statistics.n},
+        **{"frechet": result["frechet"], "rows": result["rows"].sort(dim=0).values},  # their order is that of the ranks
+        **{"utilization": utilization.compute(), "scores": scores.compute()},
     }
 
 
