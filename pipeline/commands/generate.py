@@ -67,8 +67,14 @@ def write_images(fabric: Fabric, output: ImageOutput, model: GeneratedByModel, b
     fabric.barrier()  # rank 0 has opened the run folder
     own = range(fabric.global_rank, len(output.seeds), fabric.world_size)
     missing = torch.tensor([row for row in own if not output.is_there(row)], dtype=torch.int64)
-    quiet = not fabric.is_global_zero
-    progress = tqdm(total=len(missing), unit="img", desc="generate", dynamic_ncols=True, disable=quiet)
+    progress = tqdm(
+        total=len(own),
+        initial=len(own) - len(missing),
+        unit="img",
+        desc="generate",
+        dynamic_ncols=True,
+        disable=not fabric.is_global_zero,
+    )
     with progress, ThreadPoolExecutor(WRITERS) as writers:  # each file is waited for until it is on the disk
         for rows in missing.split(batch_size) if len(missing) else ():
             for _ in writers.map(output.write, rows.tolist(), model.gather(rows).cpu()):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from callbacks.frechet import FrechetDistance
-from lightning_modules.diffusion.denoiser import build_denoiser
+from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
@@ -52,7 +52,7 @@ def noise(denoiser: object, seeds: Tensor, labels: Tensor | None) -> Tensor:
 @pytest.fixture
 def module() -> EDMModule:
     network = NetworkSettings(model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0.0)
-    denoiser = build_denoiser(network, 4, 1, label_dim=2, augment_dim=9)
+    denoiser = Denoiser(network, 4, 1, label_dim=2, augment_dim=9)
     denoiser.cluster_frequencies = torch.tensor([0.25, 0.75])
     module = EDMModule(denoiser, TrainingSettings(batch_size=8))
     module._trainer = FakeTrainer()  # type: ignore[assignment]

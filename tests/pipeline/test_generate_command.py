@@ -14,6 +14,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.evaluation.sampling import labels_of
 from pipeline.running.run_folder import locked
+from storage.files import read_sealed_json, write_sealed_json
 
 from .conftest import Cedm, summary
 
@@ -80,10 +81,10 @@ def test_generation_goes_on_where_it_stopped(cedm: Cedm, model: Path, workplace:
 
     (workplace / "z/images/00000/img00000004.png").unlink()
     (workplace / "z/summary.json").unlink()
-    settings = json.loads((workplace / "z/settings.json").read_text())
+    settings = read_sealed_json(workplace / "z/settings.json")
+    assert settings is not None
     settings["settings"]["format"] = "zip"
-    del settings["sha256"]
-    (workplace / "z/settings.json").write_text(json.dumps(settings))
+    write_sealed_json(workplace / "z/settings.json", settings)
     Image.new("L", (8, 8), 77).save(kept)
     for _ in range(2):  # a finished one is left as it is, and is a data set again
         assert cedm("generate", f"ckpt={model}", "num=6", "format=zip", "run_dir=z").code == 0
