@@ -168,7 +168,7 @@ def digest(path: Path) -> str:
 
 
 def content_digest(snapshot: Path) -> str:
-    """Of all keys, values and tensors' bytes; the pickle around them may share its strings in other ways."""
+    """Of all keys, values and tensors' bytes but the settings; the pickle may share its strings in other ways."""
     sha = hashlib.sha256()
 
     def walk(node: Any) -> None:
@@ -186,5 +186,7 @@ def content_digest(snapshot: Path) -> str:
         else:
             sha.update(repr(node).encode())
 
-    walk(torch.load(snapshot, weights_only=True))
+    content = torch.load(snapshot, weights_only=True)
+    del content["hyper_parameters"]  # a run may go on with another number of workers
+    walk(content)
     return sha.hexdigest()
