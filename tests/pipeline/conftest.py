@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
@@ -90,6 +91,7 @@ def cedm(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             code = int(stop.code or 0)
         finally:
             GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
