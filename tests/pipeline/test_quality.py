@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-LOWEST_NMI = 66.0  # percent, of TEMI's 40 clusters against the ten digits
-LARGEST_DISTANCE = 0.40  # fd_pixels of 500 images after 120 kimg
+LOWEST_NMI = 70.0  # percent, of TEMI's 40 clusters against the ten digits; measured: 72.6
+LARGEST_DISTANCE = 0.34  # fd_pixels of 500 images after 120 kimg; measured: 0.298
 
 
 @pytest.mark.slow
