@@ -1,4 +1,4 @@
-"""Settings of data sets, backbones and embedding: what the YAMLs say is understood, and what cannot be meant is not."""
+"""Settings of data sets, backbones and embedding: all YAMLs are accepted, and impossible values are refused."""
 
 from pathlib import Path
 from typing import Any

@@ -151,7 +151,7 @@ def test_mistakes(cedm: Cedm, workplace: Path, words: list[str], expected: str) 
 
 @pytest.mark.slow
 def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
-    """Two workers, tables, plots and a page that stands alone; typed again, nothing is done twice."""
+    """Two workers, tables, plots and a page that stands alone; the same command again does nothing twice."""
     own = "question: Does clustering help?\nmeasure: [distance, bound, confidence]\nplots: [granularity, confidence]\n"
     runs = "  none: [conditioning=none]\n  temi: ['clustering.num_clusters={clusters}']\n"
     words = [own_study(workplace, runs, own), "study=mine", *SMALL, "trainer.devices=2", "run_dir=out"]
