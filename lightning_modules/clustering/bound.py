@@ -9,6 +9,8 @@ UPPER_BETA = 0.6  # spreads the images over all clusters as far as the data allo
 COARSE_BETA = 1.0  # lets the number of clusters used saturate
 COARSE_FROM = 100  # where it has saturated
 MOST_WORTH_TRAINING = 3  # numbers of clusters to train diffusion models on
+NEIGHBOURS = (-0.02, -0.01, 0.0, 0.01, 0.02)  # thresholds beside the one that was asked for
+TOLERANCE = 1e-9  # of a number of empty clusters: 25 · (1 − 0.96) is 1, and a little more in floating point
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Bound:
         coarse_end: median number of clusters used at β = 1, the smallest C worth trying; None without any.
         worth_training: a few C of the grid between the two.
         by_seed: the upper bound that each seed gives by itself.
+        by_threshold: the upper bound at the threshold and at its neighbours.
     """
 
     upper_bound: int | None
     coarse_end: float | None
     worth_training: list[int]
     by_seed: dict[int, int | None]
+    by_threshold: dict[float, int | None]
 
     def may_lie_higher(self, measurements: Sequence[Measurement]) -> bool:
         """Whether the upper bound is the largest C that was tried."""
@@ -62,11 +66,24 @@ def mean_ratios(measurements: Sequence[Measurement], beta: float = UPPER_BETA) -
     return {C: (mean(values), stdev(values) if len(values) > 1 else 0.0) for C, values in ratios.items()}
 
 
+def reaches(C: int, ratio: float, threshold: float) -> bool:
+    """Whether the mean ratio of C clusters counts as at the threshold.
+
+    Where C·(1 − threshold) < 1, a single empty cluster would decide. There C counts with one on average over the seeds.
+    """
+    return C * (1 - ratio) <= max(1.0, C * (1 - threshold)) + TOLERANCE
+
+
+def reaches_by_one(C: int, ratio: float, threshold: float) -> bool:
+    """Whether C counts as at the threshold only because it may leave one cluster empty."""
+    return reaches(C, ratio, threshold) and C * (1 - ratio) > C * (1 - threshold) + TOLERANCE
+
+
 def upper_bound(measurements: Sequence[Measurement], threshold: float, rule: str) -> int | None:
     """The largest C whose mean ratio at β = 0.6 reaches the threshold; under `unbroken`, all smaller C must too."""
     best = None
     for C, (ratio, _) in mean_ratios(measurements).items():
-        if ratio >= threshold:
+        if reaches(C, ratio, threshold):
             best = C
         elif rule == "unbroken":
             break
@@ -83,12 +100,14 @@ def coarse_end(measurements: Sequence[Measurement]) -> float | None:
 
 
 def find_bound(measurements: Sequence[Measurement], threshold: float = 0.96, rule: str = "largest") -> Bound:
-    """The upper bound under a rule, the coarse end, what lies between them, and what each seed says."""
+    """The upper bound under a rule, the coarse end, what lies between them, and what seeds and thresholds say."""
     bound, coarse = upper_bound(measurements, threshold, rule), coarse_end(measurements)
     seeds = sorted({m.seed for m in measurements if m.beta == UPPER_BETA})
     by_seed = {seed: upper_bound([m for m in measurements if m.seed == seed], threshold, rule) for seed in seeds}
+    beside = [near for step in NEIGHBOURS if 0 < (near := round(threshold + step, 6)) <= 1]
+    by_threshold = {near: upper_bound(measurements, near, rule) for near in beside}
     grid = list(mean_ratios(measurements))
-    return Bound(bound, coarse, worth_training(grid, coarse, bound), by_seed)
+    return Bound(bound, coarse, worth_training(grid, coarse, bound), by_seed, by_threshold)
 
 
 def worth_training(grid: Sequence[int], coarse: float | None, bound: int | None) -> list[int]:

@@ -63,6 +63,7 @@ def bound(settings: BoundCommandSettings) -> None:
             "worth_training": result.worth_training,
             "agreement": result.agreement,
             "upper_bound_by_seed": result.by_seed,
+            "upper_bound_by_threshold": result.by_threshold,
             "measurements": [{**asdict(m), "ratio": m.ratio} for m in measurements],
         }
         write_summary(folder, "bound", summary, inputs)

@@ -11,9 +11,13 @@ from lightning_modules.clustering.bound import (
     Measurement,
     find_bound,
     mean_ratios,
+    reaches,
+    reaches_by_one,
 )
 from pipeline.pictures.chart import GREY, PALETTE, Chart, Series
 from pipeline.pictures.table import Table
+
+BY_ONE = " (✓)"  # where a single empty cluster would decide
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class BoundFindings:
         return {
             "upper bound": upper,
             "how sure": how_sure(found),
+            "at thresholds": ", ".join(f"{near:g}: {or_none(there)}" for near, there in found.by_threshold.items()),
             "coarse end": coarse,
             "worth training": f"C = {', '.join(map(str, found.worth_training)) or 'none'}",
             "threshold": f"{self.threshold:g}, rule {self.rule}",
@@ -99,14 +104,22 @@ class BoundFindings:
 
     def table(self, beta: float) -> Table:
         used = {(m.num_clusters, m.seed): str(m.num_used) for m in self.measurements if m.beta == beta}
-        seeds, rows = sorted({seed for _, seed in used}), []
-        for C, (ratio, std) in mean_ratios(self.measurements, beta).items():
-            mark = " ✓" if beta == UPPER_BETA and ratio >= self.threshold else ""
+        seeds, rows, means = sorted({seed for _, seed in used}), [], mean_ratios(self.measurements, beta)
+        for C, (ratio, std) in means.items():
+            mark = self.mark(C, ratio) if beta == UPPER_BETA else ""
             spread = f" ± {std:.3f}" if len(seeds) > 1 else ""
             rows.append([str(C), f"{ratio:.3f}{spread}{mark}", *(used.get((C, seed), "") for seed in seeds)])
         reached = f"; ✓: {self.threshold:g} or more" if beta == UPPER_BETA else ""
+        if beta == UPPER_BETA and any(self.mark(C, ratio) == BY_ONE for C, (ratio, _) in means.items()):
+            reached += f"; {BY_ONE.strip()}: one empty cluster on average or less, where a single one would decide"
         header = ["C", "utilization ratio", *(f"used, seed {seed}" for seed in seeds)]
         return Table(f"Clusters that are used at β = {beta:g}{reached}.", header, rows)
+
+    def mark(self, C: int, ratio: float) -> str:
+        """What stands behind the ratio of a C that counts as at the threshold."""
+        if reaches_by_one(C, ratio, self.threshold):
+            return BY_ONE
+        return " ✓" if reaches(C, ratio, self.threshold) else ""
 
     def chart(self, name: str = "") -> Chart:
         """The utilization ratio against C, a line for each β, with the threshold and the range worth trying."""
@@ -134,5 +147,10 @@ def how_sure(found: Bound) -> str:
     if len(found.by_seed) <= 1:
         return "unknown: one seed only (cedm bound dataset=… bound.num_seeds=3 would tell)"
     agreeing = list(found.by_seed.values()).count(found.upper_bound)
-    said = ", ".join("none" if alone is None else str(alone) for alone in found.by_seed.values())
+    said = ", ".join(map(or_none, found.by_seed.values()))
     return f"{agreeing} of {len(found.by_seed)} seeds give the same bound by themselves ({said})"
+
+
+def or_none(bound: int | None) -> str:
+    """A bound in words."""
+    return "none" if bound is None else str(bound)

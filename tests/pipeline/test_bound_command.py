@@ -29,8 +29,20 @@ def test_from_assignments(cedm: Cedm, workplace: Path) -> None:
     assert Image.open("run/bound.png").width > 100
     assert cedm("bound", "assignments=ids.safetensors", "bound.threshold=0.99", "run_dir=a").code == 0
     assert summary("a")["upper_bound"] == 10
+    assert found["upper_bound_by_threshold"] == {"0.94": 100, "0.95": 100, "0.96": 100, "0.97": 100, "0.98": 10}
+    assert "0.94: 100, 0.95: 100, 0.96: 100, 0.97: 100, 0.98: 10" in result.out
     refused = cedm("bound", "assignments=ids.safetensors", "bound.used_when=probable", "run_dir=b")
     assert (refused.code, "probabilities" in refused.err) == (2, True)
+
+
+def test_a_number_of_clusters_that_one_empty_one_would_decide_is_marked(cedm: Cedm, workplace: Path) -> None:
+    images = torch.arange(600)
+    used = {10: 9, 20: 20, 30: 28, 100: 95}
+    save_file({f"x.beta0.6.clusters{C}": images % number for C, number in used.items()}, workplace / "ids.safetensors")
+    result = cedm("bound", "assignments=ids.safetensors", "bound.rule=unbroken", "run_dir=run")
+    assert (result.code, summary("run")["upper_bound"]) == (0, 20), result.err
+    marks = {int(line.split()[0]): line.split()[2:-1] for line in result.out.splitlines() if line[:6].strip().isdigit()}
+    assert marks == {10: ["(✓)"], 20: ["✓"], 30: [], 100: []}
 
 
 @pytest.mark.slow
