@@ -103,7 +103,7 @@ class Correlation:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the ranks go together: resampled pairs alone are overconfident where they are few."""
+        """Whether the ranks are shown to go together: resampled pairs alone are overconfident where they are few."""
         return self.spearman.low * self.spearman.high > 0 and self.p_value < 1 - LEVEL
 
 

@@ -84,7 +84,10 @@ def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | Non
     """A line for each comparison; None without any."""
     if not comparisons:
         return None
-    test = "a t-test in blocks, as set by set all models are sampled from the same seeds"
+    test = (
+        "a t-test in blocks, as set by set all models are sampled from the same seeds (one training of each: how much "
+        "trainings differ is not known)"
+    )
     if len({run.seed for run in results.runs}) > 1:
         test = "Welch's t-test between the means of the trainings"
     header = ["model", "compared with", "verdict", "difference", "p", results.metric, f"{results.metric} compared with"]

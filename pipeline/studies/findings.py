@@ -15,6 +15,7 @@ from pipeline.pictures.table import Table
 from pipeline.studies.analysis import (
     Correlation,
     correlation,
+    holm,
     images_saved,
     images_to_reach,
     p_value,
@@ -154,13 +155,18 @@ def clusterings(results: Results, *scores: str) -> list[Result]:
 
 
 def correlation_table(results: Results) -> dict[str, Correlation]:
-    """Predictor → its correlation with the mean distance, over the clusterings of the images."""
+    """Predictor → its correlation with the mean distance, over the clusterings of the images.
+
+    The p-values are corrected for the number of predictors (Holm): of many, one goes with anything by chance.
+    """
     runs = clusterings(results)
     predictors = {"C": [float(run.num_clusters or 0) for run in runs]}
     predictors |= {key: [run.scores[key] for run in runs] for key in PREDICTORS if clusterings(results, key) == runs}
     distances = [mean(run.distances) for run in runs]
-    found = {name: correlation(values, distances) for name, values in predictors.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    tried = {name: correlation(values, distances) for name, values in predictors.items()}
+    found = {name: value for name, value in tried.items() if value is not None}
+    corrected = holm([one.p_value for one in found.values()])
+    return {name: replace(one, p_value=p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def scatter(results: Results, score: str) -> Chart:
@@ -178,7 +184,7 @@ def scatter(results: Results, score: str) -> Chart:
         PREDICTORS[score],
         results.metric_axis,
         series,
-        finding=f"{name}: Spearman's ρ = {found.spearman}, p = {found.p_value:.2g}."
+        finding=f"{name}: Spearman's ρ = {found.spearman}, p = {found.p_value:.2g}, corrected for all scores."
         if found
         else f"No answer for {name}: unknown for some clusterings, or they are fewer than four or alike.",
         how="A dot for each clustering of the images, marked with C; no controls.",
@@ -195,9 +201,12 @@ def correlations(results: Results) -> Chart:
         rows.append([SPOKEN[key], str(one.n), str(one.pearson), str(one.spearman), f"{one.p_value:.2g}"])
     rest = kinds.pop("not shown")
     said = [f"the higher {enumerated(names)}, the {sign} {results.metric}" for sign, names in kinds.items() if names]
-    said += [f"not shown to go with {results.metric}: {enumerated(rest)}"] if rest else []
+    said += [f"not shown to predict {results.metric}: {enumerated(rest)}"] if rest else []
     header = ["score", "clusterings", "Pearson's r [95 %]", "Spearman's ρ [95 %]", "p of ρ"]
-    caption = f"What goes with {results.metric}: intervals from bootstrap over the clusterings, p from permutations."
+    caption = (
+        f"What goes with {results.metric}: intervals from bootstrap over the clusterings; p from permutations, with "
+        "Holm's correction over the scores."
+    )
     return replace(
         scatter(results, "nmi"),
         name="correlation",
