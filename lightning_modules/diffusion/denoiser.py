@@ -75,7 +75,8 @@ class Denoiser(nn.Module):
             augment_labels: What `augment` did to the images, `[B, augment_dim]`; None: nothing.
         """
         x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))  # [B]
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        sigma = sigma.expand(x.shape[0])  # [B]; not len(x), which `torch.export` takes for a constant
         class_labels = self._label_vectors("class_labels", class_labels, self.label_dim, x)
         augment_labels = self._label_vectors("augment_labels", augment_labels, self.augment_dim, x)
         return self.objective.denoise(self.model, x, sigma, class_labels, augment_labels)
@@ -83,7 +84,7 @@ class Denoiser(nn.Module):
     def _label_vectors(self, name: str, labels: Tensor | None, dim: int, x: Tensor) -> Tensor | None:
         """Labels as float32 `[B, dim]`, zeros where there are none; None for a network without such labels."""
         if labels is None:
-            return x.new_zeros(len(x), dim) if dim else None
+            return x.new_zeros(x.shape[0], dim) if dim else None
         if labels.ndim != 2 or labels.shape[1] != dim:
             raise ValueError(f"{name} have the shape {[*labels.shape]}; this denoiser expects [{len(x)}, {dim}]")
         return labels.to(torch.float32) if dim else None

@@ -60,6 +60,26 @@ def test_odd_shapes_train(architecture):
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in denoiser.parameters())
 
 
+@pytest.mark.parametrize("label_dim", [0, 4])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_exported_network_takes_any_number_of_images(architecture, label_dim):
+    torch.manual_seed(0)
+    denoiser = Denoiser(replace(SMALL, architecture=architecture), 16, 3, label_dim, augment_dim=9).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+    def inputs(count: int) -> tuple[torch.Tensor, ...]:
+        labels = (torch.eye(label_dim)[torch.arange(count) % label_dim],) if label_dim else ()
+        return torch.randn(count, 3, 16, 16), torch.rand(count) + 0.1, *labels
+
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(denoiser, inputs(3), dynamic_shapes=tuple(batch for _ in inputs(3)))
+    for count in (1, 3, 7):
+        given = inputs(count)
+        torch.testing.assert_close(program.module()(*given), denoiser(*given))
+
+
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     denoiser = Denoiser(replace(SMALL, dropout=0.5), 16, 3)
