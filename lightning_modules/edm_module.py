@@ -1,6 +1,6 @@
 """The second training phase: an EDM diffusion model, conditioned on pseudo-labels or unconditional."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NoReturn, cast
 
@@ -33,6 +33,9 @@ class EDMModule(LightningModule):
     position in the stream of training images, so a resumed run equals an uninterrupted one and several processes
     equal one; network dropout depends on (seed, rank, pass).
 
+    A snapshot holds all of the arguments, as plain values in the place of objects, so that
+    `EDMModule.load_from_checkpoint(FILE.ckpt)` needs no others.
+
     Args:
         denoiser: the network with its preconditioning; its `label_dim` is the number of clusters, 0 for none.
         training: its batch size, learning rate, noise levels, averages …
@@ -46,13 +49,24 @@ class EDMModule(LightningModule):
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        training: TrainingSettings = TrainingSettings(),
-        optimizer: OptimizerSettings = OptimizerSettings(),
+        denoiser: Denoiser | Mapping[str, Any],
+        training: TrainingSettings | Mapping[str, Any] = TrainingSettings(),
+        optimizer: OptimizerSettings | Mapping[str, Any] = OptimizerSettings(),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters({"training": asdict(training), "optimizer": asdict(optimizer), "seed": seed})
+        denoiser = denoiser if isinstance(denoiser, Denoiser) else Denoiser.described(**denoiser)
+        training = training if isinstance(training, TrainingSettings) else TrainingSettings(**training)
+        optimizer = optimizer if isinstance(optimizer, OptimizerSettings) else OptimizerSettings(**optimizer)
+        self.save_hyperparameters(
+            {
+                "denoiser": {"description": denoiser.description, "clusters": denoiser.clusters},
+                "training": asdict(training),
+                "optimizer": asdict(optimizer),
+                "seed": seed,
+            },
+            logger=False,
+        )
         self.settings, self.optimizer_settings, self.seed = training, optimizer, seed
         self.denoiser = denoiser
         self.objective = replace(denoiser.objective, P_mean=training.P_mean, P_std=training.P_std)

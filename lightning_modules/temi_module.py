@@ -32,8 +32,9 @@ class TEMIModule(LightningModule):
     epoch_losses: Tensor  # [H], sum over the steps of the current epoch, all processes together
     last_epoch_losses: Tensor  # [H], mean over the last full epoch; NaN before there is one
 
-    def __init__(self, settings: TEMISettings, embedding_dim: int, steps_per_epoch: int) -> None:
+    def __init__(self, settings: TEMISettings | Mapping[str, Any], embedding_dim: int, steps_per_epoch: int) -> None:
         super().__init__()
+        settings = settings if isinstance(settings, TEMISettings) else TEMISettings(**settings)  # from a snapshot
         self.save_hyperparameters(
             {"settings": asdict(settings), "embedding_dim": embedding_dim, "steps_per_epoch": steps_per_epoch}
         )

@@ -1,5 +1,6 @@
 """The denoiser D(x; σ): a network with its preconditioning and its encoder, and its file."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
-from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.network_settings import DENOISER_FILE, NetworkSettings
 from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
 
 INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
+CLUSTERS = ("cluster_frequencies", "cluster_ids")
 
 
 class Denoiser(nn.Module):
@@ -89,35 +91,56 @@ class Denoiser(nn.Module):
             raise ValueError(f"{name} have the shape {[*labels.shape]}; this denoiser expects [{len(x)}, {dim}]")
         return labels.to(torch.float32) if dim else None
 
-    def save_pretrained(self, path: str | Path, **meta: Any) -> None:
-        """Writes the artifact `denoiser.safetensors`: the weights and all that generating images needs.
-
-        `meta` adds to (and overrides) what `self.meta` says.
-        """
-        tensors = self.state_dict()
-        for name in ("cluster_frequencies", "cluster_ids"):
-            if (tensor := getattr(self, name)) is not None:
-                tensors[name] = tensor
-        description = {
+    @property
+    def description(self) -> dict[str, Any]:
+        """All but the tensors, as JSON can hold it."""
+        return {
             "network": asdict(self.settings),
             **{name: getattr(self, name) for name in INTERFACE},
             "sigma_data": self.objective.sigma_data,
-            "meta": {**self.meta, **meta},
+            "meta": self.meta,
         }
-        write_artifact(Path(path), kind="denoiser", tensors=tensors, meta=description)
+
+    @property
+    def clusters(self) -> dict[str, Tensor]:
+        """`cluster_frequencies` and `cluster_ids`, those that there are."""
+        found = {name: getattr(self, name) for name in CLUSTERS}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
-        """Reads what `save_pretrained` wrote: a denoiser in evaluation mode, on the CPU."""
-        artifact = read_artifact(Path(path), kind="denoiser")
-        description, tensors = artifact.meta, dict(artifact.tensors)
-        frequencies, ids = tensors.pop("cluster_frequencies", None), tensors.pop("cluster_ids", None)
+    def described(cls, description: Mapping[str, Any], clusters: Mapping[str, Tensor]) -> Self:
+        """A fresh denoiser with the `description` and the `clusters` of another."""
         denoiser = cls(
             NetworkSettings(**description["network"]),
             **{name: description[name] for name in INTERFACE},
             objective=EDMObjective(sigma_data=description["sigma_data"]),
         )
+        denoiser.cluster_frequencies, denoiser.cluster_ids = map(clusters.get, CLUSTERS)
+        denoiser.meta = dict(description["meta"])
+        return denoiser
+
+    def save_pretrained(self, path: str | Path, **meta: Any) -> None:
+        """Writes the artifact `denoiser.safetensors`: the weights and all that generating images needs.
+
+        `meta` adds to (and overrides) what `self.meta` says.
+        """
+        description = {**self.description, "meta": {**self.meta, **meta}}
+        write_artifact(Path(path), "denoiser", {**self.state_dict(), **self.clusters}, description)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Reads what `save_pretrained` wrote: a denoiser in evaluation mode, on the CPU.
+
+        Args:
+            path: The file, or the folder of a run with its `denoiser.safetensors`.
+
+        Raises:
+            UserError: There is no such file, it is damaged, or it holds something else.
+        """
+        path = Path(path)
+        artifact = read_artifact(path / DENOISER_FILE if path.is_dir() else path, kind="denoiser")
+        tensors = dict(artifact.tensors)
+        clusters = {name: tensors.pop(name) for name in CLUSTERS if name in tensors}
+        denoiser = cls.described(artifact.meta, clusters)
         denoiser.load_state_dict(tensors)
-        denoiser.cluster_frequencies, denoiser.cluster_ids = frequencies, ids
-        denoiser.meta = description["meta"]
         return denoiser.eval()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from storage.settings import Settings, setting
 
+DENOISER_FILE = "denoiser.safetensors"  # in the folder of a run: the network with its weights
+
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):

@@ -22,6 +22,7 @@ from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine
+from pipeline.running.run_files import DENOISER
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
@@ -153,7 +154,7 @@ class Training:
     def model_file(self) -> DenoiserFile:
         """What writes the model into the run folder."""
         meta = {"sampler": self.sampler.settings.identity()}
-        return DenoiserFile(self.folder / "denoiser.safetensors", self.evaluation.snapshot_every_kimg, meta)
+        return DenoiserFile(self.folder / DENOISER, self.evaluation.snapshot_every_kimg, meta)
 
     def finish(self, trainer: Trainer, distance: FrechetDistance | None) -> None:
         """What the last step leaves to do, where it was stopped before that or a file was lost since."""
@@ -167,7 +168,7 @@ class Training:
         found: dict[str, Any] = {
             "nimg": self.total_images,
             "loss": float(self.module.recent_loss),
-            "denoiser": str(self.folder / "denoiser.safetensors"),
+            "denoiser": str(self.folder / DENOISER),
             "batch_size": self.data.batch_size,
             "parameters": sum(p.numel() for p in self.module.denoiser.parameters()),
         }

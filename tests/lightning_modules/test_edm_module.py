@@ -131,6 +131,22 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, accumulate: int) -
     assert all(torch.equal(a["state"][i]["exp_avg_sq"], b["state"][i]["exp_avg_sq"]) for i in a["state"])
 
 
+def test_a_snapshot_is_enough_to_load_the_module(tmp_path: Path) -> None:
+    module = make_module(label_dropout=0.1)
+    module.denoiser.cluster_ids, module.denoiser.meta = torch.tensor([0, 4, 7]), {"dataset": "digits"}
+    module.denoiser.cluster_frequencies = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    module = EDMModule(module.denoiser, module.settings, module.optimizer_settings, seed=3)
+    trained = train(module, 2, tmp_path, every_kimg=0.001)
+    loaded = EDMModule.load_from_checkpoint(newest_snapshot(tmp_path))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert (loaded.settings, loaded.optimizer_settings) == (module.settings, module.optimizer_settings)
+    assert (loaded.seed, loaded.denoiser.meta, loaded.objective) == (3, {"dataset": "digits"}, module.objective)
+    assert torch.equal(loaded.denoiser.cluster_ids, module.denoiser.cluster_ids)
+    assert torch.equal(loaded.averaged_denoiser.cluster_frequencies, module.denoiser.cluster_frequencies)
+    assert torch.equal(loaded.loss_of(batch_at(0, BATCH)), trained.loss_of(batch_at(0, BATCH)))
+
+
 def test_a_non_finite_loss_stops_before_the_update_and_names_the_images(tmp_path: Path) -> None:
     module = make_module()
     with torch.no_grad():

@@ -138,6 +138,10 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
+    loaded = TEMIModule.load_from_checkpoint(tmp_path / "step=6.ckpt")  # which needs no other arguments
+    assert (loaded.settings, loaded.steps_per_epoch) == (whole.settings, STEPS_PER_EPOCH)
+    assert loaded.state_dict().keys() == whole.state_dict().keys()
+
 
 def test_groups_are_found_and_the_exported_head_agrees() -> None:
     module = train(build_module(num_clusters=3, lr=0.3, teacher_momentum=0.9), max_steps=200)

@@ -6,6 +6,7 @@ import torch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.encoders import PixelEncoder
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from storage.errors import UserError
 
 SETTINGS = NetworkSettings(model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8], dropout=0.1)
 
@@ -65,7 +66,7 @@ def test_file_round_trip(denoiser, tmp_path):
     denoiser.meta = {"dataset": "digits", "nimg": 0}
     denoiser.save_pretrained(tmp_path / "denoiser.safetensors", nimg=5000)
 
-    loaded = Denoiser.from_pretrained(tmp_path / "denoiser.safetensors")
+    loaded = Denoiser.from_pretrained(tmp_path)  # the folder of a run
     x, labels = torch.randn(2, 3, 16, 16), torch.eye(4)[:2]
     assert not loaded.training
     assert torch.equal(loaded(x, 0.5, labels), denoiser(x, 0.5, labels))
@@ -75,6 +76,11 @@ def test_file_round_trip(denoiser, tmp_path):
     assert loaded.meta == {"dataset": "digits", "nimg": 5000}
     assert loaded.settings == denoiser.settings
     assert (loaded.label_dim, loaded.augment_dim, loaded.img_resolution, loaded.objective.sigma_data) == (4, 9, 16, 0.5)
+
+
+def test_a_folder_without_a_denoiser_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/denoiser.safetensors"):
+        Denoiser.from_pretrained(tmp_path)
 
 
 def test_file_of_an_unconditional_denoiser(tmp_path):
