@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.decoding import UnusableImageError, decodable_suffixes
+from datamodules.images.decoding import UnusableImageError
+from datamodules.images.formats import refused_suffixes, suffixes
 from datamodules.images.label_files import LABELS_FILE, parse_dataset_json
 from datamodules.images.reader import EncodedReader, Labels, Reader
 from storage.digests import file_digest, file_digests, file_state
@@ -22,8 +23,6 @@ from storage.errors import WrongPathError
 from storage.fingerprints import fingerprint
 
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
-# Pictures that Pillow cannot read: who has them means them as images, so they are not left out in silence.
-UNREADABLE_SUFFIXES = {".heic", ".heif", ".dcm", ".svg", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
 
 
 class FolderReader(EncodedReader):
@@ -174,10 +173,10 @@ def sort_out(name: str, reader: Reader) -> bool:
         reader.left_out["hidden files like .x, ._x, __MACOSX"] += 1
         return False
     suffix = PurePosixPath(name).suffix.lower()
-    if suffix in UNREADABLE_SUFFIXES:
-        reader.unusable[printable(name)] = f"Pillow cannot read {suffix} files; convert it to PNG or JPEG"
+    if suffix in refused_suffixes():
+        reader.unusable[printable(name)] = f"{suffix} files are not supported; {refused_suffixes()[suffix]}"
         return False
-    if suffix not in decodable_suffixes():
+    if suffix not in suffixes():
         if name != LABELS_FILE:
             reader.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
         return False

@@ -8,10 +8,12 @@ from contextlib import suppress
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from datamodules.images.decoding import check_header, each_row
+from datamodules.images.decoding import each_row
 from datamodules.images.sources import ImageSource
+from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO
 from storage.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
@@ -52,7 +54,6 @@ def eight_bit_pictures(image: Image.Image | np.ndarray, channels: int) -> list[I
             f"a picture has 1 (grey) or 3 (RGB) channels, and dataset.channels={channels}. "
             "For more channels, save an array and set dataset=npy."
         )
-    check_header(image)
     with suppress(Exception):  # damaged EXIF data can raise anything; viewers show such pictures as stored, too
         ImageOps.exif_transpose(image, in_place=True)
     return [eight_bit(image, MODES[channels])]
@@ -71,6 +72,8 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
 def from_16_bit(image: Image.Image) -> Image.Image:
     """Grey values 0…65535 to 0…255. Pillow's own conversion saturates instead of scaling."""
     values = np.array(image, dtype=np.int64)  # [H, W]
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 65535 - values  # Pillow inverts up to 8 bits, and not these
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # the grey value that a PNG declares transparent
         values[values == transparent] = 65535
