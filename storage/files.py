@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and JSON files with a checksum."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,8 @@ from storage.fingerprints import canonical_json
 
 SEAL = "sha256"  # the key of a sealed JSON file's checksum
 WORKPLACE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the folders in which files are written before they get their name
-LOCK_NAME = ".lock"  # in each of them
+WRITER = ".cedm-writer"  # in each of them: what its writer holds locked, and nobody else's folder has
+MARK = ".cedm"  # in folders that this project made for files which are never a user's
 
 
 @contextmanager
@@ -62,9 +64,9 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
     while True:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         folder.mkdir()
-        descriptor = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_WRONLY, 0o644)
+        descriptor = os.open(folder / WRITER, os.O_CREAT | os.O_WRONLY, 0o644)
         _lock(descriptor, wait=True)
-        if (folder / LOCK_NAME).exists():  # else it was taken for abandoned in the moment before the lock
+        if (folder / WRITER).exists():  # else it was taken for abandoned in the moment before the lock
             break
         os.close(descriptor)
     try:
@@ -75,12 +77,51 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def remove_abandoned(folder: str | Path) -> None:
-    """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed."""
+    """Removes what killed writers left in `folder` and below it; a living writer, on any machine, is not disturbed.
+
+    A folder is taken for theirs by its name and by what they put into it, which is opened and never made: whatever
+    else is called `.x.tmp` stays. `folder` should be one that this project made.
+    """
     places = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)  # passes over the vanished
-    for workplace in (place for place in places if WORKPLACE.fullmatch(place.name)):
-        with suppress(OSError), (workplace / LOCK_NAME).open("r+b") as lock:  # none: gone meanwhile, or not locked yet
+    for workplace in (place for place in places if WORKPLACE.fullmatch(place.name) and not place.is_symlink()):
+        with suppress(OSError), (workplace / WRITER).open("r+b") as lock:  # none: somebody else's, or gone meanwhile
             if _lock(lock.fileno(), wait=False):  # its writer lives no more
                 shutil.rmtree(workplace, ignore_errors=True)
+
+
+def own_folder(folder: Path) -> Path:
+    """`folder`, made and marked as this project's, or `folder-2`, … where somebody else's has that name.
+
+    What lies in such a folder may be cleared, and is never taken for a user's images. Where it cannot be made, whoever
+    writes there will hear why.
+    """
+    while True:
+        candidate = next(place for place in numbered(folder) if is_own(place) or not os.path.lexists(place))
+        if is_own(candidate):
+            return candidate
+        made = candidate.with_name(f".{candidate.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            made.mkdir(parents=True)
+        except OSError:
+            return candidate
+        (made / MARK).write_text(
+            "Made by cluster-conditioned-diffusion. What lies here is made again where it is gone.\n"
+        )
+        with suppress(OSError):  # another process was faster
+            made.rename(candidate)
+            return candidate
+        shutil.rmtree(made)
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `own_folder` made it."""
+    return (folder / MARK).is_file()
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`a.png`, `a-2.png`, `a-3.png`, …"""
+    yield path
+    yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
@@ -99,8 +140,8 @@ def _lock(descriptor: int, wait: bool) -> bool:
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged file to `NAME.damaged`, so that nobody reads it and its owner can look at it."""
-    aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
+    aside = next(name for name in numbered(path.with_name(f"{path.name}.damaged")) if not os.path.lexists(name))
+    path.rename(aside)
     return aside
 
 

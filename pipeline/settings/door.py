@@ -30,8 +30,8 @@ from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settin
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
 from pipeline.settings.words import key_of, readable
+from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
-from storage.files import remove_abandoned
 
 SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
 MAKE_INPUTS = "CEDM_MAKE_INPUTS"  # set for what a run of a sweep starts: make what is missing, instead of telling how
@@ -91,7 +91,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
         with told_in_words() as outcome:
             settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
             settings.check_files()
-            remove_abandoned(settings.cache_dir)
+            remove_abandoned_entries(settings.cache_dir)
             command = load_command(name)
             with stop_at_once():
                 return with_inputs(functools.partial(command, settings), make=sweep or MAKE_INPUTS in os.environ)

@@ -19,7 +19,16 @@ import storage.digests as digests
 from storage.artifacts import make_once, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import atomic_path, read_sealed_json, remove_abandoned, write_json, write_sealed_json
+from storage.files import (
+    atomic_path,
+    is_own,
+    own_folder,
+    read_sealed_json,
+    remove_abandoned,
+    set_aside,
+    write_json,
+    write_sealed_json,
+)
 from storage.fingerprints import fingerprint
 
 
@@ -153,6 +162,42 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp
     remove_abandoned(tmp_path)
     assert not list(tmp_path.rglob("*.json"))
     assert not list((tmp_path / "deep").iterdir())
+
+
+def test_folders_of_other_programs_are_not_taken_for_abandoned_ones(tmp_path: Path):
+    names = (
+        ".mywork.tmp",
+        ".x.tmp",
+        ".x.0123abcd.tmp",
+        ".a.json.0123456789abcdef.tmp",
+        "cache.tmp",
+        "deep/.y.89abcdef.tmp",
+    )
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "thesis.txt").write_text("three years")
+        (tmp_path / name / ".lock").touch()
+    (tmp_path / ".z.00000000.tmp").symlink_to(tmp_path / ".x.tmp", target_is_directory=True)
+    before = sorted(tmp_path.rglob("*"))
+    remove_abandoned(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_own_folder_is_marked_and_nobody_elses(tmp_path: Path):
+    (tmp_path / "surveys").mkdir()
+    (tmp_path / "surveys/mine.png").touch()
+    own = own_folder(tmp_path / "surveys")
+    assert own == own_folder(tmp_path / "surveys") == tmp_path / "surveys-2"
+    assert [is_own(own), is_own(tmp_path / "surveys"), is_own(tmp_path)] == [True, False, False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["surveys", "surveys-2"]
+
+
+def test_a_second_damaged_file_does_not_take_the_place_of_the_first(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    for content in ("first", "second"):
+        path.write_text(content)
+        set_aside(path)
+    assert sorted(found.read_text() for found in tmp_path.iterdir()) == ["first", "second"]
 
 
 def test_tidying_up_beside_a_living_writer_disturbs_neither(tmp_path: Path):
