@@ -5,8 +5,8 @@ where one file is wanted, the folder is packed into it in the end.
 """
 
 import json
-import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +76,9 @@ class ImageOutput:
             Where the images are, and the grid.
         """
         grid = self.folder / "grid.png"
+        names = [self.name(row) for row in range(len(self.seeds))]
         if not self.is_packed:
             self._draw_grid(grid)
-            names = [self.name(row) for row in range(len(self.seeds))]
             labels = None if self.cluster_ids is None else list(zip(names, self.cluster_ids, strict=True))
             if self.format == "png":
                 write_json(self.images / "dataset.json", {"labels": labels})
@@ -90,8 +90,17 @@ class ImageOutput:
             else:
                 self._pack_array(names)
         if self.format != "png":
-            shutil.rmtree(self.images, ignore_errors=True)
+            self._remove_single_images(names)
         return self.written, grid
+
+    def _remove_single_images(self, names: list[str]) -> None:
+        """Remove what `write` wrote, and the folders of it, unless something else lies in there."""
+        own = [self.images / name for name in (*names, "dataset.json")]
+        for file in own:
+            file.unlink(missing_ok=True)
+        for folder in sorted({file.parent for file in own}, reverse=True):
+            with suppress(OSError):
+                folder.rmdir()
 
     def _pack_array(self, names: list[str]) -> None:
         """One array, uint8 [N, H, W, C], and `labels.npy` beside it."""

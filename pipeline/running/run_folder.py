@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ SUMMARY_FILE = "summary.json"
 TRAINING_IDENTITY = (
     "dataset", "conditioning", "network", "training", "optimizer", "sampler", "evaluation", "trainer", "seed"
 )  # fmt: skip
+# What runs write into their folder: a user's files of these names are not written over.
+OUTPUTS = re.compile(
+    r"(images|grids|snapshots|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)|labels\.npy"
+    r"|(denoiser|head|pseudo_labels)\.safetensors|(pseudo_labels|clusters|bound|scores|confidence|results|distances)\.csv"
+    r"|(grid|clusters|gallery|map|utilization|distance|bound)\.png|(set-\d+)\.json|nearest-\d+\.png|report\.html)"
+)
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 
@@ -45,9 +52,10 @@ def choose_run_folder(run_dir: str | None, parent: Path, settings: Mapping[str, 
     """`run_dir`, or the newest run of the same settings below `parent`, or a new folder there.
 
     Raises:
-        UserError: `run_dir` holds a run of other settings; the message shows the differences.
+        UserError: `run_dir` holds a run of other settings, and the message shows the differences; or a user's files.
     """
     if run_dir is not None:
+        refuse_foreign_files(Path(run_dir))
         if not overwrite:
             refuse_other_settings(Path(run_dir), settings)
         return Path(run_dir)
@@ -158,6 +166,18 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         + "\n".join(lines)
         + "\nSet another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
     )
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raise a `UserError` where a folder that holds no run holds files that a run would write over or add to."""
+    if holds_run(folder):
+        return
+    foreign = sorted(path.name for path in folder.glob("*") if OUTPUTS.fullmatch(path.name))
+    if foreign:
+        raise UserError(
+            f"run_dir={folder}: it holds {', '.join(foreign[:5])}, which no run has written, and a run would write "
+            "files of the same names. Set run_dir=FOLDER, a new one."
+        )
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
