@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storage.files import set_aside
 
+DATABASE = "file_digests.sqlite"  # in the cache
 SETTLED_AFTER_NS = 1_000_000_000  # a file changed this recently may change again within one tick of its time stamps
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
     if cache_dir is None:
         return [_hash_file(Path(path)) for path in paths]
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    database = Path(cache_dir) / "file_digests.sqlite"
+    database = Path(cache_dir) / DATABASE
     try:
         return _remembered_digests(paths := list(paths), database)
     except sqlite3.OperationalError:  # locked for long, or the disk is full

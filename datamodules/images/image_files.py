@@ -17,9 +17,11 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.formats import refused_suffixes, suffixes
 from datamodules.images.label_files import LABELS_FILE, parse_dataset_json
+from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import WrongPathError
+from storage.files import is_own
 from storage.fingerprints import fingerprint
 
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
@@ -34,8 +36,14 @@ class FolderReader(EncodedReader):
         if not root.is_dir():
             problem = "a file; for one, set dataset=zip or dataset=npy" if root.is_file() else "no such folder"
             raise WrongPathError(f"{root}: {problem}.", "FOLDER")
+        if is_own(root) or is_run(root):
+            problem = "holds a run or a part of the cache, whose pictures are no images of a data set"
+            inside = f"{root}/images" if (root / "images").is_dir() else "FOLDER, another one"
+            raise WrongPathError(f"{root}: {problem}.", inside)
         self.folders: set[str] = set()
         self.ids = sorted(self._walk())
+        self.own_output = outermost(self.own_output, self.ids)
+        self.folders = {name for name in self.folders if not {*around(name)} & {*self.own_output}}
         refuse_no_images(root, self)
 
     def file(self, row: int) -> tuple[Path, str]:
@@ -58,7 +66,7 @@ class FolderReader(EncodedReader):
         return parse_dataset_json(path, path.read_bytes(), self.ids) if path.is_file() else None
 
     def _walk(self) -> Iterator[str]:
-        """Ids of the images; each real folder is entered once, however many links lead to it."""
+        """Ids of the images; each real folder is entered once, however many links lead to it, and none of a run."""
 
         def note(error: OSError) -> None:
             name = Path(error.filename).relative_to(self.root).as_posix()
@@ -73,6 +81,10 @@ class FolderReader(EncodedReader):
                     folders.clear()
                     continue
                 entered.add((stat.st_dev, stat.st_ino))
+                if folder != self.root and is_own_output(folder, files):
+                    self.own_output.append(folder.relative_to(self.root).as_posix())
+                    folders.clear()
+                    continue
                 self.left_out.update("hidden folders" for name in folders if not is_visible(name))
                 folders[:] = sorted(filter(is_visible, folders))
                 links = [folder / name for name in folders if os.path.islink(folder / name)]  # noqa: PTH114 (see below)
@@ -200,7 +212,9 @@ def printable(name: str) -> str:
 def refuse_no_images(path: Path, reader: Reader) -> None:
     """Raise a `WrongPathError` for a folder or ZIP without images; it says what is there instead."""
     if not reader.ids and not reader.unusable:
-        found = ", ".join(f"{kind} ({count:,})" for kind, count in reader.left_out.most_common(5)) or "nothing at all"
+        kinds = [f"{kind} ({count:,})" for kind, count in reader.left_out.most_common(5)]
+        kinds += [f"this project's own folders ({', '.join(reader.own_output)})"] if reader.own_output else []
+        found = ", ".join(kinds) or "nothing at all"
         problem = f"no images in there; found {found}. PNG, JPEG, WebP, … files are expected"
         raise WrongPathError(f"{path}: {problem}.", "FOLDER or FILE.zip")
 

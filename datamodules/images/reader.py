@@ -29,6 +29,7 @@ class Reader(ABC):
         ids: one name per image, in data-set order.
         unusable: files that were meant as images and cannot even be tried, each with the reason.
         left_out: how many files of which kind are no images.
+        own_output: folders of this project's runs and cache that lie among the images, and are not listed.
         folders: the folders that the images may lie in; None where there is no such thing.
     """
 
@@ -37,6 +38,7 @@ class Reader(ABC):
         self.ids: list[str] = []
         self.unusable: dict[str, str] = {}
         self.left_out: Counter[str] = Counter()
+        self.own_output: list[str] = []
         self.folders: set[str] | None = None
         self._labels = labels
 

@@ -23,7 +23,7 @@ from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
 from datamodules.images.reader import Labels, Reader
 from storage.errors import UserError, named_by
-from storage.files import remembered_json
+from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
 SHOWN = 5  # bad files that a message names
@@ -54,6 +54,7 @@ class ImageSource:
         self.name, self.kind = name, reader.kind
         self.class_names = None if labels is None else labels.class_names  # one per class, or None
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
+        self.own_output = reader.own_output  # folders of this project's that lie among the images
         usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
         self.total = len(usable)  # images of the whole data set
         self.positions = evenly_spaced(self.total, max_images)  # int64 [N], each image's place in the whole data set
@@ -184,7 +185,7 @@ def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> d
     if cache_dir is None:
         return find()
     stem = file_stem(name, "bad", fingerprint([reader.state(), PIL.__version__]))
-    return remembered_json(Path(cache_dir) / "data" / f"{stem}.json", find)
+    return remembered_json(own_folder(Path(cache_dir) / "surveys") / f"{stem}.json", find)
 
 
 def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> NoReturn:

@@ -11,7 +11,7 @@ import torch
 
 from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.sources import ImageSource, refuse_bad_files
-from storage.files import remembered_json
+from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
 SHOWN = 5  # duplicates that the survey names
@@ -49,7 +49,7 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
     """
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
     key = fingerprint([source.state, labels, source.left_out, PIL.__version__])
-    path = Path(cache_dir) / "data" / f"{file_stem(source.name, key)}.json"
+    path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(source.name, key)}.json"
     return Survey(**remembered_json(path, lambda: asdict(_look(source)))), path
 
 

@@ -27,6 +27,8 @@ def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: 
     found, path = survey(source, cache_dir)
     picture = path.with_name(f"{path.stem}-{resolution}x{channels}.png")
     lines = describe(found, source.name, resolution)
+    if source.own_output:
+        lines.append(f"{'not listed':<15}{', '.join(source.own_output)}: runs and cache of this project")
     if not picture.exists():
         lines += draw_contact_sheet(source, resolution, channels, picture)
     print("\n".join([*lines, f"contact sheet  {picture}"]))

@@ -1,6 +1,7 @@
 """The typed settings of every command: the config groups, each of which its own room describes, and the keys beside."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,10 +61,13 @@ class SharedSettings(Settings):
         """Look for the files that settings name: when the command starts, and not when it is planned.
 
         Raises:
-            UserError: one is not there.
+            UserError: one is not there, or the run would be written among the images.
         """
         if self.init_from is not None:
             denoiser_file(self.init_from, "init_from")
+        folders = [Path(place) for place in (self.run_dir, self.dataset.path) if place is not None]
+        if len(folders) == 2 and folders[1].is_dir() and folders[0].resolve() == folders[1].resolve():
+            self.refuse("run_dir", "the images lie there, and the run's pictures would be more. Another is expected")
 
 
 @dataclass(frozen=True)

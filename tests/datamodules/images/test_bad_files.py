@@ -202,7 +202,7 @@ def test_the_survey_stops_before_the_work_and_counts(tmp_path: Path) -> None:
     (tmp_path / "images/good.png").write_bytes(PNG)
     with pytest.raises(UserError, match=r"\d\d of 41 files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
         survey(opened("folder", tmp_path / "images"), tmp_path / "cache")
-    assert not (tmp_path / "cache/data").exists()
+    assert not list((tmp_path / "cache").rglob("*.json"))
 
 
 # Properties -----------------------------------------------------------------------------------------------------------

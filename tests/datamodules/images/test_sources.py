@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.image_files import FolderReader
 from storage.errors import UserError
+from storage.files import own_folder, write_json, write_sealed_json
 
 from ..opening import opened
 
@@ -67,6 +70,36 @@ def test_linked_folders_are_followed_and_broken_links_named(tree: Path, tmp_path
     (tree / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"gone\.png"):
         opened("folder", tree)
+
+
+def test_what_this_project_wrote_below_a_data_set_is_not_listed(tree: Path, tmp_path: Path):
+    """Caches and runs, wherever they lie and by whatever link they are reached; but what only looks like one is."""
+    write_sealed_json(tree / "b/earlier/settings.json", {"settings": {}, "inputs": {}})
+    write_json(tree / "runs/digits/train/1/settings.json", {"settings": {}, "inputs": {}})  # of a version before seals
+    (tree / "old-cache").mkdir()
+    (tree / "old-cache/file_digests.sqlite").touch()
+    own_folder(tree / "cache/surveys")
+    write_json(tmp_path / "elsewhere/settings.json", {"settings": {}, "inputs": {}})
+    (tree / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    write_json(tree / "mine/settings.json", {"settings": "of another program"})
+    (tree / "b/empty").mkdir()
+    for folder in (
+        "b/earlier",
+        "b/earlier/grids",
+        "runs/digits/train/1",
+        "old-cache/data",
+        "cache/surveys",
+        "linked",
+        "mine",
+    ):
+        save_image(tree / folder / "grid.png")
+    source = opened("folder", tree)
+    assert source.ids == [*TREE_IDS[:3], "mine/grid.png", *TREE_IDS[3:]]
+    assert source.own_output == ["b/earlier", "cache", "linked", "old-cache", "runs"]
+    assert FolderReader(DatasetSettings(kind="folder", path=str(tree))).folders == {"a", "b", "b/empty", "mine", "ünï"}
+    with pytest.raises(UserError, match="holds a run"):
+        opened("folder", tree / "b/earlier")
+    assert opened("folder", tree / "b/earlier/grids").ids == ["grid.png"]
 
 
 def test_the_fingerprint_follows_contents_ids_and_labels_not_paths_and_times(tree: Path, tmp_path: Path):

@@ -1,0 +1,41 @@
+"""What this project itself has written below a data set: its runs and its cache, whose pictures are no images of it."""
+
+import json
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from storage.cache import FOLDERS
+from storage.digests import DATABASE
+from storage.files import is_own
+
+SETTINGS_FILE = "settings.json"  # of a run
+LARGEST_SETTINGS = 1 << 20  # bytes
+
+
+def is_own_output(folder: Path, files: Collection[str]) -> bool:
+    """Whether a folder that holds these files is a run or a cache, told by what is written into each of them."""
+    entries = bool(files) and all(name.endswith((".safetensors", ".lock", ".damaged")) for name in files)
+    part_of_cache = folder.name in FOLDERS and entries
+    return is_own(folder) or DATABASE in files or part_of_cache or (SETTINGS_FILE in files and is_run(folder))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one of a run: its `settings.json` says what the run was made from."""
+    path = folder / SETTINGS_FILE
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        if path.stat().st_size <= LARGEST_SETTINGS:
+            return {"settings", "inputs"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    return False
+
+
+def outermost(own: Iterable[str], ids: Iterable[str]) -> list[str]:
+    """For each of the folders `own` the outermost one around it without an image: `runs` for `runs/digits/embed/1`."""
+    holding = {parent for image_id in {str(PurePosixPath(name).parent) for name in ids} for parent in around(image_id)}
+    return sorted({next(place for place in around(folder) if place not in holding) for folder in own})
+
+
+def around(folder: str) -> list[str]:
+    """`a`, `a/b`, `a/b/c` for the folder `a/b/c`."""
+    parts = PurePosixPath(folder).parts
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]

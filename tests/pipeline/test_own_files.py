@@ -1,0 +1,88 @@
+"""A user's folder and what this project writes there: nothing becomes an image, nothing of the user's is lost."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import TINY_EDM, Cedm
+
+MINE = ["dataset=folder", "dataset.resolution=8", "dataset.channels=1", "backbone=pixels"]
+KMEANS = ["clustering=kmeans", "clustering.num_clusters=3", "map_images=0"]
+
+
+@pytest.fixture
+def images(workplace: Path) -> Path:
+    """24 images in two class folders, in the current folder."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = workplace / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    return workplace
+
+
+@pytest.mark.parametrize(
+    ("path", "places"),
+    [
+        (".", []),
+        (".", ["cache_dir=.", "dataset.labels=folders"]),
+        ("{}", ["run_dir=../{name}/a/run", "cache_dir=b/cache"]),
+        ("../link", ["run_dir={}/run", "dataset.labels=folders"]),
+    ],
+)
+def test_work_inside_the_data_set_finds_the_same_images_each_time(
+    cedm: Cedm, images: Path, path: str, places: list[str]
+) -> None:
+    (images.parent / "link").unlink(missing_ok=True)
+    (images.parent / "link").symlink_to(images, target_is_directory=True)
+    path, *places = (word.format(images, name=images.name) for word in (path, *places))
+    settings = [*MINE, f"dataset.path={path}", *KMEANS, *places]
+    assert "24 images" in cedm("embed", *settings).out
+    clusters = [word.replace("/run", "/run2") for word in settings]
+    assert cedm("cluster", *clusters).code == 0
+    again = cedm("embed", *settings)
+    assert "24 images" in again.out
+    assert "Nothing to do" in again.out
+    assert "not listed" in again.out
+    assert "Nothing to do" in cedm("cluster", *clusters).out
+    shutil.rmtree(images.parent / "link", ignore_errors=True)
+
+
+def test_a_run_is_not_written_among_the_images(cedm: Cedm, images: Path) -> None:
+    before = sorted(images.rglob("*"))
+    result = cedm("embed", *MINE, *KMEANS, "dataset.path=.", f"run_dir={images}", "cache_dir=../cache")
+    assert result.code == 2
+    assert "run_dir=" in result.err
+    assert sorted(images.rglob("*")) == before
+
+
+@pytest.mark.parametrize("format", ["png", "zip", "npy"])
+def test_generated_images_neither_mix_with_a_users_nor_take_them_away(cedm: Cedm, model: Path, format: str) -> None:
+    """`run_dir` is a folder in which `images`, `images.zip` and `images.npy` are the user's."""
+    mine = [model.parent / f"mine/{name}" for name in ("images/00000/img00000000.png", "images.zip", "images.npy")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    result = cedm("generate", f"ckpt={model}", "num=2", "sampler.steps=2", "run_dir=mine", f"format={format}")
+    assert (result.code, "images.npy" in result.err) == (2, True)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    (model.parent / "free").mkdir()
+    (model.parent / "free/slurm-1.out").write_text("a log")
+    words = ["generate", f"ckpt={model}", "num=2", "sampler.steps=2", "run_dir=free", f"format={format}"]
+    assert cedm(*words).code == 0
+    assert (model.parent / "free/slurm-1.out").exists()
+    assert (model.parent / "free/images").exists() == (format == "png")
+
+
+def test_temporary_folders_of_others_stay(cedm: Cedm, workplace: Path) -> None:
+    """Below `cache_dir=.` and in the folder of a run."""
+    places = [".mywork.tmp", "deep/.x.0123abcd.tmp", "run/.mywork.tmp", "run/deep/.x.0123abcd.tmp"]
+    for place in places:
+        (workplace / place).mkdir(parents=True)
+        (workplace / place / ".lock").write_text("of another program")
+    settings = [*TINY_EDM, "training.duration_kimg=0.1", "conditioning=none", "dataset.max_images=100"]
+    assert cedm("train", *settings, "cache_dir=.", "run_dir=run").code == 0
+    assert [(workplace / place / ".lock").read_text() for place in places] == ["of another program"] * 4
