@@ -82,13 +82,18 @@ def cluster_purity(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> tu
         labels: [N], integers in 0…K−1.
 
     Returns:
-        Purities, the share of that class, float64 [C], NaN for clusters without images; and the classes, int64 [C].
+        Purities, the share of that class, float64 [C], NaN for clusters without images; and the classes, int64 [C],
+        the lowest of several that are equally frequent.
     """
     num_classes = int(labels.max()) + 1
-    cells = cluster_ids.long() * num_classes + labels.long()
-    table = cells.bincount(minlength=num_clusters * num_classes).view(num_clusters, num_classes)
-    most, majority = table.max(dim=1)
-    return most.double() / table.sum(dim=1), majority
+    cells, counts = (cluster_ids.long() * num_classes + labels.long()).unique(return_counts=True)  # of no empty cell
+    cluster, label = cells // num_classes, cells % num_classes
+    sizes = torch.zeros(num_clusters, dtype=torch.int64)
+    most, total = sizes.scatter_reduce(0, cluster, counts, "amax"), sizes.scatter_add(0, cluster, counts)
+    majority = torch.full_like(sizes, num_classes).scatter_reduce(
+        0, cluster, torch.where(counts == most[cluster], label, num_classes), "amin"
+    )
+    return most.double() / total, majority.where(total > 0, 0)
 
 
 def matched_accuracy(contingency: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
-from datamodules.images.label_files import from_array
+from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels, Reader
 from datamodules.plain_files import load_npy
 from storage.digests import file_digest, file_state
@@ -104,12 +104,26 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
         with np.load(path, allow_pickle=False) as archive:
             image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
             images = archive[image_key]
-            found = choose_key(path, archive.files, label_key, (), "label") if label_key else LABELS_OF.get(image_key)
-            labels = archive[found] if found in archive.files else None
+            own_labels = labels_in_archive(path, archive, image_key, len(images), settings)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be read as plain arrays ({error}).") from error
-    own_labels = None if labels is None else from_array(path, labels, len(images))
     return ArrayReader(images, settings.value_range, f"{path}::{image_key}", own_labels)
+
+
+def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, settings: DatasetSettings) -> Labels | None:
+    """Labels from the array of an `.npz` that `dataset.label_key` names, or that goes with the images'.
+
+    Raises:
+        UserError: there is no array of that name.
+    """
+    label_key = settings.label_key
+    found = choose_key(path, archive.files, label_key, (), "label") if label_key else LABELS_OF.get(image_key)
+    if settings.labels is not None or found not in archive.files:
+        return None
+    try:
+        return labels_from_array(f"{path}::{found}", archive[found], count)
+    except (UserError, ValueError) as error:  # of another length, or Python objects, which are not unpickled
+        return Labels(None, note=str(error).removeprefix(f"{path}::{found}: "))
 
 
 def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, ...], what: str) -> str:

@@ -46,7 +46,7 @@ class DatasetSettings(Settings):
     channels: int = setting(1, "1 grey, 3 RGB; arrays: as many as they have", low=1)
     max_images: int | None = setting(None, "an evenly spaced part of the data set; null: all", low=1)
     labels: str | None = setting(
-        None, "folders, or a file; null: those that the data set brings", identifies=False, path=True
+        None, "folders, none, or a file; null: those that the data set brings", identifies=False, path=True
     )
     on_bad_file: str = setting(
         "stop", "skip: try all files first, leave out bad ones", choices=("stop", "skip"), identifies=False

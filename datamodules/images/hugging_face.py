@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from datamodules.images.arrays import numbered_ids
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
-from datamodules.images.label_files import from_array
-from datamodules.images.reader import EncodedReader, Labels
+from datamodules.images.label_values import labels_from_values
+from datamodules.images.reader import UNLABELLED, EncodedReader, Labels
 from storage.digests import file_digests
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
@@ -82,10 +82,27 @@ def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
     labels = None
     if label_key is not None:
         choose_column(path, "label_key", label_key, list(features), features)
-        labels = from_array(Path(path) / label_key, np.asarray(dataset.with_format("numpy")[label_key]), len(dataset))
-        if label_key in classes:
-            labels = Labels(labels.values, list(features[label_key].names))
+        labels = labels_in_column(dataset, label_key) if settings.labels is None else None
+    elif classes:
+        labels = Labels(
+            None, note=f"several columns of classes, {', '.join(classes)}; set dataset.label_key={classes[0]}"
+        )
     return HuggingFaceReader(dataset, image_key, settings.split, labels)
+
+
+def labels_in_column(dataset: Any, key: str) -> Labels:
+    """Labels from a column of classes, numbers or names."""
+    import datasets
+
+    feature, where = dataset.features[key], f"column {key!r}"
+    if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        kind = "several values for an image" if isinstance(feature, list) else type(feature).__name__
+        return Labels(None, note=f"{where}: holds {kind}; one number or name for each image is expected")
+    values = dataset.select_columns([key])[:][key]
+    if not isinstance(feature, datasets.ClassLabel):
+        return labels_from_values(values, where)
+    numbers = torch.tensor([UNLABELLED if value is None else value for value in values], dtype=torch.int64)
+    return Labels(numbers, list(feature.names))
 
 
 def load_split(datasets: Any, settings: DatasetSettings) -> Any:

@@ -16,11 +16,11 @@ import numpy as np
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.formats import refused_suffixes, suffixes
-from datamodules.images.label_files import LABELS_FILE, parse_dataset_json
+from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json
 from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
 from storage.digests import file_digest, file_digests, file_state
-from storage.errors import WrongPathError
+from storage.errors import UserError, WrongPathError
 from storage.files import is_own
 from storage.fingerprints import fingerprint
 
@@ -63,7 +63,7 @@ class FolderReader(EncodedReader):
 
     def own_labels(self) -> Labels | None:
         path = self.root / LABELS_FILE
-        return parse_dataset_json(path, path.read_bytes(), self.ids) if path.is_file() else None
+        return labels_in_dataset_json(path, path.read_bytes(), self.ids) if path.is_file() else None
 
     def _walk(self) -> Iterator[str]:
         """Ids of the images; each real folder is entered once, however many links lead to it, and none of a run."""
@@ -117,11 +117,11 @@ class ZipReader(EncodedReader):
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-                self._labels_text = archive.read(LABELS_FILE) if LABELS_FILE in archive.NameToInfo else None
         except Exception as error:  # a damaged directory can raise anything in there
             problem = f"not a readable ZIP file ({error or type(error).__name__}). Copy or make it again"
             raise WrongPathError(f"{path}: {problem}.", "FILE.zip") from error
         self.folders = {info.filename.rstrip("/") for info in infos if info.is_dir() and is_visible(info.filename)}
+        self._has_labels = any(info.filename == LABELS_FILE for info in infos)
         images = sorted(self._sort_out(infos), key=lambda info: info.filename)
         self.ids = [info.filename for info in images]
         self._entries = np.array(
@@ -156,8 +156,15 @@ class ZipReader(EncodedReader):
         return file_state(self.path)
 
     def own_labels(self) -> Labels | None:
-        text = self._labels_text
-        return None if text is None else parse_dataset_json(self.path / LABELS_FILE, text, self.ids)
+        if not self._has_labels:
+            return None
+        path = self.path / LABELS_FILE
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                text = archive.read(LABELS_FILE)
+        except Exception as error:  # a damaged or encrypted entry can raise anything
+            raise UserError(f"{path}: cannot be read ({error}). Set dataset.labels=none to leave it out.") from error
+        return labels_in_dataset_json(path, text, self.ids)
 
     def _sort_out(self, infos: list[zipfile.ZipInfo]) -> Iterator[zipfile.ZipInfo]:
         infos = [info for info in infos if not info.is_dir() and sort_out(info.filename, self)]

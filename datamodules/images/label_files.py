@@ -1,23 +1,25 @@
 """Labels of images: from the names of their folders, a CSV or `.npy` file, or EDM's `dataset.json`.
 
-They serve `clustering=labels` and the scores; nothing else learns from them.
+They serve `clustering=labels` and the scores; nothing else learns from them. So what a file says never stands in the
+way of the images: where it is no label of each image, there are none, and a note says why.
 """
 
 import json
 import unicodedata
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from datamodules.images.label_values import SHOWN, labels_from_values, numbered
 from datamodules.images.reader import Labels
-from datamodules.plain_files import load_npy, read_csv, whole_numbers
+from datamodules.plain_files import load_npy, read_csv
 from storage.errors import UserError
 
 LABELS_FILE = "dataset.json"
+FORMAT = '{"labels": [["image.png", 3], ...]}'
 
 
 def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
@@ -35,7 +37,7 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
             f"{path}: dataset.labels=folders, but {loose!r} lies in no class folder. One folder per class is expected, "
             "such as cat/1.png and dog/2.png. Or set dataset.labels=FILE.csv, with the columns id and label."
         )
-    labels = from_names([parts[shared] for parts in places])
+    labels = numbered([parts[shared] for parts in places], path)
     beside = (folder.split("/") for folder in folders)
     classes = {parts[shared] for parts in beside if len(parts) == shared + 1 and parts[:shared] == common}
     empty = sorted(classes - set(labels.class_names or []))
@@ -48,42 +50,85 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
 
 
 def read_label_file(path: Path, ids: list[str]) -> Labels:
-    """Labels from a CSV with the columns `id` and `label` (numbers or names), a `.json` like EDM's, or an `.npy`."""
+    """Labels from a CSV with the columns `id` and `label` (numbers or names), a `.json` like EDM's, or an `.npy`.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is about other images.
+    """
     if not path.is_file():
         raise UserError(f"dataset.labels={path}: no such file. Set dataset.labels=folders or dataset.labels=FILE.csv.")
     if path.suffix == ".npy":
-        return from_array(path, load_npy(path), len(ids))
+        return labels_from_array(path, load_npy(path), len(ids))
     if path.suffix == ".json":
-        labels = parse_dataset_json(path, path.read_bytes(), ids)
-        if labels is None:
+        known, values = pairs_in_json(path, path.read_bytes())
+        if not known:
             raise UserError(f"{path}: says that there are no labels (null).")
-        return labels
+        return matched_labels(path, known, values, ids)
     if path.suffix != ".csv":
         raise UserError(f"dataset.labels={path}: a file of labels ends in .csv, .json or .npy.")
     columns = read_csv(path)
     if not {"id", "label"} <= columns.keys():
         raise UserError(f"{path}: the columns id,label are expected; found {','.join(columns) or 'numbers alone'!r}.")
-    given = [text.strip() for text in columns["label"]]
-    if "" in given:
-        raise UserError(f"{path}: the label of {columns['id'][given.index('')]!r} is empty.")
-    texts = in_order(path, columns["id"], given, ids)
-    if all(text.lstrip("-").isdecimal() for text in texts):
-        return Labels(whole_numbers(path, [int(text) for text in texts], "labels"))
-    return from_names(texts)
+    return matched_labels(path, columns["id"], columns["label"], ids)
 
 
-def parse_dataset_json(path: Path, text: bytes, ids: list[str]) -> Labels | None:
-    """Labels from the text of EDM's `dataset.json`; None where it says null."""
+def labels_in_dataset_json(path: Path, text: bytes, ids: list[str]) -> Labels | None:
+    """Labels from the text of the `dataset.json` that lies with the images; None where it says null.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
-        pairs = json.loads(text)["labels"]
-        if pairs is None:
-            return None
-        known, labels = [str(image_id) for image_id, _ in pairs], [label for _, label in pairs]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        known, values = pairs_in_json(path, text)
+        return matched_labels(path, known, values, ids) if known else None
+    except ForeignFileError as error:
+        return Labels(None, note=str(error))
+
+
+class ForeignFileError(UserError):
+    """A file that says nothing of these images."""
+
+
+def pairs_in_json(path: Path, text: bytes) -> tuple[list[str], list[Any]]:
+    """Image ids and their labels, as EDM writes them; none where it says null.
+
+    Raises:
+        ForeignFileError: it holds something else.
+        UserError: it is no JSON.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f'{path}: expected {{"labels": [["image.png", 3], ...]}} ({type(error).__name__}: {error}).'
+            f"{path}: expected {FORMAT} ({type(error).__name__}: {error}). Set dataset.labels=none to leave it out."
         ) from error
-    return Labels(whole_numbers(path, in_order(path, known, labels, ids), "labels"))
+    pairs = content.get("labels", ()) if isinstance(content, dict) else ()
+    if pairs is None:
+        return [], []
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ForeignFileError(f"{path}: holds no labels as EDM writes them, {FORMAT}")
+    return [str(image_id) for image_id, _ in pairs], [label for _, label in pairs]
+
+
+def matched_labels(path: Path, known: Sequence[str], values: Sequence[Any], ids: list[str]) -> Labels:
+    """Labels for the images `ids`, from the `values` of the images `known`; an image that is not among them has none.
+
+    Raises:
+        ForeignFileError: none is among them.
+    """
+    wanted, by_id = {same_text(image_id) for image_id in ids}, dict[str, Any]()
+    for image_id, value in zip(map(same_text, known), values, strict=True):
+        if image_id in wanted and repr(before := by_id.setdefault(image_id, value)) != repr(value):
+            shown = " and ".join(repr(one)[:SHOWN] for one in (before, value))
+            why = f"{image_id!r} has two labels, {shown}; one for each image is expected"
+            return Labels(None, note=f"{path}: {why}")
+    if not by_id:
+        others = f"; the labels are for {known[0]!r} and {len(known) - 1:,} more" if known else ""
+        raise ForeignFileError(
+            f"{path}: {len(ids)} of {len(ids)} images have no label, the first is {ids[0]!r}{others}. "
+            "An id is the image's path below the folder, or its name in the ZIP."
+        )
+    return labels_from_values([by_id.get(same_text(image_id)) for image_id in ids], str(path))
 
 
 def in_order(path: Path, known: list[str], labels: list[Any], ids: list[str]) -> list[Any]:
@@ -111,15 +156,16 @@ def same_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def from_names(names: list[str]) -> Labels:
-    """Classes numbered by their sorted names."""
-    class_names, numbers = np.unique(names, return_inverse=True)
-    return Labels(torch.from_numpy(numbers), class_names.tolist())
+def labels_from_array(where: Path | str, values: np.ndarray, count: int) -> Labels:
+    """Labels of `count` images from an array [N] or [N, 1] of numbers or names.
 
-
-def from_array(path: Path, values: np.ndarray, count: int) -> Labels:
-    """Labels from an array [N] or [N, 1] of whole numbers, or of names."""
+    Raises:
+        UserError: it is as long as another number of images.
+    """
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.shape != (count,):
-        raise UserError(f"{path}: labels of shape {list(values.shape)} for {count:,} images; expected [{count}].")
-    return from_names(values.tolist()) if values.dtype.kind == "U" else Labels(whole_numbers(path, values, "labels"))
+    if values.ndim == 0 or len(values) != count:
+        raise UserError(f"{where}: labels of shape {list(values.shape)} for {count:,} images; expected [{count}].")
+    if values.ndim > 1 or values.dtype.kind not in "biufUS":
+        kind = f"an array of shape {list(values.shape)} ({values.dtype})"
+        return Labels(None, note=f"{where}: holds {kind}; one number or name for each image is expected")
+    return labels_from_values(values.tolist(), str(where))

@@ -12,13 +12,22 @@ from torch import Tensor
 
 from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image
 
+UNLABELLED = -1  # the label of an image that has none
+
 
 @dataclass(frozen=True)
 class Labels:
-    """int64 [N] in 0…classes−1, and the classes' names where they have some."""
+    """Labels of images.
 
-    values: Tensor
+    Attributes:
+        values: int64 [N] in 0…classes−1, or UNLABELLED; None where there are no labels that can be used.
+        class_names: one per class, where they have names.
+        note: why there are none.
+    """
+
+    values: Tensor | None
     class_names: list[str] | None = None
+    note: str = ""
 
 
 class Reader(ABC):

@@ -21,7 +21,7 @@ from datamodules.images.dataset_settings import KINDS, DatasetSettings
 from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
-from datamodules.images.reader import Labels, Reader
+from datamodules.images.reader import UNLABELLED, Labels, Reader
 from storage.errors import UserError, named_by
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
@@ -52,7 +52,8 @@ class ImageSource:
         skippable: bool = True,
     ) -> None:
         self.name, self.kind = name, reader.kind
-        self.class_names = None if labels is None else labels.class_names  # one per class, or None
+        labels = labels or Labels(None)
+        self.class_names = labels.class_names  # one per class, or None
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
         self.own_output = reader.own_output  # folders of this project's that lie among the images
         usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
@@ -60,7 +61,10 @@ class ImageSource:
         self.positions = evenly_spaced(self.total, max_images)  # int64 [N], each image's place in the whole data set
         self.rows = usable[self.positions]  # int64 [N], of the reader
         self.ids = [reader.ids[row] for row in self.rows.tolist()]
-        self.labels = None if labels is None else labels.values[self.rows]  # int64 [N], or None
+        self.labels = None if labels.values is None else labels.values[self.rows]  # int64 [N], −1: no label; or None
+        self.labels_note = labels.note  # why there are none
+        if self.labels is not None and bool((self.labels == UNLABELLED).all()):
+            self.labels, self.labels_note = None, f"none of the {len(self):,} images has a label"
         self._reader, self._skippable = reader, skippable
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
 
@@ -153,6 +157,8 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
     """Labels as `dataset.labels` says, else those that the data set brings."""
     if settings.labels is None:
         return reader.own_labels()
+    if settings.labels == "none":
+        return Labels(None, note="dataset.labels=none leaves them out")
     if settings.labels != "folders":
         return read_label_file(Path(settings.labels), reader.ids)
     if reader.folders is None:

@@ -10,6 +10,7 @@ import PIL
 import torch
 
 from datamodules.images.decoding import UnusableImageError, each_row
+from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource, refuse_bad_files
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
@@ -28,6 +29,8 @@ class Survey:
     duplicates: list[tuple[str, str]]  # some of them, each with the earlier one
     class_counts: list[int] | None  # images per class; None without labels
     class_names: list[str] | None  # None where classes are numbers
+    num_unlabelled: int  # images without a label, where others have one
+    labels_note: str  # why there are no labels
     skipped: dict[str, str]  # files that cannot be used and are left out, each with the reason
     left_out: dict[str, int]  # how many files of which kind are no images
 
@@ -48,7 +51,7 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
         UserError: images whose headers cannot be used, unless they are skipped; the message counts and names them.
     """
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
-    key = fingerprint([source.state, labels, source.left_out, PIL.__version__])
+    key = fingerprint([source.state, labels, source.labels_note, source.left_out, PIL.__version__])
     path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(source.name, key)}.json"
     return Survey(**remembered_json(path, lambda: asdict(_look(source)))), path
 
@@ -62,9 +65,11 @@ def _look(source: ImageSource) -> Survey:
     first: dict[str, int] = {}
     earlier = [first.setdefault(digest, index) for index, digest in enumerate(source.image_digests())]
     copies = [(source.ids[index], source.ids[other]) for index, other in enumerate(earlier) if other != index]
-    class_counts = None
+    class_counts, num_unlabelled = None, 0
     if source.labels is not None:  # classes without an image included
-        class_counts = torch.bincount(source.labels, minlength=len(source.class_names or [])).tolist()
+        labelled = source.labels[source.labels != UNLABELLED]
+        class_counts = torch.bincount(labelled, minlength=len(source.class_names or [])).tolist()
+        num_unlabelled = len(source) - len(labelled)
     return Survey(
         num_images=len(source),
         sizes=[(*size, count) for size, count in sizes.most_common()],
@@ -73,6 +78,8 @@ def _look(source: ImageSource) -> Survey:
         duplicates=copies[:SHOWN],
         class_counts=class_counts,
         class_names=source.class_names,
+        num_unlabelled=num_unlabelled,
+        labels_note=source.labels_note,
         skipped=source.skipped,
         left_out=source.left_out,
     )

@@ -7,12 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datamodules.images.label_files import in_order
+from datamodules.images.label_files import in_order, matched_labels
+from datamodules.images.label_values import labels_from_values
+from datamodules.images.reader import Labels
 from datamodules.plain_files import is_number, load_npy, load_pt, read_csv, whole_numbers
 from storage.artifacts import HEADER_KEY
 from storage.errors import UserError
@@ -40,6 +43,27 @@ def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tenso
             values = in_order(path, known, values, ids)
         values = torch.tensor(list(map(float, values)), dtype=torch.float64)
     return whole_numbers(path, values, "cluster ids"), key
+
+
+def read_true_labels(path: Path, key: str, ids: list[str] | None) -> Labels:
+    """Labels, not cluster ids, from the same kinds of files: numbers or names, some of which may be missing.
+
+    A CSV file with a column `id` gives them in the order of `ids`; everything else, or without `ids`, gives all it
+    holds in its order.
+
+    Raises:
+        UserError: the file cannot be read, or is about other images than `ids`.
+    """
+    contents, known = _contents(path), ids_in_csv(path)
+    if known is not None:
+        del contents["id"]
+    _, values = _choose(path, contents, key)
+    if isinstance(values, Tensor | np.ndarray):
+        values = values.tolist()
+    values = values if isinstance(values, list) else [values]
+    if ids is not None and known is not None:
+        return matched_labels(path, known, values, ids)
+    return labels_from_values(values, str(path))
 
 
 def ids_in_csv(path: Path) -> list[str] | None:

@@ -16,6 +16,7 @@ from datamodules.pseudo_labels.assignment_files import (
     label_key,
     read_cluster_ids,
     read_embeddings,
+    read_true_labels,
 )
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
 from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
@@ -48,7 +49,10 @@ def score(settings: ScoreSettings) -> None:
     scores = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
     rows = table_rows(scores)
     cells = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    print(Table(f"scores of {path}", list(rows[0]), cells).as_text())
+    caption = f"scores of {path}"
+    if "num_labelled" in rows[0]:
+        caption += "; agreement is over the images that have a label, num_labelled"
+    print(Table(caption, list(rows[0]), cells).as_text())
 
     inputs = {"assignments": file_digest(path), "dataset": source.fingerprint}
     if settings.labels is not None:
@@ -123,6 +127,8 @@ def score_one(path: Path, clustering: Clustering, labels_setting: str | None, so
             f"{path} knows {len(clustering.cluster_ids):,} images; scored are the {len(known):,} of "
             f"dataset={source.name}. labels=FILE, in the file's order or by id, scores all."
         )
+    if source.labels is None and source.labels_note:
+        print(f"no labels of dataset={source.name}: {source.labels_note}")
     # By the images' ids, not by the file's lines.
     return cluster_scores(known.cluster_ids, known.num_clusters, source.labels)
 
@@ -147,7 +153,14 @@ def labels_for(path: Path, clustering: Clustering, setting: str | None, source: 
     """
     if setting is None:
         own = label_key(path)
-        return None if own is None else read_cluster_ids(path, own, ids=None)[0]
+        if own is None:
+            return None
+        found = read_true_labels(path, own, ids=None)
+        if found.values is None or len(found.values) != len(clustering.cluster_ids):
+            count = "" if found.values is None else f"{len(found.values)} for {len(clustering.cluster_ids)} cluster ids"
+            print(f"labels {own} are left out: {found.note or count}")
+            return None
+        return found.values
     file, key = file_and_key("labels", setting)
     ids, label_ids = clustering.ids, ids_in_csv(file)
     if ids is None or label_ids is None:  # by their order, where that is no order of one side's own
@@ -157,7 +170,9 @@ def labels_for(path: Path, clustering: Clustering, setting: str | None, source: 
                     f"{name}= has image ids in an order of its own and the other file has none, so it cannot be told "
                     "which label is whose. Give both as CSV files with a column id, or sort the lines by id."
                 )
-    labels, _ = read_cluster_ids(file, key or label_key(file) or "", ids)
-    if len(labels) != len(clustering.cluster_ids):
-        raise UserError(f"labels={setting}: {len(labels)} labels for {len(clustering.cluster_ids)} cluster ids.")
-    return labels
+    labels = read_true_labels(file, key or label_key(file) or "", ids)
+    if labels.values is None:
+        raise UserError(f"labels={setting}: no labels. {labels.note}.")
+    if len(labels.values) != len(clustering.cluster_ids):
+        raise UserError(f"labels={setting}: {len(labels.values)} labels for {len(clustering.cluster_ids)} cluster ids.")
+    return labels.values

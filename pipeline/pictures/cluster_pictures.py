@@ -14,12 +14,13 @@ from callbacks.gallery import gallery, sample_clusters
 from datamodules.embeddings.embeddings import Embeddings
 from datamodules.embeddings.map import EmbeddingMap, make_embedding_map
 from datamodules.images.images import ImageStore
+from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from metrics.clustering import cluster_purity
 from pipeline.pictures.chart import PALETTE, png_figure
 from pipeline.pictures.table import write_csv
-from storage.files import atomic_path
+from storage.files import atomic_path, without_nan
 
 LARGEST_THUMBNAIL = 64  # pixels
 SHAPES = "os^DvPX"  # tell more clusters apart than there are colours
@@ -52,7 +53,7 @@ def write_pictures(
     """
     table = table_of(labels, images.source)
     used = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    write_csv(folder / "clusters.csv", [row for row in used if row["images"]])
+    write_csv(folder / "clusters.csv", [without_nan(row) for row in used if row["images"]])
     named = sample_clusters(labels.cluster_ids)
     pictures = [folder / "gallery.png", folder / "clusters.png"]
     drawn = gallery(
@@ -76,7 +77,8 @@ def write_pictures(
 def table_of(labels: PseudoLabels, source: ImageSource) -> dict[str, Sequence[Any]]:
     """Columns with a value for each cluster: its images, their mean confidence where there is one.
 
-    With labels also the share of its most frequent class, NaN without images, and that class's name.
+    With labels also the share of its most frequent class, NaN without labelled images, and that class's name; where
+    some images have no label, how many have one.
     """
     columns: dict[str, Sequence[Any]] = {"cluster": range(labels.num_clusters), "images": labels.counts.tolist()}
     if labels.has_confidence:
@@ -84,10 +86,17 @@ def table_of(labels: PseudoLabels, source: ImageSource) -> dict[str, Sequence[An
         means = sums.index_add_(0, labels.cluster_ids, labels.confidence.double()) / labels.counts
         columns["mean_confidence"] = means.tolist()
     if source.labels is not None:
-        purity, majority = cluster_purity(labels.cluster_ids, source.labels, labels.num_clusters)  # [C] each
+        labelled = source.labels != UNLABELLED
+        cluster_ids, true = labels.cluster_ids[labelled], source.labels[labelled]
+        purity, majority = cluster_purity(cluster_ids, true, labels.num_clusters)  # [C] each
         names = [source.class_names[label] if source.class_names else str(label) for label in majority.tolist()]
         classes = [f"class {name}" if name.isdigit() else name for name in names]  # a mere number says too little
         columns |= {"purity": purity.tolist(), "largest_class": classes}
+        if not labelled.all():
+            columns["labelled"] = cluster_ids.bincount(minlength=labels.num_clusters).tolist()
+            columns["largest_class"] = [
+                name if count else "" for name, count in zip(classes, columns["labelled"], strict=True)
+            ]
     return columns
 
 
@@ -97,7 +106,10 @@ def gallery_notes(clusters: Sequence[int], labels: PseudoLabels, table: Mapping[
         return {cluster: names[cluster] for cluster in clusters}
     if "purity" not in table:
         return {}
-    return {C: f"{100 * table['purity'][C]:.0f} % {table['largest_class'][C]}" for C in clusters}
+    shares = {C: f"{100 * table['purity'][C]:.0f} % {table['largest_class'][C]}" for C in clusters}
+    if "labelled" in table:
+        shares = {C: text if table["labelled"][C] else "no labels" for C, text in shares.items()}
+    return shares
 
 
 def draw_clusters(path: Path, table: Mapping[str, Sequence[Any]], title: str) -> None:
@@ -108,8 +120,10 @@ def draw_clusters(path: Path, table: Mapping[str, Sequence[Any]], title: str) ->
     panels = [("images", counts[order], mean, f"N / C = {mean:,.4g}", "upper right")]
     if "purity" in table:
         purity = 100 * np.array(table["purity"])[order]
-        overall = np.average(purity, weights=counts[order])
-        panels.append(("purity (largest class, %)", purity, overall, f"of all images {overall:.1f} %", "lower left"))
+        labelled = np.array(table.get("labelled", counts))[order]
+        overall = float(np.nansum(purity * labelled) / labelled.sum())
+        which = f"all {labelled.sum():,} labelled images" if "labelled" in table else "all images"
+        panels.append(("purity (largest class, %)", purity, overall, f"of {which} {overall:.1f} %", "lower left"))
     with png_figure(path, 8, 1.2 + 2.4 * len(panels)) as figure:
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, heights, level, label, corner), colour in zip(all_axes, panels, PALETTE[1:], strict=False):

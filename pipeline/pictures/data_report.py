@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from callbacks.image_grid import image_grid
+from datamodules.images.image_files import printable
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource, evenly_spaced
 from datamodules.images.survey import Survey, enlarged, survey
@@ -15,6 +16,7 @@ COLUMNS = 10
 ROWS = 6
 SHOWN_SIZES = 3
 SHOWN_SKIPPED = 10
+SHOWN_NAMES = 5
 DARK = 64  # a data set whose brightest shown pixel is below this was probably scaled wrongly
 
 
@@ -50,6 +52,10 @@ def describe(found: Survey, name: str, resolution: int) -> list[str]:
         said["enlarged"] = f"{small:,} images are smaller than dataset.resolution={resolution}"
     if found.class_counts is not None:
         said["labels"] = describe_classes(found.class_counts, found.class_names)
+        if found.num_unlabelled:
+            said["labels"] += f"; {found.num_unlabelled:,} images without a label"
+    elif found.labels_note:
+        said["labels"] = f"none: {printable(found.labels_note)}"
     if found.num_duplicates:
         copy, original = found.duplicates[0]
         said["duplicates"] = f"{found.num_duplicates:,}, exact copies such as {copy} of {original}"
@@ -76,7 +82,13 @@ def describe_classes(counts: list[int], names: list[str] | None) -> str:
     empty = [names[number] if names else str(number) for number, count in enumerate(counts) if count == 0]
     filled = [count for count in counts if count]
     text = f"{len(filled):,} classes of {min(filled):,} to {max(filled):,} images"
-    return text if not empty else f"{text}; no image of {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}"
+    text += f" ({listed(names)})" if names else ""
+    return f"{text}; no image of {listed(empty)}" if empty else text
+
+
+def listed(names: list[str]) -> str:
+    """The first few names."""
+    return ", ".join(map(printable, names[:SHOWN_NAMES])) + (" …" if len(names) > SHOWN_NAMES else "")
 
 
 def draw_contact_sheet(source: ImageSource, resolution: int, channels: int, path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
 from datamodules.embeddings.neighbours import make_neighbours
 from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
 from lightning_modules.clustering.clustering_settings import (
@@ -102,11 +103,7 @@ class Condition:
             UserError: more clusters than images, labels asked for and absent, or a backbone without text for CLIP.
         """
         if isinstance(self.clustering, LabelsSettings):
-            if source.labels is None:
-                raise UserError(
-                    f"clustering=labels: the data set {source.name!r} has no labels. Say where they are with "
-                    "dataset.labels=folders or dataset.labels=FILE.csv, or set clustering=temi."
-                )
+            check_labels(source)
         elif isinstance(self.clustering, CLIPSettings):
             if self.backbone.output != "projected":
                 raise UserError(
@@ -172,3 +169,20 @@ class Condition:
 def pseudo_labels_fingerprint(labels: PseudoLabels) -> str:
     """Changes with any image's cluster."""
     return fingerprint([labels.num_clusters, labels.ids, labels.cluster_ids.tolist()])
+
+
+def check_labels(source: ImageSource) -> None:
+    """Refuse `clustering=labels` for a data set without labels, or with images that have none."""
+    if source.labels is None:
+        why = f" ({source.labels_note})" if source.labels_note else ""
+        raise UserError(
+            f"clustering=labels: the data set {source.name!r} has no labels{why}. Say where they are with "
+            "dataset.labels=folders or dataset.labels=FILE.csv, or set clustering=temi."
+        )
+    lacking = (source.labels == UNLABELLED).nonzero().flatten().tolist()
+    if lacking:
+        raise UserError(
+            f"clustering=labels: {len(lacking):,} of {len(source):,} images of {source.name!r} have no label, the "
+            f"first is {source.ids[lacking[0]]!r}. Give each image one, in a file with dataset.labels=FILE.csv, or "
+            "set clustering=temi."
+        )

@@ -61,10 +61,38 @@ def test_every_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> Non
     assert (refused.code, "others.npy" in refused.err) == (2, True)
 
 
+def test_purity_of_partly_labelled_images(cedm: Cedm, workplace: Path) -> None:
+    """Of the labelled ones; a cluster without one has none."""
+    digits = load_digits().target
+    ids = np.arange(1797) % 4
+    given = np.where((ids < 3) & (np.arange(1797) < 900), digits + 2_000_000_000, -1)
+    np.save("ids.npy", ids)
+    np.save("labels.npy", given)
+    result = cedm("score", "assignments=ids.npy", "num_clusters=4", "dataset.labels=labels.npy", "run_dir=run")
+    assert result.code == 0, result.err
+    rows = list(csv.DictReader((workplace / "run/clusters.csv").open()))
+    assert [int(row["labelled"]) for row in rows] == [225, 225, 225, 0]
+    for row, cluster in zip(rows, range(3), strict=False):
+        counts = np.bincount(digits[(ids == cluster) & (np.arange(1797) < 900)])
+        assert float(row["purity"]) == pytest.approx(counts.max() / 225, rel=1e-5)
+        assert row["largest_class"] == f"class {2_000_000_000 + counts.argmax()}"
+    assert (rows[3]["purity"], rows[3]["largest_class"]) == ("", "")
+    assert all((workplace / "run" / name).is_file() for name in PICTURES[:2])
+
+
 def test_purity() -> None:
     purity, majority = cluster_purity(torch.tensor([0, 0, 0, 2, 2]), torch.tensor([1, 1, 0, 2, 2]), num_clusters=3)
     torch.testing.assert_close(purity, torch.tensor([2 / 3, torch.nan, 1]).double(), equal_nan=True)
     assert majority[[0, 2]].tolist() == [1, 2]
+    rng = np.random.default_rng(0)
+    ids, labels = rng.integers(0, 9, 400), rng.integers(0, 5, 400)
+    table = np.zeros((12, 5), dtype=int)
+    np.add.at(table, (ids, labels), 1)
+    purity, majority = cluster_purity(torch.from_numpy(ids), torch.from_numpy(labels), num_clusters=12)
+    assert majority.tolist() == table.argmax(axis=1).tolist()
+    np.testing.assert_allclose(purity[:9], table[:9].max(axis=1) / table[:9].sum(axis=1))
+    one, _ = cluster_purity(torch.tensor([5]), torch.tensor([10**12]), num_clusters=6)  # no table of all classes
+    assert one[5] == 1
 
 
 @pytest.mark.slow

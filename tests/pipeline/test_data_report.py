@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import TINY_EDM, TINY_TEMI, Cedm
+from .conftest import TINY_EDM, TINY_TEMI, Cedm, summary
 
 DOCS = (Path(__file__).parents[2] / "docs/data.md").read_text()
 ROWS = re.findall(r"^\| .+ \| `cedm (embed .+)` \|$", DOCS, re.MULTILINE)
@@ -77,6 +77,42 @@ def test_labels_are_shown_and_used(cedm: Cedm, images: Path, settings: list[str]
     result = cedm("cluster", *settings, *SMALL[:2], "clustering=labels")
     assert result.code == 0, result.err
     assert words.split()[0] in result.out
+
+
+@pytest.mark.parametrize(
+    ("labels", "line", "scored", "refused"),
+    [
+        ("null", "none: FOLDER/dataset.json: holds several values for an image, [0, 1]", {}, "has no labels (FOLDER/"),
+        ("none", "none: dataset.labels=none leaves them out\n", {}, "has no labels (dataset.labels=none"),
+        (
+            "SOME.csv",
+            "2 classes of 1 to 2 images (cat, dog); 9 images without a label\n",
+            {"num_labelled": 3},
+            "9 of 12",
+        ),
+        ("IDS.csv", "3 classes of 4 to 4 images (2000000000, 3000000000, 4000000000)\n", {"num_labelled": None}, ""),
+    ],
+)
+def test_labels_do_not_stand_in_the_way(
+    cedm: Cedm, images: Path, labels: str, line: str, scored: dict[str, int | None], refused: str
+) -> None:
+    """What is no label is left out with a note; some labels are enough for all but training on them."""
+    typed = ["dataset=folder", "dataset.path=FOLDER", f"dataset.labels={labels}", *SMALL]
+    ids = [path.relative_to(images).as_posix() for path in sorted(images.rglob("*.png"))]
+    (images / "dataset.json").write_text(json.dumps({"labels": [[name, [0, 1]] for name in ids]}))
+    some = [*(f"{name},{name[:3]}\n" for name in ids[6:9]), "x.png,owl\n"]
+    Path("SOME.csv").write_text("id,label\n" + "".join(some))
+    numbers = [f"{name},{(int(name[4:-4]) % 3 + 2) * 10**9}\n" for name in ids]
+    Path("IDS.csv").write_text("id,label\n" + "".join(numbers))
+    embedded = cedm("embed", *typed, "clustering=kmeans")
+    assert (embedded.code, f"labels         {line}" in embedded.out) == (0, True), embedded
+    clustered = cedm("cluster", *typed, "clustering=kmeans", "clustering.num_clusters=3", "map_images=0", "run_dir=run")
+    assert clustered.code == 0, clustered.err
+    found = summary("run")
+    assert {name: found.get(name) for name in scored} == scored
+    assert ("nmi" in found) == bool(scored)
+    trained = cedm("cluster", *typed, "clustering=labels")
+    assert (trained.code, refused in trained.err) == (2 if refused else 0, True), trained.err
 
 
 def test_what_was_understood_is_told_once_made_and_told_again(

@@ -81,7 +81,8 @@ def test_the_published_table(cedm: Cedm, workplace: Path, real_data: Path) -> No
         (["assignments=ours.safetensors::cluster_ids"], "without ::cluster_ids"),
         (["assignments=shuffled.csv", "labels=ids.npy"], "sort the lines by id"),
         (["assignments=first.npy", "labels=shuffled.csv"], "sort the lines by id"),
-        (["assignments=shuffled.csv", "labels=part.csv"], "1697 of 1797 images have no label"),
+        (["assignments=shuffled.csv", "labels=others.csv"], "1797 of 1797 images have no label"),
+        (["assignments=first.npy", "labels=floats.npy"], "not whole"),
     ],
 )
 def test_mistakes(cedm: Cedm, workplace: Path, overrides: list[str], expected: str) -> None:
@@ -91,7 +92,8 @@ def test_mistakes(cedm: Cedm, workplace: Path, overrides: list[str], expected: s
     np.save("first.npy", digits_labels()[:1000])
     save_ours(list(range(1797)))
     write_by_id("shuffled.csv", np.random.default_rng(0).permutation(1797))
-    write_by_id("part.csv", range(100))
+    Path("others.csv").write_text("id,label\ntest/00001,3")
+    np.save("floats.npy", np.linspace(0, 1, 1000))
     result = cedm("score", *overrides)
     assert (result.code, expected in result.err) == (2, True), result.err
 
@@ -122,6 +124,29 @@ def test_labels_of_a_file_are_matched_by_id(cedm: Cedm, workplace: Path, name: s
     result = cedm("score", f"assignments={name}", "labels=labels.csv", "run_dir=run")
     assert result.code == 0, result.err
     assert summary("run")["nmi"] == pytest.approx(100)
+
+
+def test_agreement_is_over_the_images_that_have_a_label(cedm: Cedm, workplace: Path) -> None:
+    """Whatever way the labels come, and whatever they are called."""
+    digits = digits_labels()
+    ids = np.random.default_rng(0).integers(0, 7, 1797)
+    np.save("ids.npy", ids)
+    some = np.where(np.arange(1797) % 3 == 0, digits, -1)
+    np.save("some.npy", some)
+    np.save("floats.npy", np.where(some < 0, np.nan, some))
+    names = [f"{image_id(row)},{'' if some[row] < 0 else f'digit {digits[row]}'}" for row in range(1797)]
+    Path("names.csv").write_text("\n".join(["id,label", *names]))
+    write_by_id("part.csv", range(0, 1797, 3))
+    save_file({"x.clusters7": torch.from_numpy(ids), "labels.x": torch.from_numpy(some)}, "both.safetensors")
+    given = [[f"labels={name}"] for name in ("some.npy", "floats.npy", "names.csv", "part.csv")]
+    given += [[f"dataset.labels={name}"] for name in ("some.npy", "floats.npy", "names.csv", "part.csv")]
+    for number, words in enumerate([*given, ["assignments=both.safetensors"]]):
+        result = cedm("score", "assignments=ids.npy", "num_clusters=7", *words, f"run_dir={number}")
+        assert result.code == 0, result.err
+        found = summary(str(number))
+        assert (found["num_labelled"], found["num_used"]) == (599, 7)
+        assert found["nmi"] == pytest.approx(100 * normalized_mutual_info_score(digits[::3], ids[::3]))
+        assert "agreement is over the images that have a label" in result.out
 
 
 def test_only_the_data_sets_images_are_scored(cedm: Cedm, workplace: Path) -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +143,47 @@ def test_a_saved_data_set_is_read_with_its_classes(hugging_face: Path, tmp_path:
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(5)), images[5])
 
 
+@pytest.mark.parametrize(
+    ("feature", "values", "expected", "names"),
+    [
+        ("classes", [2, None, -1, 0], [2, -1, -1, 0], ["cat", "dog", "owl"]),
+        ("int64", [2_000_000_000, None, 7, 7], [1, -1, 0, 0], ["7", "2000000000"]),
+        ("int8", [1, -1, 0, 1], [1, -1, 0, 1], None),
+        ("bool", [True, None, False, True], [1, -1, 0, 1], None),
+        ("float32", [1.0, None, float("nan"), 0.0], [1, -1, -1, 0], None),
+        ("string", ["owl", None, "", "cat"], [1, -1, -1, 0], ["cat", "owl"]),
+        ("float32", [1.5, 2.0, 2.0, 1.0], None, None),
+        ("string", [None, None, "", ""], None, None),
+        (["int64"], [[1], [2], [1, 2], []], None, None),
+        ({"a": "int64"}, [{"a": 1}] * 4, None, None),
+        ("picture", random_images(4, 8, 8), None, None),
+    ],
+)
+def test_columns_of_labels(
+    tmp_path: Path, feature: Any, values: Any, expected: list[int] | None, names: list[str] | None
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+
+    def made(feature: Any) -> Any:
+        if feature in ("classes", "picture"):
+            return datasets.ClassLabel(names=["cat", "dog", "owl"]) if feature == "classes" else datasets.Image()
+        return datasets.Value(feature) if isinstance(feature, str) else feature
+
+    if isinstance(feature, list):
+        feature = [datasets.Value(feature[0])]
+    elif isinstance(feature, dict):
+        feature = {name: datasets.Value(kind) for name, kind in feature.items()}
+    pictures = [Image.fromarray(image) for image in random_images(4, 9, 8, 3)]
+    values = [Image.fromarray(value) for value in values] if isinstance(values, np.ndarray) else values
+    features = datasets.Features({"image": datasets.Image(), "label": made(feature)})
+    datasets.Dataset.from_dict({"image": pictures, "label": values}, features=features).save_to_disk(tmp_path / "d")
+    source = opened("hf", tmp_path / "d", image_key="image")
+    assert (None if source.labels is None else source.labels.tolist(), source.class_names) == (expected, names)
+    assert bool(source.labels_note) == (expected is None)
+    assert opened("hf", tmp_path / "d", image_key="image", labels="none").labels is None
+
+
 def test_a_folder_of_images_is_a_data_set_too(hugging_face: Path, tmp_path: Path) -> None:
     for number, image in enumerate(random_images(6, 9, 8, 3)):
         path = tmp_path / "tree" / ("owl" if number % 2 else "emu") / f"{number}.png"
@@ -220,11 +263,11 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
     for text, message in (
         ("", "empty"),
         ("name,class\na,1\n", "found 'name,class'"),
-        ("id,label\ntrain/cat/1.png,1\n", "3 of 4 images have no label, the first is 'train/cat/more/2.png'"),
-        ("id,label\na.png,1\na.png,2\n", "'a.png' has two labels"),
+        (
+            "id,label\na.png,1\n",
+            "4 of 4 images have no label, the first is 'train/cat/1.png'; the labels are for 'a.png'",
+        ),
         ("id,label\na.png\n", "line 2 has not 2 columns"),
-        ("id,label\na.png,\n", "the label of 'a.png' is empty"),
-        ("id,label\n" + "".join(f"{name},-1\n" for name in ids), "holds -1"),
     ):
         with pytest.raises(UserError, match=message):
             labels_from(text)
@@ -245,28 +288,72 @@ def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "note"),
     [
-        ("{", "JSONDecodeError"),
-        ('{"classes": 3}', "KeyError"),
+        ('{"classes": 3}', "holds no labels as EDM writes them"),
+        ('["a.png", "b.png"]', "holds no labels as EDM writes them"),
+        ('{"labels": {"a.png": 1}}', "holds no labels as EDM writes them"),
+        ('{"labels": [["a.png"]]}', "holds no labels as EDM writes them"),
         ('{"labels": [["ID", 1]]}', "4 of 4 images have no label"),
-        (dict.fromkeys("1234", 0.5), "not whole"),
-        (dict.fromkeys("1234", -1), "holds -1"),
-        ('{"labels": [["ID", 1], ["ID", 2]]}', "has two labels, 1 and 2"),
-        (np.arange(5), "labels of shape .5. for 4 images"),
-        (np.ones(4) / 2, "not whole"),
+        ('{"labels": [["train/dog/3.png", 1], ["train/dog/3.png", 2]]}', "'train/dog/3.png' has two labels, 1 and 2"),
+        ([0.5, 1.0, 2.0, 1.0], "not whole, such as 0.5"),
+        ([-1, None, float("nan"), ""], "no image has a label"),
+        ([[1, 0], [0, 1], [1, 0], [0, 1]], r"several values for an image, \[1, 0\]"),
+        ([[1], [0, 2], [], [0]], "several values for an image"),
+        ([{"class": 1}, 1, 1, 1], "several values for an image"),
+        (np.array([0.5, 1, 2, np.nan]), "not whole, such as 0.5"),
+        (np.array([0, 1, 2, np.inf]), "not whole, such as inf"),
+        (np.eye(4, dtype=np.uint8), "an array of shape .4, 4. .uint8."),
+        (np.ones(4, dtype=np.complex64), "complex64"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tree: Path, content: str | dict | np.ndarray, message: str) -> None:
-    settings = {}
+def test_what_is_no_label_does_not_stand_in_the_way(tree: Path, content: str | list | np.ndarray, note: str) -> None:
+    whole, settings = opened("folder", tree, labels="none"), {}
     if isinstance(content, np.ndarray):
-        settings = {"labels": str(save(tree.parent / "bad.npy", content))}
+        settings = {"labels": str(save(tree.parent / "other.npy", content))}
     else:
-        if isinstance(content, dict):
-            content = json.dumps({"labels": list(zip(opened("folder", tree).ids, content.values(), strict=True))})
+        if isinstance(content, list):
+            content = json.dumps({"labels": list(zip(whole.ids, content, strict=True))})
         (tree / "dataset.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        opened("folder", tree, **settings)
+    source = opened("folder", tree, **settings)
+    assert (source.labels, source.ids, source.fingerprint) == (None, whole.ids, whole.fingerprint)
+    assert re.search(note, source.labels_note), source.labels_note
+    assert survey(source, tree.parent / "cache")[0].labels_note == source.labels_note
+
+
+def test_labels_of_other_images_and_damaged_files_are_refused(tree: Path) -> None:
+    with pytest.raises(UserError, match=r"labels of shape .5. for 4 images"):
+        opened("folder", tree, labels=str(save(tree.parent / "five.npy", np.arange(5))))
+    for text in ("{", "\udcff".encode(errors="surrogateescape"), "[" * 100_000):
+        (tree / "dataset.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError, match=r"dataset\.labels=none to leave it out"):
+            opened("folder", tree)
+        assert len(opened("folder", tree, labels="none")) == 4
+
+
+def test_partly_labelled_images(tree: Path) -> None:
+    ids = opened("folder", tree).ids
+    (tree / "dataset.json").write_text(json.dumps({"labels": [[ids[1], 3], [ids[3], -1], ["gone.png", 5]]}))
+    source = opened("folder", tree)
+    assert source.labels is not None
+    assert source.labels.tolist() == [-1, 3, -1, -1]
+    found, _ = survey(source, tree.parent / "cache")
+    assert (found.class_counts, found.num_unlabelled) == ([0, 0, 0, 1], 3)
+    part = opened("folder", tree, max_images=2)  # the first and the third
+    assert (part.labels, part.labels_note) == (None, "none of the 2 images has a label")
+
+
+def test_an_archive_whose_labels_are_none(tmp_path: Path) -> None:
+    images = random_images(4, 8, 8)
+    for labels, note in ((np.eye(4), "shape .4, 4."), (np.arange(3), "for 4 images"), (np.array([{}] * 4), "object")):
+        np.savez(tmp_path / "x.npz", images=images, labels=labels)
+        source = opened("array", tmp_path / "x.npz")
+        assert (len(source), source.labels) == (4, None)
+        assert re.search(note, source.labels_note, re.IGNORECASE), source.labels_note
+    np.savez(tmp_path / "x.npz", images=images, labels=np.array([[2], [-1], [0], [2]], dtype=np.int8))
+    source = opened("array", tmp_path / "x.npz")
+    assert source.labels is not None
+    assert source.labels.tolist() == [2, -1, 0, 2]
 
 
 # Assignments of another data set --------------------------------------------------------------------------------------
