@@ -13,7 +13,7 @@ from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
 from callbacks.stop_request import Stopped
 from callbacks.stopping import stop_requested
-from lightning_modules.diffusion.sampler import draw_labels
+from lightning_modules.diffusion.label_draws import draw_labels
 from lightning_modules.edm_module import EDMModule
 from metrics import frechet
 from storage.errors import UserError
@@ -43,6 +43,7 @@ class FrechetDistance(Callback):
         extractor: a backbone: `extract(uint8 images [B, C, H, W]) -> [B, D]`.
         reference: statistics of the data set's features by the same extractor.
         sampling: how `generate` makes its images, for the protocol.
+        draw: how their labels are drawn, one of `label_draws.LABEL_DRAWS`.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class FrechetDistance(Callback):
         num_images: int,
         batch_size: int = 128,
         sampling: Mapping[str, Any] | None = None,
+        draw: str = "low_discrepancy",
     ) -> None:
         self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
         self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
-        self.sampling = dict(sampling or {})
+        self.sampling, self.draw = dict(sampling or {}), draw
         self.history: list[tuple[float, float]] = []  # (kimg, distance)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,10 +145,9 @@ class FrechetDistance(Callback):
         trainer.print(f"{kimg:,.0f} kimg: {self.name} {distance:.3f} ({self.num_images:,} images)")
         return distance
 
-    @staticmethod
-    def labels(seeds: Tensor, frequencies: Tensor | None) -> Tensor | None:
+    def labels(self, seeds: Tensor, frequencies: Tensor | None) -> Tensor | None:
         """Label indices [B] drawn from the clusters' frequencies; None for an unconditional model."""
-        return None if frequencies is None else draw_labels(seeds, frequencies)
+        return None if frequencies is None else draw_labels(seeds, frequencies, self.draw)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "name": self.name, "extractor": fingerprint(self.extractor.identity)}

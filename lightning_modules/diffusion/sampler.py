@@ -18,18 +18,6 @@ def latents(seeds: Tensor, shape: Sequence[int]) -> Tensor:
     return philox.normal(0, Stream.LATENTS, seeds, shape)
 
 
-def draw_labels(seeds: Tensor, frequencies: Tensor) -> Tensor:
-    """Labels int64 `[B]` drawn in proportion to `frequencies` `[label_dim]`; each depends on its own seed alone.
-
-    Equal frequencies draw uniformly. They need not sum to 1.
-    """
-    cumulative = frequencies.to(seeds.device, torch.float64).cumsum(0)
-    if not bool(frequencies.ge(0).all()) or not 0 < float(cumulative[-1]) < math.inf:
-        raise ValueError(f"frequencies must be finite, not negative, and not all 0; got {frequencies.tolist()[:8]}")
-    uniforms = philox.uniform(0, Stream.LABELS, seeds, dtype=torch.float64)
-    return torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)
-
-
 def churn_noise(seeds: Tensor, shape: Sequence[int]) -> Callable[[int], Tensor]:
     """The fresh standard normal noise `[B, *shape]` of each step of stochastic sampling, from the images' seeds."""
     return lambda step: philox.normal(step, Stream.CHURN, seeds, shape)

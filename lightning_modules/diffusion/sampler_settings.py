@@ -26,6 +26,11 @@ class SamplerSettings(Settings):
     precision: str = setting(
         "32-true", "of the network; the solver works in float64", choices=("32-true", "bf16-mixed", "16-mixed")
     )
+    labels: str = setting(
+        "low_discrepancy",
+        "how clusters are drawn by seed: low_discrepancy, each in its share of any consecutive seeds; independent",
+        choices=("low_discrepancy", "independent"),
+    )
     guidance: float = setting(1.0, "classifier-free guidance; needs training.label_dropout > 0", low=0)
     guidance_interval: list[float] | None = setting(
         None, "[lowest,highest] noise level that is guided (arXiv 2404.07724); null: all", low=0

@@ -82,7 +82,7 @@ class GeneratedByModel:
         self.denoiser, self.sampler = Denoiser.from_pretrained(path), Sampler(settings.sampler)
         self.seeds, self.compiled = seeds, settings.trainer.compile
         check_guidance(settings.sampler.guidance, self.denoiser, path)
-        self.labels = labels_of(settings, self.denoiser, path, seeds)
+        self.labels = labels_of(settings, self.denoiser, path, seeds, settings.sampler.labels)
         self.fingerprint = file_digest(path, settings.cache_dir)
         self.description = {
             "from": "model",
@@ -90,7 +90,7 @@ class GeneratedByModel:
             "sha256": self.fingerprint,
             "num_images": len(seeds),
             "seeds": f"{int(seeds[0])} to {int(seeds[-1])}",
-            "labels": describe_labels(settings.clusters, self.denoiser),
+            "labels": describe_labels(settings.clusters, self.denoiser, settings.sampler.labels),
             "steps": settings.sampler.num_steps(self.denoiser.img_resolution),
             "sampler": self.sampler.protocol,
             "weights": "EMA",

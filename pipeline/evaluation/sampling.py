@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
-from lightning_modules.diffusion.sampler import churn_noise, draw_labels, edm_sampler, latents
+from lightning_modules.diffusion.label_draws import draw_labels
+from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.evaluation.generate_settings import SamplingSettings
 from storage.errors import UserError
@@ -77,8 +78,10 @@ def check_guidance(guidance: float, denoiser: Denoiser, path: Path) -> None:
         )
 
 
-def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds: Tensor) -> Tensor | None:
+def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds: Tensor, draw: str) -> Tensor | None:
     """Label index of each seed [B]: from the training frequencies, uniform, or the clusters asked for in turn.
+
+    `draw` is how they are drawn, one of `LABEL_DRAWS`.
 
     Raises:
         UserError: the model (of the file `path`) does not know these clusters.
@@ -95,7 +98,7 @@ def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds:
         )
     if wanted is None:
         frequencies = denoiser.cluster_frequencies if clusters == "frequencies" else torch.ones(denoiser.label_dim)
-        return draw_labels(seeds, frequencies)
+        return draw_labels(seeds, frequencies, draw)
     index = {int(cluster): label for label, cluster in enumerate(denoiser.cluster_ids)}
     if not set(wanted) <= index.keys():
         raise UserError(
@@ -106,10 +109,12 @@ def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds:
     return chosen[seeds % len(chosen)]  # by its seed, whichever others were asked for
 
 
-def describe_labels(clusters: Any, denoiser: Denoiser) -> str:
+def describe_labels(clusters: Any, denoiser: Denoiser, draw: str) -> str:
     """The setting `clusters` in words, as it works out for this model."""
     if not denoiser.label_dim:
         return "none"
     known = "imported_from" not in denoiser.meta  # a published file does not tell the classes' frequencies
     drawn = {"frequencies": "from the clusters' frequencies" if known else "uniformly", "uniform": "uniformly"}
-    return f"drawn {drawn[clusters]}" if clusters in ("frequencies", "uniform") else f"clusters {clusters} in turn"
+    if clusters not in ("frequencies", "uniform"):
+        return f"clusters {clusters} in turn"
+    return f"drawn {drawn[clusters]}, {'independently' if draw == 'independent' else 'by low discrepancy'}"

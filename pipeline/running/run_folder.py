@@ -30,6 +30,8 @@ OUTPUTS = re.compile(
     r"|(denoiser|head|pseudo_labels)\.safetensors|(pseudo_labels|clusters|bound|scores|confidence|results|distances)\.csv"
     r"|(grid|clusters|gallery|map|utilization|distance|bound)\.png|(set-\d+)\.json|nearest-\d+\.png|report\.html)"
 )
+# Settings that are younger than runs which lack them, and what these were made with.
+BEFORE = {"sampler": {"labels": "independent"}}
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 
@@ -124,6 +126,9 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         DamagedArtifactError: they are damaged, or gone from beside snapshots.
     """
     settings = read_sealed_json(folder / SETTINGS_FILE)
+    groups = (settings or {}).get("settings", {})
+    for group in BEFORE.keys() & groups.keys():
+        groups[group] = {**BEFORE[group], **groups[group]}
     if settings is None and holds_run(folder):
         raise DamagedArtifactError(
             "settings", folder / SETTINGS_FILE, "gone, while the folder holds snapshots of a run."

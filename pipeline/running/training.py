@@ -16,7 +16,7 @@ from lightning_modules.edm_module import EDMModule
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.metrics_table import frechet_name
 from pipeline.evaluation.reference import Extractors
-from pipeline.evaluation.sampling import Sampler
+from pipeline.evaluation.sampling import Sampler, describe_labels
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
@@ -132,7 +132,7 @@ class Training:
         sampling = {
             "steps": self.sampler.settings.num_steps(data.resolution),
             "sampler": self.sampler.protocol,
-            "labels": "drawn from the clusters' frequencies" if data.num_classes else "none",
+            "labels": describe_labels("frequencies", self.module.denoiser, self.sampler.settings.labels),
         }
         return FrechetDistance(
             frechet_name(extractor.name),
@@ -143,6 +143,7 @@ class Training:
             evaluation.num_images,
             evaluation.batch_size,
             sampling,
+            self.sampler.settings.labels,
         )
 
     def savers(self) -> list[Callback]:

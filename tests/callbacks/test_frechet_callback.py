@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks.frechet import FrechetDistance
 from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.label_draws import draw_labels
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
@@ -68,7 +69,7 @@ def test_distance_equals_the_one_computed_at_once(module: EDMModule) -> None:
         distances.append(callback.evaluate(FakeTrainer(), module))  # type: ignore[arg-type]
 
     seeds = torch.arange(100)
-    labels = FrechetDistance.labels(seeds, module.averaged_denoiser.cluster_frequencies)
+    labels = draw_labels(seeds, module.averaged_denoiser.cluster_frequencies)
     assert labels is not None
     assert 0.6 < labels.float().mean() < 0.9  # drawn by frequency
     generated = FeatureStatistics(16)

@@ -120,9 +120,11 @@ def test_labels_are_drawn_as_asked(model: Path) -> None:
     denoiser = Denoiser.from_pretrained(model)
     for clusters, share in (("frequencies", 1 / 2), ("uniform", 1 / 3), ([2, 5], 1 / 2)):
         settings = GenerateSettings(clusters=clusters)
-        labels = labels_of(settings, denoiser, model, torch.arange(300))
+        labels = labels_of(settings, denoiser, model, torch.arange(300), "low_discrepancy")
         assert labels is not None
-        assert torch.equal(labels[[299, 31]], labels_of(settings, denoiser, model, torch.tensor([299, 31])))
+        assert torch.equal(
+            labels[[299, 31]], labels_of(settings, denoiser, model, torch.tensor([299, 31]), "low_discrepancy")
+        )
         assert (labels == 0).float().mean() == pytest.approx(share, abs=0.1)
 
 

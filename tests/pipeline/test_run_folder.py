@@ -1,10 +1,13 @@
-"""Run folders: one process at a time works in one."""
+"""Run folders: one process at a time works in one, and on one run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.running.run_folder import locked
+from pipeline.running.run_folder import locked, refuse_other_settings
+from storage.errors import UserError
+from storage.files import write_sealed_json
 
 from .conftest import TINY_EDM, Cedm
 
@@ -17,3 +20,14 @@ def test_a_folder_that_another_process_works_in_is_refused(cedm: Cedm, overwrite
         assert result.code == 2
         assert "run: another process works on this run" in result.err
         assert [path.name for path in Path("run").iterdir()] == [".lock"]
+
+
+def test_a_run_from_before_labels_could_be_chosen_drew_them_independently(tmp_path: Path) -> None:
+    write_sealed_json(tmp_path / "settings.json", {"settings": {"sampler": {"steps": 18}, "seed": 0}, "inputs": {}})
+
+    def settings(labels: str) -> dict[str, Any]:
+        return {"settings": {"sampler": {"steps": 18, "labels": labels}, "seed": 0}, "inputs": {}}
+
+    refuse_other_settings(tmp_path, settings("independent"))
+    with pytest.raises(UserError, match=r"sampler.labels: independent → low_discrepancy"):
+        refuse_other_settings(tmp_path, settings("low_discrepancy"))

@@ -10,12 +10,10 @@ from functools import partial
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from lightning_modules.diffusion.sampler import (
     churn_noise,
-    draw_labels,
     edm_sampler,
     latents,
     time_steps,
@@ -102,28 +100,7 @@ def test_time_steps():
 def test_an_image_depends_on_its_seed_alone():
     seeds = torch.tensor([5, 1000, 7])
     assert torch.equal(latents(seeds, (3, 8, 8))[1], latents(torch.tensor([1000]), (3, 8, 8))[0])
-    frequencies = torch.tensor([0.25, 0.5, 0.25])
-    assert draw_labels(seeds, frequencies)[1] == draw_labels(torch.tensor([1000]), frequencies)[0]
     noise = churn_noise(seeds, (3, 8, 8))
     assert torch.equal(noise(4)[1], churn_noise(torch.tensor([1000]), (3, 8, 8))(4)[0])
     assert not torch.equal(noise(4), noise(5))
     assert not torch.equal(noise(0), latents(seeds, (3, 8, 8)))
-
-
-def test_labels_follow_the_frequencies():
-    frequencies = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0], dtype=torch.float64)
-    counts = draw_labels(torch.arange(20_000), frequencies).bincount(minlength=6)
-    assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
-    used = [1, 3, 4]
-    assert stats.chisquare(counts[used].numpy(), 20_000 * frequencies[used].numpy()).pvalue > 1e-3
-
-
-def test_equal_frequencies_draw_uniformly():
-    counts = draw_labels(torch.arange(20_000), torch.ones(10)).bincount(minlength=10)
-    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("frequencies", [[0.0, 0.0], [0.5, -0.1], [float("nan"), 1.0]])
-def test_frequencies_that_are_none_are_refused(frequencies):
-    with pytest.raises(ValueError, match="frequencies must be"):
-        draw_labels(torch.arange(4), torch.tensor(frequencies))
