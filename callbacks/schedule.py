@@ -31,6 +31,18 @@ class EveryKimg:
         return crossed or trainer.global_step == trainer.max_steps
 
 
+class OnceAtKimg:
+    """Due at the optimizer step that reaches `kimg` thousand images, and never again."""
+
+    def __init__(self, kimg: float) -> None:
+        self.kimg = kimg
+
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        batch_size = cast(EDMModule, pl_module).settings.batch_size
+        seen = trainer.global_step * batch_size
+        return ends_step(trainer, batch_idx) and seen - batch_size < self.kimg * 1000 <= seen
+
+
 class EveryEpochs:
     """Due after each `epochs` passes through the data, of `module.steps_per_epoch` steps, and at the end."""
 

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.lightning_internals import set_passes
-from callbacks.schedule import EveryKimg, Schedule, ends_step
+from callbacks.schedule import Schedule, ends_step
 from callbacks.stop_request import Stopped
 from callbacks.stopping import ask_all
 from lightning_modules.edm_module import EDMModule
@@ -136,13 +136,13 @@ def seal_holds(archive: Path) -> bool:
 
 
 class DenoiserFile(Callback):
-    """Writes `denoiser.safetensors` (EMA weights and all that generation needs) whenever a snapshot is due.
+    """Writes a file `path` of the EMA weights and all that generation needs whenever that is due.
 
-    Where several averages are kept, the others lie beside it as `denoiser-ema50kimg.safetensors`.
+    Where several averages are kept, the others lie beside `denoiser.safetensors` as `denoiser-ema50kimg.safetensors`.
     """
 
-    def __init__(self, path: Path, every_kimg: float, meta: dict[str, Any]) -> None:
-        self.path, self.every, self.meta = path, EveryKimg(every_kimg), meta
+    def __init__(self, path: Path, every: Schedule, meta: dict[str, Any]) -> None:
+        self.path, self.every, self.meta = path, every, meta
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

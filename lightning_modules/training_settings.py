@@ -31,6 +31,9 @@ class TrainingSettings(Settings):
     ema_rampup_ratio: float | None = setting(
         0.05, "half-lives are at most this share of the images seen; null: no limit", low=0
     )
+    keep_guide: bool = setting(
+        True, "keep the model after 1/8 of the training, for sampler.guide=auto", identifies=False
+    )
     num_workers: int | None = setting(
         None, "processes that decode images; null: as many as pay", low=0, identifies=False
     )

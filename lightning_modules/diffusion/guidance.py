@@ -38,20 +38,57 @@ class ClassifierFreeGuidance:
 
 @dataclass(frozen=True)
 class Autoguidance:
-    """D_bad + scale (D − D_bad), guided by a smaller or less trained version of the denoiser (arXiv 2406.02507, eq. 3).
+    """D_guide + scale (D − D_guide), guided by a worse version of the denoiser (arXiv 2406.02507, equation 3).
 
-    Scale 1: no guidance. The guide gets the same labels where it knows labels.
+    The guide is a smaller or less trained denoiser, or one that sees less of the image (`SlidingWindows`). It gets the
+    same labels where it knows labels. Scale 1, and noise levels outside `interval`: no guidance.
     """
 
     denoiser: Callable[..., Tensor]
     guide: Callable[..., Tensor]
     scale: float
+    interval: tuple[float, float] = (0.0, math.inf)
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Guided D(x; σ), `[B, C, H, W]`."""
+        """Guided D(x; σ), `[B, C, H, W]`; sigma `[B]`."""
         D_x = self.denoiser(x, sigma, class_labels)
-        if self.scale == 1:
+        sigma = torch.as_tensor(sigma, device=x.device).expand(len(x))
+        guided = (self.interval[0] <= sigma) & (sigma <= self.interval[1])  # [B]
+        if self.scale == 1 or not bool(guided.any()):
             return D_x
         unconditional_guide = getattr(self.guide, "label_dim", None) == 0
-        D_bad = self.guide(x, sigma, None if unconditional_guide else class_labels)
-        return D_bad + self.scale * (D_x - D_bad)
+        D_guide = self.guide(x, sigma, None if unconditional_guide else class_labels)
+        scale = torch.where(guided, self.scale, 1.0).to(D_x)  # [B]
+        return D_guide + per_image(scale) * (D_x - D_guide)
+
+
+@dataclass(frozen=True)
+class SlidingWindows:
+    """The denoiser on overlapping square windows alone, averaged where they overlap: a guide without long-range sight.
+
+    For sliding window guidance (arXiv 2411.10257, version 1), which needs no training and no labels. Windows of `size`
+    pixels, a multiple of the factor by which the network downsamples, are spread evenly, at least two along each axis.
+    """
+
+    denoiser: Callable[..., Tensor]
+    size: int
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """D of the windows of x `[B, C, H, W]`, put together: `[B, C, H, W]`. One evaluation on all windows."""
+        rows, columns = (window_starts(length, self.size) for length in x.shape[2:])
+        windows = [(slice(top, top + self.size), slice(left, left + self.size)) for top in rows for left in columns]
+        count = len(windows)
+        labels = None if class_labels is None else class_labels.repeat(count, 1)
+        sigma = torch.as_tensor(sigma, device=x.device).expand(len(x)).repeat(count)
+        denoised = self.denoiser(torch.cat([x[..., row, column] for row, column in windows]), sigma, labels)
+        total, covered = torch.zeros_like(x, dtype=denoised.dtype), x.new_zeros(x.shape[2:], dtype=denoised.dtype)
+        for (row, column), part in zip(windows, denoised.chunk(count), strict=True):
+            total[..., row, column] += part
+            covered[row, column] += 1
+        return total / covered
+
+
+def window_starts(length: int, size: int) -> list[int]:
+    """Where windows of `size` begin that cover `length` pixels, spread evenly, at least two of them."""
+    count = max(2, math.ceil(length / size))
+    return [round(place * (length - size) / (count - 1)) for place in range(count)]

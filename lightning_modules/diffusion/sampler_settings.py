@@ -1,10 +1,13 @@
 """The settings of the sampler: `sampler=`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from storage.settings import Settings, setting
 
+WITHOUT_FILE = ("label", "sliding_window")  # guides made of the model itself
+AUTO = "auto"
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 
 
@@ -31,7 +34,14 @@ class SamplerSettings(Settings):
         "how clusters are drawn by seed: low_discrepancy, each in its share of any consecutive seeds; independent",
         choices=("low_discrepancy", "independent"),
     )
-    guidance: float = setting(1.0, "classifier-free guidance; needs training.label_dropout > 0", low=0)
+    guidance: float = setting(1.0, "strength w of the guidance, D_guide + w (D − D_guide); 1: none", low=0)
+    guide: str = setting(
+        "label",
+        "label: the model without its label (training.label_dropout > 0); auto: the early model beside it; "
+        "sliding_window: the model on parts of the image; or FILE, another denoiser",
+        path=True,
+    )
+    window: int | None = setting(None, "side of a sliding window in pixels; null: about 3/4 of the image", low=1)
     guidance_interval: list[float] | None = setting(
         None, "[lowest,highest] noise level that is guided (arXiv 2404.07724); null: all", low=0
     )
@@ -49,6 +59,32 @@ class SamplerSettings(Settings):
             self.refuse(
                 "guidance_interval", "the lowest and the highest guided noise level are expected, such as [0.2,3]"
             )
+
+    @property
+    def guide_file(self) -> str | None:
+        """The file of the denoiser that guides, `auto` for the one beside the model; None where no file is needed."""
+        return None if self.guidance == 1 or self.guide in WITHOUT_FILE else self.guide
+
+    def identity(self) -> dict[str, Any]:
+        """The values that tell one run from another; of a guide's file, where it lies does not."""
+        named = self.guide in (*WITHOUT_FILE, AUTO)
+        return {**super().identity(), "guide": self.guide if named else "file"}
+
+    @property
+    def while_training(self) -> "SamplerSettings":
+        """The sampler of the images that are looked at while a model trains, when it has no guide of its own yet."""
+        return replace(self, guidance=1.0) if self.guide_file is not None else self
+
+    def window_size(self, resolution: int, factor: int) -> int:
+        """`window`, or the largest multiple of the network's down-sampling `factor` within 3/4 of the image.
+
+        Raises:
+            UserError: it is no such multiple, or not smaller than the image.
+        """
+        size = self.window or 3 * resolution // 4 // factor * factor
+        if size % factor or not 0 < size < resolution:
+            self.refuse("window", f"a multiple of {factor} below the image's {resolution} pixels is expected")
+        return size
 
     def num_steps(self, resolution: int) -> int:
         """`steps`, or the published number for images of this resolution."""

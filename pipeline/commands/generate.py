@@ -35,7 +35,7 @@ def generate(settings: GenerateCommandSettings) -> None:
     if settings.format != "npy" and model.denoiser.img_channels not in (1, 3):
         channels = f"{ckpt} makes images of {model.denoiser.img_channels} channels, which PNG files do not hold"
         settings.refuse("format", f"{channels}. Set format=npy")
-    judge, inputs = None, {"denoiser": model.fingerprint}
+    judge, inputs = None, dict(model.inputs)
     if settings.head is not None:
         file = head_file(settings.head)
         judge = judge_of(file, model.denoiser, settings.backbone, settings.cache_dir)

@@ -76,7 +76,7 @@ def train(settings: SharedSettings) -> float | None:
     training = Training(
         ModelSettings.of(settings).build(data, name),
         data,
-        Sampler(settings.sampler),
+        Sampler(settings.sampler.while_training),
         extractors,
         settings.evaluation,
         settings.trainer,

@@ -22,7 +22,7 @@ class SamplingSettings(Settings):
         None, "of the sampler; null: 18 up to 32×32 pixels, 40 from 64×64 on", low=1, identifies=False
     )
     churn: float | None = setting(None, "S_churn, 0 is deterministic; null: that of sampler=", low=0, identifies=False)
-    guidance: float | None = setting(None, "classifier-free guidance; null: that of sampler=", low=0, identifies=False)
+    guidance: float | None = setting(None, "strength of the guidance; null: that of sampler=", low=0, identifies=False)
     batch_size: int = setting(128, "images at once on each device", low=1, identifies=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.features import GeneratedSet
+from pipeline.evaluation.guides import guide_path, load_guide
 from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
@@ -21,6 +22,7 @@ from pipeline.settings.schemas import EvaluateCommandSettings, GenerateCommandSe
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
+from storage.fingerprints import fingerprint
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 
@@ -79,15 +81,20 @@ class GeneratedByModel:
     """
 
     def __init__(self, path: Path, seeds: Tensor, settings: GenerateCommandSettings | EvaluateCommandSettings) -> None:
-        self.denoiser, self.sampler = Denoiser.from_pretrained(path), Sampler(settings.sampler)
-        self.seeds, self.compiled = seeds, settings.trainer.compile
-        check_guidance(settings.sampler.guidance, self.denoiser, path)
+        self.denoiser, self.seeds, self.compiled = Denoiser.from_pretrained(path), seeds, settings.trainer.compile
+        check_guidance(settings.sampler, self.denoiser, path)
+        guide = guide_path(settings.sampler, path)
+        self.sampler = Sampler(settings.sampler, None if guide is None else load_guide(guide, self.denoiser))
         self.labels = labels_of(settings, self.denoiser, path, seeds, settings.sampler.labels)
-        self.fingerprint = file_digest(path, settings.cache_dir)
+        self.inputs = {"denoiser": file_digest(path, settings.cache_dir)}
+        if guide is not None:
+            self.inputs["guide"] = file_digest(guide, settings.cache_dir)
+        self.fingerprint = self.inputs["denoiser"] if guide is None else fingerprint(self.inputs)
         self.description = {
             "from": "model",
             "path": str(path),
-            "sha256": self.fingerprint,
+            "sha256": self.inputs["denoiser"],
+            **({} if guide is None else {"guide": {"path": str(guide), "sha256": self.inputs["guide"]}}),
             "num_images": len(seeds),
             "seeds": f"{int(seeds[0])} to {int(seeds[-1])}",
             "labels": describe_labels(settings.clusters, self.denoiser, settings.sampler.labels),
@@ -116,12 +123,13 @@ class GeneratedByModel:
         return None if self.labels is None or ids is None else ids[self.labels].tolist()
 
     def to(self, device: torch.device) -> None:
-        """In the memory format in which the denoiser was trained, and compiled if asked."""
-        self.denoiser.to(device)
-        if self.denoiser.meta.get("channels_last", True):
-            self.denoiser.to(memory_format=torch.channels_last)
-        if self.compiled:
-            self.denoiser.compile()
+        """In the memory format in which the denoiser was trained, and compiled if asked; its guide likewise."""
+        for denoiser in filter(None, (self.denoiser, self.sampler.guide)):
+            denoiser.to(device)
+            if denoiser.meta.get("channels_last", True):
+                denoiser.to(memory_format=torch.channels_last)
+            if self.compiled:
+                denoiser.compile()
 
 
 def refuse_size(what: str, shape: tuple[int, ...], dataset: DatasetSettings) -> None:

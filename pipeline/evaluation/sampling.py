@@ -1,6 +1,5 @@
 """From a denoiser to images: the sampler as a function, and the labels that it is asked for."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.diffusion.denoiser import Denoiser
-from lightning_modules.diffusion.guidance import ClassifierFreeGuidance
 from lightning_modules.diffusion.label_draws import draw_labels
 from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.evaluation.generate_settings import SamplingSettings
+from pipeline.evaluation.guides import downsampling, guided
 from storage.errors import UserError
 
 
@@ -26,6 +25,7 @@ class Sampler:
     """
 
     settings: SamplerSettings
+    guide: Denoiser | None = None  # of `settings.guide_file`
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -39,12 +39,10 @@ class Sampler:
         seeds = seeds.to(device)
         shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
         one_hot = None if labels is None else F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
-        low, high = own.guidance_interval or (0.0, math.inf)
-        guided = denoiser if own.guidance == 1 else ClassifierFreeGuidance(denoiser, own.guidance, (low, high))
         low_precision = torch.bfloat16 if own.precision == "bf16-mixed" else torch.float16
         with torch.autocast(device.type, dtype=low_precision, enabled=own.precision != "32-true"):
             images = edm_sampler(
-                guided,
+                guided(denoiser, own, self.guide),
                 latents(seeds, shape),
                 one_hot,
                 solver=own.solver,
@@ -67,14 +65,19 @@ class Sampler:
         return denoiser.encoder.decode(images)
 
 
-def check_guidance(guidance: float, denoiser: Denoiser, path: Path) -> None:
+def check_guidance(sampler: SamplerSettings, denoiser: Denoiser, path: Path) -> None:
     """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs."""
-    if guidance != 1 and not denoiser.label_dim:
-        raise UserError(f"guidance={guidance}: {path} was trained without clusters. Set guidance=1.")
-    if guidance != 1 and denoiser.meta.get("label_dropout") == 0:
+    if sampler.guidance != 1 and sampler.guide == "sliding_window":
+        sampler.window_size(denoiser.img_resolution, downsampling(denoiser))
+    if sampler.guidance == 1 or sampler.guide != "label":
+        return
+    others = "Set guidance=1, or sampler.guide=auto or sliding_window, which need no labels"
+    if not denoiser.label_dim:
+        raise UserError(f"guidance={sampler.guidance}: {path} was trained without clusters. {others}.")
+    if denoiser.meta.get("label_dropout") == 0:
         raise UserError(
-            f"guidance={guidance}: {path} never saw an image without its label. "
-            "Set guidance=1, or a model that was trained with training.label_dropout=0.1."
+            f"guidance={sampler.guidance}: {path} never saw an image without its label. {others}, or a model that was "
+            "trained with training.label_dropout=0.1."
         )
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from lightning_modules.diffusion.network_settings import DENOISER_FILE as DENOISER
 from storage.errors import UserError
 
-HEAD = "head.safetensors"
+GUIDE, HEAD = "guide.safetensors", "head.safetensors"
 MADE_BY = {
     DENOISER: "a training run, such as runs/digits/train-temi-40/TIME; `make train` makes one",
+    GUIDE: "a training run with training.keep_guide=true",
     HEAD: "a TEMI clustering, such as runs/digits/cluster-temi-40/TIME; `cedm cluster clustering=temi` makes one",
 }
 

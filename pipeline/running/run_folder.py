@@ -31,7 +31,7 @@ OUTPUTS = re.compile(
     r"|(grid|clusters|gallery|map|utilization|distance|bound)\.png|(set-\d+)\.json|nearest-\d+\.png|report\.html)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.
-BEFORE = {"sampler": {"labels": "independent"}}
+BEFORE = {"sampler": {"labels": "independent", "guide": "label", "window": None}}
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 

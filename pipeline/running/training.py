@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 
 from callbacks.frechet import FrechetDistance
 from callbacks.sample_grid import SampleGrid
-from callbacks.schedule import EveryKimg
+from callbacks.schedule import EveryKimg, OnceAtKimg
 from callbacks.snapshots import DenoiserFile, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
@@ -22,7 +22,7 @@ from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine
-from pipeline.running.run_files import DENOISER
+from pipeline.running.run_files import DENOISER, GUIDE
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
@@ -148,14 +148,20 @@ class Training:
 
     def savers(self) -> list[Callback]:
         """What writes the model and the snapshots: last, so that a snapshot holds what the others have seen."""
-        every, keep = self.evaluation.snapshot_every_kimg, self.evaluation.keep_snapshots
-        return [self.model_file, Snapshots(self.folder / "snapshots", EveryKimg(every), keep)]
+        every, keep = EveryKimg(self.evaluation.snapshot_every_kimg), self.evaluation.keep_snapshots
+        early = OnceAtKimg(self.module.settings.duration_kimg / 8)
+        guide = [DenoiserFile(self.folder / GUIDE, early, self.file_meta)] if self.module.settings.keep_guide else []
+        return [self.model_file, *guide, Snapshots(self.folder / "snapshots", every, keep)]
 
     @property
     def model_file(self) -> DenoiserFile:
         """What writes the model into the run folder."""
-        meta = {"sampler": self.sampler.settings.identity()}
-        return DenoiserFile(self.folder / DENOISER, self.evaluation.snapshot_every_kimg, meta)
+        return DenoiserFile(self.folder / DENOISER, EveryKimg(self.evaluation.snapshot_every_kimg), self.file_meta)
+
+    @property
+    def file_meta(self) -> dict[str, Any]:
+        """What the model's file says of the training beside what the module knows."""
+        return {"sampler": self.sampler.settings.identity()}
 
     def finish(self, trainer: Trainer, distance: FrechetDistance | None) -> None:
         """What the last step leaves to do, where it was stopped before that or a file was lost since."""

@@ -5,7 +5,12 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from lightning_modules.diffusion.guidance import Autoguidance, ClassifierFreeGuidance
+from lightning_modules.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    SlidingWindows,
+    window_starts,
+)
 from lightning_modules.diffusion.sampler import edm_sampler, latents
 
 
@@ -98,3 +103,52 @@ def test_an_unconditional_guide_gets_no_labels():
     x, labels = torch.randn(2, 1, 4, 4), torch.eye(2)
     guided = Autoguidance(denoiser, guide=Unconditional(), scale=3)(x, torch.ones(2), labels)
     torch.testing.assert_close(guided, x + 3)
+
+
+def test_autoguidance_acts_within_its_interval_alone(golden_network):
+    """At other noise levels an image is what the denoiser says; where none is guided, the guide is not asked."""
+    golden = golden_network("ddpmpp")
+    good, bad, inputs = golden.denoiser(), golden_network("ncsnpp").denoiser(), golden.inputs
+    x, labels, sigma = inputs["noisy"][:3], inputs["class_labels"][:3], torch.tensor([0.1, 1.0, 10.0])
+    asked = []
+
+    def guide(*arguments):
+        asked.append(len(arguments[0]))
+        return bad(*arguments)
+
+    expected = good(x, sigma, labels)
+    expected[1] = 3 * expected[1] - 2 * bad(x, sigma, labels)[1]
+    torch.testing.assert_close(Autoguidance(good, guide, 3, (0.5, 2.0))(x, sigma, labels), expected)
+    Autoguidance(good, guide, 3, (20.0, 30.0))(x, sigma, labels)
+    assert asked == [3]
+
+
+@pytest.mark.parametrize(("length", "size", "starts"), [(8, 6, [0, 2]), (32, 16, [0, 16]), (32, 12, [0, 10, 20])])
+def test_windows_cover_the_image_evenly(length, size, starts):
+    assert window_starts(length, size) == starts
+
+
+def test_sliding_windows_average_what_each_window_says():
+    """A denoiser that gives the mean of what it sees: each pixel gets the mean over its windows of their means."""
+
+    def mean_of_all(x, sigma, class_labels=None):
+        return x.mean(dim=(2, 3), keepdim=True).expand_as(x) + 100 * class_labels[:, :1, None, None] + sigma[0]
+
+    x, labels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.eye(2)
+    found = SlidingWindows(mean_of_all, 6)(x, torch.ones(2), labels)
+    corners = [(top, left) for top in (0, 2) for left in (0, 2)]
+    windows = {(top, left): x[..., top : top + 6, left : left + 6].mean(dim=(2, 3)) for top, left in corners}
+    for row in range(8):
+        for column in range(8):
+            seen = [mean for (top, left), mean in windows.items() if top <= row < top + 6 and left <= column < left + 6]
+            expected = torch.stack(seen).mean(dim=0) + torch.tensor([[100.0], [0.0]]) + 1
+            torch.testing.assert_close(found[..., row, column], expected)
+
+
+def test_a_denoiser_takes_windows(golden_network):
+    """With one window in place of four, the windows' denoiser is the denoiser on that part of the image."""
+    golden = golden_network("ddpmpp")
+    denoiser, x = golden.denoiser(), golden.inputs["noisy"]
+    sigma, labels = golden.inputs["sigma"], golden.inputs["class_labels"]
+    found = SlidingWindows(denoiser, 8)(x, sigma, labels)
+    torch.testing.assert_close(found[..., 8:, :8], denoiser(x[..., 8:, :8], sigma, labels), rtol=1e-4, atol=1e-5)
