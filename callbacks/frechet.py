@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from callbacks.sample_grid import Generate
 from callbacks.schedule import EveryKimg
+from callbacks.snapshots import DenoiserFile
 from callbacks.stop_request import Stopped
 from callbacks.stopping import stop_requested
 from lightning_modules.diffusion.label_draws import draw_labels
@@ -44,6 +45,7 @@ class FrechetDistance(Callback):
         reference: statistics of the data set's features by the same extractor.
         sampling: how `generate` makes its images, for the protocol.
         draw: how their labels are drawn, one of `label_draws.LABEL_DRAWS`.
+        best: writes the model whenever its distance is the least so far.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class FrechetDistance(Callback):
         batch_size: int = 128,
         sampling: Mapping[str, Any] | None = None,
         draw: str = "low_discrepancy",
+        best: DenoiserFile | None = None,
     ) -> None:
         self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
         self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
-        self.sampling, self.draw = dict(sampling or {}), draw
+        self.sampling, self.draw, self.best = dict(sampling or {}), draw, best
         self.history: list[tuple[float, float]] = []  # (kimg, distance)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,6 +114,11 @@ class FrechetDistance(Callback):
             **self.sampling,
         }
 
+    @property
+    def best_so_far(self) -> tuple[float, float]:
+        """Thousand images seen and distance where that was least, the first time."""
+        return min(self.history, key=lambda point: point[1])
+
     @torch.no_grad()
     def evaluate(self, trainer: Trainer, pl_module: EDMModule) -> float | None:
         """Generate, measure and log; the same value on every rank. None where the run is asked to stop meanwhile."""
@@ -140,6 +148,8 @@ class FrechetDistance(Callback):
         distance = float(metric.compute())  # compute() sums over the ranks
         kimg = pl_module.nimg / 1000
         self.history.append((kimg, distance))
+        if self.best is not None and trainer.is_global_zero and self.best_so_far == (kimg, distance):
+            self.best.write(pl_module, **{self.name: distance})
         for logger in trainer.loggers:
             logger.log_metrics({self.name: distance}, step=round(kimg))
         trainer.print(f"{kimg:,.0f} kimg: {self.name} {distance:.3f} ({self.num_images:,} images)")

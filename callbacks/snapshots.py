@@ -136,27 +136,29 @@ def seal_holds(archive: Path) -> bool:
 
 
 class DenoiserFile(Callback):
-    """Writes a file `path` of the EMA weights and all that generation needs whenever that is due.
+    """Writes a file `path` of the EMA weights and all that generation needs whenever that is due, if ever.
 
     Where several averages are kept, the others lie beside `denoiser.safetensors` as `denoiser-ema50kimg.safetensors`.
     """
 
-    def __init__(self, path: Path, every: Schedule, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, every: Schedule | None, meta: dict[str, Any]) -> None:
         self.path, self.every, self.meta = path, every, meta
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every.is_due(trainer, pl_module, batch_idx) and trainer.is_global_zero:
+        if self.every is None or not self.every.is_due(trainer, pl_module, batch_idx):
+            return
+        if trainer.is_global_zero:
             assert isinstance(pl_module, EDMModule)
             self.write(pl_module)
 
-    def write(self, pl_module: EDMModule) -> None:
-        """Write the file of each average."""
+    def write(self, pl_module: EDMModule, **meta: Any) -> None:
+        """Write the file of each average, with what else there is to say of it."""
         check_finite(pl_module)
         for number, (kimg, denoiser) in enumerate(pl_module.averaged_denoisers.items()):
             path = self.path.with_stem(f"{self.path.stem}-ema{kimg:g}kimg") if number else self.path
-            denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg)
+            denoiser.save_pretrained(path, **self.meta, nimg=pl_module.nimg, ema_halflife_kimg=kimg, **meta)
 
     def is_whole(self) -> bool:
         """Whether the file is there as it was written."""

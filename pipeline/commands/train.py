@@ -12,6 +12,7 @@ from pipeline.running.run_folder import (
     choose_run_folder,
     is_first_process,
     opened_run_folder,
+    read_settings,
     read_summary,
     run_settings,
     runs_of,
@@ -42,7 +43,8 @@ def train(settings: SharedSettings) -> float | None:
         parent = runs_of(settings.dataset.name, f"train-{name}")
         return choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
 
-    summary = None if settings.overwrite else read_summary(choose(), "train")
+    finished = not settings.overwrite and read_settings(choose()) == run
+    summary = read_summary(choose(), "train") if finished else None
     if summary is not None and is_whole(choose() / DENOISER, "denoiser"):
         if is_first_process():
             print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(choose())}")

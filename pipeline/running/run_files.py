@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning_modules.diffusion.network_settings import DENOISER_FILE as DENOISER
 from storage.errors import UserError
 
-GUIDE, HEAD = "guide.safetensors", "head.safetensors"
+BEST, GUIDE, HEAD = "denoiser-best.safetensors", "guide.safetensors", "head.safetensors"
 MADE_BY = {
     DENOISER: "a training run, such as runs/digits/train-temi-40/TIME; `make train` makes one",
     GUIDE: "a training run with training.keep_guide=true",

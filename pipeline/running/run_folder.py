@@ -32,6 +32,7 @@ OUTPUTS = re.compile(
 )
 # Settings that are younger than runs which lack them, and what these were made with.
 BEFORE = {"sampler": {"labels": "independent", "guide": "label", "window": None}}
+MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 
@@ -88,7 +89,12 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
         print(f"The run that lay in {folder} is kept in {aside}.")
     with locked(folder):
         remove_abandoned(folder)
-        if read_settings(folder) is None:
+        before = read_settings(folder)
+        if before is not None and before != settings:  # it goes on for longer
+            shorter = f"{flattened(before)[MAY_GROW]:g}kimg"
+            with suppress(FileNotFoundError):
+                (folder / SUMMARY_FILE).rename(folder / f"summary-{shorter}.json")
+        if before != settings:
             write_sealed_json(folder / SETTINGS_FILE, settings)
         yield
 
@@ -150,7 +156,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise a `UserError` that lists the differences when `folder` holds a run of other settings."""
+    """Raise a `UserError` that lists the differences when `folder` holds a run of other settings.
+
+    A longer duration alone is no other run: it goes on where the shorter one ended.
+    """
     try:
         before = read_settings(folder)
     except DamagedArtifactError as error:
@@ -160,7 +169,9 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         ) from error
     if before is None or before == settings:
         return
-    old, new = dict(flatten(before)), dict(flatten(settings))
+    old, new = flattened(before), flattened(settings)
+    if old.get(MAY_GROW, 0) < new.get(MAY_GROW, 0) and {**old, MAY_GROW: None} == {**new, MAY_GROW: None}:
+        return
     lines = [
         f"  {key}: {old.get(key, '(absent)')} → {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
@@ -183,6 +194,11 @@ def refuse_foreign_files(folder: Path) -> None:
             f"run_dir={folder}: it holds {', '.join(foreign[:5])}, which no run has written, and a run would write "
             "files of the same names. Set run_dir=FOLDER, a new one."
         )
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and inputs of a run by their dotted keys."""
+    return dict(flatten(settings))
 
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine
-from pipeline.running.run_files import DENOISER, GUIDE
+from pipeline.running.run_files import BEST, DENOISER, GUIDE
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
@@ -144,6 +144,7 @@ class Training:
             evaluation.batch_size,
             sampling,
             self.sampler.settings.labels,
+            DenoiserFile(self.folder / BEST, None, self.file_meta),
         )
 
     def savers(self) -> list[Callback]:
@@ -186,5 +187,7 @@ class Training:
                 history_chart("distance", distance.history, title, "kimg seen", y_name), self.folder / "distance.png"
             )
             found[distance.name] = distance.history[-1][1]
+            kimg, least = distance.best_so_far
+            found["best"] = {"kimg": kimg, distance.name: least, "denoiser": str(self.folder / BEST)}
             found["distances"] = {"name": distance.name, "kimg_and_distance": distance.history, **distance.protocol}
         return found

@@ -26,7 +26,10 @@ def test_a_run_from_before_labels_could_be_chosen_drew_them_independently(tmp_pa
     write_sealed_json(tmp_path / "settings.json", {"settings": {"sampler": {"steps": 18}, "seed": 0}, "inputs": {}})
 
     def settings(labels: str) -> dict[str, Any]:
-        return {"settings": {"sampler": {"steps": 18, "labels": labels}, "seed": 0}, "inputs": {}}
+        return {
+            "settings": {"sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None}, "seed": 0},
+            "inputs": {},
+        }
 
     refuse_other_settings(tmp_path, settings("independent"))
     with pytest.raises(UserError, match=r"sampler.labels: independent → low_discrepancy"):
