@@ -1,12 +1,13 @@
 """Snapshots for resuming, written whole or not at all, and the model file that generation needs."""
 
+import copy
 import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -17,6 +18,8 @@ from callbacks.lightning_internals import set_passes
 from callbacks.schedule import Schedule, ends_step
 from callbacks.stop_request import Stopped
 from callbacks.stopping import ask_all
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.power_average import PowerAverage
 from lightning_modules.edm_module import EDMModule
 from storage.artifacts import read_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
@@ -167,6 +170,24 @@ class DenoiserFile(Callback):
         except (MissingArtifactError, DamagedArtifactError):
             return False
         return True
+
+
+class PowerAverageFiles(Callback):
+    """Stores the power-function averages when due, each as a denoiser in float16: `width0.05-00120064.safetensors`."""
+
+    def __init__(self, folder: Path, every: Schedule) -> None:
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.every.is_due(trainer, pl_module, batch_idx) or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, EDMModule)
+        for average in cast(Iterable[PowerAverage], pl_module.power_averages):
+            stored = copy.deepcopy(cast(Denoiser, average.get())).half()
+            path = self.folder / f"width{average.width:g}-{pl_module.nimg:08d}.safetensors"
+            stored.save_pretrained(path, nimg=pl_module.nimg, width=average.width)
 
 
 def check_finite(module: LightningModule) -> None:

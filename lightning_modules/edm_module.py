@@ -16,6 +16,7 @@ from lightning_modules.diffusion import augment
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.objective import drop_labels
+from lightning_modules.diffusion.power_average import WIDTHS, PowerAverage
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.processes import mean_over_processes
@@ -74,6 +75,8 @@ class EDMModule(LightningModule):
             EMA(denoiser, kimg, training.ema_rampup_ratio)
             for kimg in (training.ema_halflife_kimg, *training.extra_ema_halflife_kimg)
         )
+        widths = WIDTHS if training.posthoc_snapshots else ()
+        self.power_averages = nn.ModuleList(PowerAverage(denoiser, width) for width in widths)
         self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about the last 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
@@ -152,7 +155,7 @@ class EDMModule(LightningModule):
             self._count_skipped_step(scale)
             return
         self.skipped_in_a_row.zero_()
-        for ema in cast(Iterable[EMA], self.emas):
+        for ema in cast(Iterable[EMA], [*self.emas, *self.power_averages]):
             ema.update(self.denoiser, nimg=self.nimg, batch_size=self.settings.batch_size)
 
     @property

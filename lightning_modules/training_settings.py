@@ -34,6 +34,9 @@ class TrainingSettings(Settings):
     keep_guide: bool = setting(
         True, "keep the model after 1/8 of the training, for sampler.guide=auto", identifies=False
     )
+    posthoc_snapshots: int = setting(
+        0, "how often to store the power-function averages that `cedm average` needs; 0: none, 16 are plenty", low=0
+    )
     num_workers: int | None = setting(
         None, "processes that decode images; null: as many as pay", low=0, identifies=False
     )

@@ -18,12 +18,13 @@ from pipeline.evaluation.guides import guide_path, load_guide
 from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
-from pipeline.settings.schemas import EvaluateCommandSettings, GenerateCommandSettings
+from pipeline.settings.schemas import AverageCommandSettings, EvaluateCommandSettings, GenerateCommandSettings
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
+ModelCommandSettings = GenerateCommandSettings | EvaluateCommandSettings | AverageCommandSettings
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 
 
@@ -80,7 +81,7 @@ class GeneratedByModel:
         UserError: the model cannot be asked for these labels, or for guidance.
     """
 
-    def __init__(self, path: Path, seeds: Tensor, settings: GenerateCommandSettings | EvaluateCommandSettings) -> None:
+    def __init__(self, path: Path, seeds: Tensor, settings: ModelCommandSettings) -> None:
         self.denoiser, self.seeds, self.compiled = Denoiser.from_pretrained(path), seeds, settings.trainer.compile
         check_guidance(settings.sampler, self.denoiser, path)
         guide = guide_path(settings.sampler, path)

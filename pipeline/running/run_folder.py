@@ -31,7 +31,10 @@ OUTPUTS = re.compile(
     r"|(grid|clusters|gallery|map|utilization|distance|bound)\.png|(set-\d+)\.json|nearest-\d+\.png|report\.html)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.
-BEFORE = {"sampler": {"labels": "independent", "guide": "label", "window": None}}
+BEFORE: dict[str, dict[str, Any]] = {
+    "sampler": {"labels": "independent", "guide": "label", "window": None},
+    "training": {"posthoc_snapshots": 0},
+}
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 

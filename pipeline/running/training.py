@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from callbacks.frechet import FrechetDistance
 from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg, OnceAtKimg
-from callbacks.snapshots import DenoiserFile, Snapshots
+from callbacks.snapshots import DenoiserFile, PowerAverageFiles, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
 from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from lightning_modules.edm_module import EDMModule
@@ -22,7 +22,7 @@ from pipeline.pictures.curves import history_chart
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.processes import Machine
-from pipeline.running.run_files import BEST, DENOISER, GUIDE
+from pipeline.running.run_files import AVERAGES, BEST, DENOISER, GUIDE
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
@@ -149,10 +149,16 @@ class Training:
 
     def savers(self) -> list[Callback]:
         """What writes the model and the snapshots: last, so that a snapshot holds what the others have seen."""
-        every, keep = EveryKimg(self.evaluation.snapshot_every_kimg), self.evaluation.keep_snapshots
-        early = OnceAtKimg(self.module.settings.duration_kimg / 8)
-        guide = [DenoiserFile(self.folder / GUIDE, early, self.file_meta)] if self.module.settings.keep_guide else []
-        return [self.model_file, *guide, Snapshots(self.folder / "snapshots", every, keep)]
+        training, evaluation = self.module.settings, self.evaluation
+        files: list[Callback] = [self.model_file]
+        if training.keep_guide:
+            early = OnceAtKimg(training.duration_kimg / 8)
+            files.append(DenoiserFile(self.folder / GUIDE, early, self.file_meta))
+        if training.posthoc_snapshots:
+            often = EveryKimg(training.duration_kimg / training.posthoc_snapshots)
+            files.append(PowerAverageFiles(self.folder / AVERAGES, often))
+        every, keep = EveryKimg(evaluation.snapshot_every_kimg), evaluation.keep_snapshots
+        return [*files, Snapshots(self.folder / "snapshots", every, keep)]
 
     @property
     def model_file(self) -> DenoiserFile:

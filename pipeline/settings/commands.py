@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.settings.schemas import (
     AssignSettings,
+    AverageCommandSettings,
     BoundCommandSettings,
     EvaluateCommandSettings,
     GenerateCommandSettings,
@@ -44,6 +45,7 @@ COMMANDS = {
     "evaluate": Command(
         "generated images and a data set → FID, FDD, KID, … and copies of training images", EvaluateCommandSettings
     ),
+    "average": Command("the weights of a training → an average of any length", AverageCommandSettings),
     "study": Command("a question → the runs that answer it, tables, plots, a report", StudyCommandSettings),
     "report": Command("a run or a study → one HTML page", ReportSettings),
     "import-edm": Command("a published EDM snapshot (.pkl) → a denoiser file", ImportEDMSettings),

@@ -15,6 +15,7 @@ from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
+from pipeline.evaluation.average_settings import AverageSettings
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
@@ -120,6 +121,20 @@ class GenerateCommandSettings(SharedSettings, GenerateSettings):
 @dataclass(frozen=True)
 class EvaluateCommandSettings(SharedSettings, EvaluateSettings):
     """`configs/evaluate.yaml`."""
+
+
+@dataclass(frozen=True)
+class AverageCommandSettings(SharedSettings, AverageSettings):
+    """`configs/average.yaml`."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of each distance."""
+        return self.num or self.evaluation.num_images
+
+    def check_files(self) -> None:
+        super().check_files()
+        denoiser_file(self.run, "run")
 
 
 @dataclass(frozen=True)
