@@ -26,9 +26,10 @@ TRAINING_IDENTITY = (
 )  # fmt: skip
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
-    r"(images|grids|snapshots|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)|labels\.npy"
-    r"|(denoiser|head|pseudo_labels)\.safetensors|(pseudo_labels|clusters|bound|scores|confidence|results|distances)\.csv"
-    r"|(grid|clusters|gallery|map|utilization|distance|bound)\.png|(set-\d+)\.json|nearest-\d+\.png|report\.html)"
+    r"(images|grids|snapshots|averages|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)"
+    r"|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
+    r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances)\.csv|report\.html"
+    r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.
 BEFORE: dict[str, dict[str, Any]] = {
