@@ -26,7 +26,7 @@ MARK = ".cedm"  # in folders that this project made for files which are never a 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Path of a temporary file to write; it takes the name `path`, flushed to disk, when the block ends well.
+    """Path of a temporary file (or folder) to write; it takes the name `path`, flushed to disk, when all went well.
 
     Whoever reads `path` sees the old file or the new one, never a part, even after a power cut. The mode is that of
     any new file (0644 under the umask). A block that raises leaves the old file as it was.
@@ -42,7 +42,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with _workplace(path) as (folder, mode):
             temporary = folder / path.name
             yield temporary
-            temporary.chmod(mode)  # safetensors makes its files 0600
+            if not temporary.is_dir():
+                temporary.chmod(mode)  # safetensors makes its files 0600
             _flush_to_disk(temporary)
             temporary.replace(path)
             _flush_to_disk(path.parent)

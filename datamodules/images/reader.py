@@ -1,10 +1,11 @@
 """What every reader of images offers, whatever they are stored in; and the labels that come with them."""
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -71,6 +72,15 @@ class Reader(ABC):
     def state(self) -> str:
         """Changes when a file may have changed, told from sizes and times without reading it."""
 
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        """The image in this row as an image file, and the file's suffix: a PNG file, if it is not stored as one."""
+        pixels = np.asarray(self.read(row))  # uint8 [H, W, C]
+        if pixels.shape[2] not in (1, 3):
+            raise UnusableImageError(f"has {pixels.shape[2]} channels, which PNG files do not hold")
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "png")
+        return file.getvalue(), ".png"
+
     def own_labels(self) -> Labels | None:
         """The labels that the data set brings."""
         return self._labels
@@ -88,6 +98,11 @@ class EncodedReader(Reader):
 
     def read_header(self, row: int) -> Image.Image:
         return open_image(*self.file(row))
+
+    def encoded(self, row: int) -> tuple[bytes, str]:
+        file, name = self.file(row)
+        content, suffix = bytes_of(file), PurePosixPath(name).suffix.lower()
+        return content, suffix or f".{(open_image(content, name).format or 'png').lower()}"
 
     def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         digests = []

@@ -80,6 +80,11 @@ class ImageSource:
         """Image number `index` with its size and mode, its pixels not decoded. Raises `UnusableImageError`."""
         return self._reader.read_header(int(self.rows[index]))
 
+    def encoded(self, index: int) -> tuple[bytes, str]:
+        """Image number `index` as the bytes of an image file, and its suffix: as stored, or as PNG from an array."""
+        with self._refused(f"{self.ids[index]!r} cannot be exported: "):
+            return self._reader.encoded(int(self.rows[index]))
+
     @cached_property
     def fingerprint(self) -> str:
         """Known by kind, ids, labels and contents; 16 hex digits. Paths and times do not enter."""

@@ -26,9 +26,9 @@ TRAINING_IDENTITY = (
 )  # fmt: skip
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
-    r"(images|grids|snapshots|averages|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)"
+    r"(images|grids|snapshots|averages|hf|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)"
     r"|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
-    r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances)\.csv|report\.html"
+    r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|report\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.

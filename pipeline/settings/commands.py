@@ -7,6 +7,7 @@ from pipeline.settings.schemas import (
     AverageCommandSettings,
     BoundCommandSettings,
     EvaluateCommandSettings,
+    ExportDatasetSettings,
     GenerateCommandSettings,
     ImportEDMSettings,
     ReportSettings,
@@ -46,6 +47,7 @@ COMMANDS = {
         "generated images and a data set → FID, FDD, KID, … and copies of training images", EvaluateCommandSettings
     ),
     "average": Command("the weights of a training → an average of any length", AverageCommandSettings),
+    "export-dataset": Command("images and cluster ids → a data set for other people's trainers", ExportDatasetSettings),
     "study": Command("a question → the runs that answer it, tables, plots, a report", StudyCommandSettings),
     "report": Command("a run or a study → one HTML page", ReportSettings),
     "import-edm": Command("a published EDM snapshot (.pkl) → a denoiser file", ImportEDMSettings),

@@ -138,6 +138,18 @@ class AverageCommandSettings(SharedSettings, AverageSettings):
 
 
 @dataclass(frozen=True)
+class ExportDatasetSettings(SharedSettings):
+    """`configs/export_dataset.yaml`."""
+
+    format: str = setting(
+        "edm_zip",
+        "edm_zip: a ZIP with dataset.json (EDM, EDM2, StyleGAN); folders: one for each cluster (DiT, SiT and most "
+        "others); hf: a Hugging Face data set with a column of classes",
+        choices=("edm_zip", "folders", "hf"),
+    )
+
+
+@dataclass(frozen=True)
 class StudyCommandSettings(SharedSettings):
     """`configs/study.yaml`."""
 

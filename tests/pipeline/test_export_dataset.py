@@ -1,0 +1,81 @@
+"""Images and clusters for other people's trainers, read back by this project's own sources and by the others' way."""
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.sources import open_source
+
+from .conftest import Cedm, summary
+
+CLUSTERS = [7, 2, 7, 9, 2]  # of the ids 0…9, most without an image
+READ = {
+    "edm_zip": {"kind": "zip"},
+    "folders": {"kind": "folder", "labels": "folders"},
+    "hf": {"kind": "hf", "label_key": "cluster"},
+}
+
+
+@pytest.fixture
+def images(workplace: Path) -> dict[str, bytes]:
+    """Files of two formats in nested folders, by their id, and a cluster for each in their order."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), np.uint8)
+    names = ["a/0.png", "a/1.jpg", "b/c/2.png", "b/c=1/3 .png", "b/4.jpg"]
+    for name, image in zip(names, pixels, strict=True):
+        Path("images", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(Path("images", name))
+    names.sort()
+    lines = [f"{name},{cluster}" for name, cluster in zip(names, CLUSTERS, strict=True)]
+    Path("clusters.csv").write_text("\n".join(["id,cluster", *lines]))
+    return {name: Path("images", name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("form", READ)
+def test_what_is_exported_is_read_back_to_the_same_clusters(cedm: Cedm, images: dict[str, bytes], form: str) -> None:
+    words = ["dataset=folder", "dataset.path=images", "assignments=clusters.csv", f"format={form}", "run_dir=run"]
+    result = cedm("export_dataset", *words)
+    assert result.code == 0, result.err
+    with Path("run/classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["class"], row["cluster"], row["num_images"]) for row in rows] == [
+        ("0", "2", "2"), ("1", "7", "2"), ("2", "9", "1"),
+    ]  # fmt: skip
+    source = open_source(DatasetSettings(name="again", path=summary("run")["written"], **READ[form]))
+    assert len(source) == len(images)
+    assert source.labels is not None
+    clusters = {}
+    for row, (image_id, label) in enumerate(zip(source.ids, source.labels.tolist(), strict=True)):
+        content = source.encoded(row)[0]
+        (name,) = [name for name, stored in images.items() if stored == content]  # not a byte is changed
+        assert form == "hf" or image_id.endswith(name)
+        clusters[name] = int(rows[label]["cluster"])
+    assert clusters == dict(zip(images, CLUSTERS, strict=True))
+    assert "Nothing to do" in cedm("export_dataset", *words).out
+
+
+def test_a_zip_is_that_of_edm(cedm: Cedm, images: dict[str, bytes]) -> None:
+    words = ["dataset=folder", "dataset.path=images", "assignments=clusters.csv", "run_dir=run"]
+    assert cedm("export_dataset", *words).code == 0
+    with zipfile.ZipFile("run/images.zip") as archive:
+        labels = json.loads(archive.read("dataset.json"))["labels"]
+        assert {name: archive.read(name) for name, _ in labels} == images
+    assert [label for _, label in labels] == [1, 0, 1, 2, 0]
+
+
+def test_arrays_become_png_files_and_no_clusters_are_refused(cedm: Cedm, workplace: Path) -> None:
+    words = ["dataset.max_images=20", "clustering=random", "clustering.num_clusters=3"]
+    assert cedm("cluster", *words).code == 0
+    assert cedm("export_dataset", *words, "format=folders", "run_dir=run").code == 0
+    source = open_source(DatasetSettings(kind="folder", name="again", path="run/images", labels="folders"))
+    digits = open_source(DatasetSettings(max_images=20))
+    by_id = {Path(image_id).stem: row for row, image_id in enumerate(source.ids)}
+    for row, image_id in enumerate(digits.ids):
+        assert np.array_equal(np.asarray(source.image(by_id[Path(image_id).stem])), digits.image(row)[..., 0])
+    result = cedm("export_dataset", "conditioning=none")
+    assert (result.code, "Leave conditioning= out" in result.err) == (2, True)
