@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.pictures.table import Table
-from pipeline.studies.analysis import Verdict, block_p_values, holm, p_value, verdict
+from pipeline.studies.analysis import POWER, Test, Verdict, block_tests, holm, verdict, welch_test
 from pipeline.studies.results import Model, Results
 
 MOST_NAMED = 5  # rivals in a sentence
@@ -19,11 +19,15 @@ Pair = tuple[Model, Model]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether a model is better than a rival; `p` is corrected for the number of comparisons, None: not tested."""
+    """Whether a model is better than a rival; `p` is corrected for the number of comparisons, None: not tested.
+
+    True differences smaller than `missed_below` would be missed more often than in one of five studies.
+    """
 
     model: Model
     rival: Model
     p: float | None
+    missed_below: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -35,11 +39,12 @@ class Comparison:
         model, rival = self.model.spread, self.rival.spread
         p = "" if self.p is None else f"{self.p:.2g}" if self.p >= 1e-4 else "<0.0001"
         difference = f"{model.mean - rival.mean:+.3g}"
-        return [str(self.model), str(self.rival), self.verdict, difference, p, str(model), str(rival)]
+        missed = "" if self.missed_below is None else f"{self.missed_below:.2g}"
+        return [str(self.model), str(self.rival), self.verdict, difference, missed, p, str(model), str(rival)]
 
 
-def p_values(pairs: Sequence[Pair]) -> list[float | None]:
-    """The p-values of the differences between the two of each pair; None where they can't be tested.
+def tests(pairs: Sequence[Pair]) -> list[Test | None]:
+    """Tests of the differences between the two of each pair; None where they can't be tested.
 
     Where all models were trained once and measured on as many sets, they tell together how much sets differ by chance.
     """
@@ -48,22 +53,22 @@ def p_values(pairs: Sequence[Pair]) -> list[float | None]:
     sets = {len(side.values) for side in sides}
     if all(len(side.runs) == 1 and min(side.values) > 0 for side in sides) and len(sets) == 1 and min(sets) > 1:
         places = [(rows.index(model), rows.index(rival)) for model, rival in pairs]
-        return list(block_p_values([side.values for side in rows], places))
+        return list(block_tests([side.values for side in rows], places))
     # the sets of one training can't be compared with several trainings
     mixed = [(len(model.runs) == 1) != (len(rival.runs) == 1) for model, rival in pairs]
     return [
-        None if unlike else p_value(model.values, rival.values)
+        None if unlike else welch_test(model.values, rival.values)
         for (model, rival), unlike in zip(pairs, mixed, strict=True)
     ]
 
 
 def compare(pairs: Sequence[Pair]) -> list[Comparison]:
     """Whether the first of each pair is better than the second, with Holm's correction over all pairs."""
-    found = p_values(pairs)
-    corrected = holm([1.0 if p is None else p for p in found])
+    found = tests(pairs)
+    corrected = holm([1.0 if test is None else test.p for test in found])
     return [
-        Comparison(model, rival, None if p is None else of_all)
-        for (model, rival), p, of_all in zip(pairs, found, corrected, strict=True)
+        Comparison(model, rival, None) if test is None else Comparison(model, rival, of_all, test.missed_below)
+        for (model, rival), test, of_all in zip(pairs, found, corrected, strict=True)
     ]
 
 
@@ -90,8 +95,14 @@ def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | Non
     )
     if len({run.seed for run in results.runs}) > 1:
         test = "Welch's t-test between the means of the trainings"
-    header = ["model", "compared with", "verdict", "difference", "p", results.metric, f"{results.metric} compared with"]
-    caption = f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried."
+    header = [
+        "model", "compared with", "verdict", "difference", "missed below", "p",
+        results.metric, f"{results.metric} compared with",
+    ]  # fmt: skip
+    caption = (
+        f"Verdicts at 5 %: {test}; p with Holm's correction over all that were tried. True differences smaller than "
+        f"“missed below” would be missed in more than {1 - POWER:.0%} of such studies, even without that correction."
+    )
     return Table(caption, header, [one.cells for one in comparisons])
 
 

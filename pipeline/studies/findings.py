@@ -18,9 +18,9 @@ from pipeline.studies.analysis import (
     holm,
     images_saved,
     images_to_reach,
-    p_value,
     spread,
     verdict,
+    welch_test,
 )
 from pipeline.studies.comparisons import Comparison, compare, compare_best, enumerated, in_words, lowest, table_of
 from pipeline.studies.results import CONTROLS, WITHOUT_C, Result, Results
@@ -269,7 +269,8 @@ def confidence(results: Results) -> Chart:
         keep, share, kept_share = shares
         of_all, of_kept, judged = "", "", ""
         if found.distances_kept and run.distances:
-            p = p_value(found.distances_kept, run.distances)  # the kept ones are of other seeds
+            test = welch_test(found.distances_kept, run.distances)  # the kept ones are of other seeds
+            p = None if test is None else test.p
             judged = verdict(found.distances_kept, run.distances, p)
             of_all, of_kept = str(spread(run.distances)), str(spread(found.distances_kept))
         rows.append([run.name, *shares, of_all, of_kept, judged])

@@ -7,17 +7,23 @@ import pytest
 from scipy import stats
 
 from pipeline.studies.analysis import (
-    block_p_values,
+    block_tests,
     correlation,
+    found_with_power,
     holm,
     images_saved,
     images_to_reach,
-    p_value,
     spread,
     verdict,
+    welch_test,
 )
 
 SAME = "not significantly different"
+
+
+def p_of(a: list[float], b: list[float]) -> float | None:
+    test = welch_test(a, b)
+    return None if test is None else test.p
 
 
 @pytest.mark.parametrize(
@@ -109,16 +115,16 @@ def test_where_nothing_can_be_said_or_shown() -> None:
     ],
 )
 def test_verdicts(a: list[float], b: list[float], expected: str) -> None:
-    assert verdict(a, b, p_value(a, b)) == expected
+    assert verdict(a, b, p_of(a, b)) == expected
 
 
 def test_pairs_tell_more() -> None:
     """Sampling seeds that move both models alike hide a difference from Welch's test, and not from that in blocks."""
     a, b = [2.0, 3.0, 4.0, 5.0], [2.1, 3.2, 4.1, 5.3]
-    found = block_p_values([a, b], [(0, 1)])
+    found = [test.p for test in block_tests([a, b], [(0, 1)])]
     assert found == pytest.approx([stats.ttest_rel(np.log(a), np.log(b)).pvalue])
-    assert (verdict(a, b, found[0]), verdict(a, b, p_value(a, b))) == ("better", SAME)
-    assert block_p_values([a, a], [(0, 1)]) == [1.0]
+    assert (verdict(a, b, found[0]), verdict(a, b, p_of(a, b))) == ("better", SAME)
+    assert [test.p for test in block_tests([a, a], [(0, 1)])] == [1.0]
 
 
 def test_holm_corrects_for_the_number_of_comparisons() -> None:
@@ -134,9 +140,30 @@ def test_models_without_a_difference_are_told_apart_as_often_as_promised() -> No
     for _ in range(400):
         logs = rng.normal(0, 0.04, (15, 3)) + rng.normal(0, 0.1, (1, 3))  # every set moves all models alike
         logs[0] -= 0.15
-        p = block_p_values(np.exp(logs), [(0, 1), (1, 2)])
+        p = [test.p for test in block_tests(np.exp(logs), [(0, 1), (1, 2)])]
         seen += p[0] < 0.05 / 14
         seen_alone += stats.ttest_rel(logs[0], logs[1]).pvalue < 0.05 / 14
         false += p[1] < 0.05
     assert 0.03 < false / 400 < 0.08
     assert seen / 400 > 0.8 > 0.2 > seen_alone / 400
+
+
+def test_what_would_be_missed_is_found_in_four_of_five_studies() -> None:
+    """Of simulated studies with the true difference that the tests themselves name for the true noise."""
+    draw, noise, count = np.random.default_rng(0), 0.1, 4000
+    error, freedom = noise * math.sqrt(2 / 4), 6.0
+    difference = found_with_power(freedom) * error
+    found = [
+        stats.ttest_ind(draw.normal(0, noise, 4), draw.normal(difference, noise, 4)).pvalue < 0.05 for _ in range(count)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.02)
+
+    a, b = draw.normal(1, noise, 1000), draw.normal(2, noise, 1000)
+    test = welch_test(a.tolist(), b.tolist())
+    assert test is not None
+    assert test.missed_below == pytest.approx((1.96 + 0.8416) * noise * math.sqrt(2 / 1000), rel=0.05)
+
+    logs = np.log(0.3) + draw.normal(0, 0.05, (20, 1)) + draw.normal(0, noise, (20, 500))
+    (missed,) = [test.missed_below for test in block_tests(np.exp(logs), [(0, 1)])]
+    share = (1.96 + 0.8416) * noise * math.sqrt(2 / 500)
+    assert missed == pytest.approx((1 - math.exp(-share)) * np.exp(logs[1]).mean(), rel=0.05)

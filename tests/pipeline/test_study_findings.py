@@ -58,7 +58,7 @@ def test_the_best_clustering_against_controls_and_its_c_against_the_bound() -> N
     expected = {"no condition": BETTER, "labels": SAME, "random groups with C = 10": BETTER}
     assert verdicts(chart) == {(BEST, rival): judged for rival, judged in expected.items()}
     assert chart.table is not None
-    assert chart.table.rows[0][3:] == ["-4.03", "<0.0001", "2.00 ± 0.10", "6.03 ± 0.15"]
+    assert chart.table.rows[0][3:] == ["-4.03", "0.18", "<0.0001", "2.00 ± 0.10", "6.03 ± 0.15"]
     assert all(part in chart.finding for part in (f"{BEST}: fd_pixels 2.00 ± 0.10", "inside", "8 to 40"))
     assert chart.shaded == (8.0, 40.0, "bound: 8 to 40")
     worse = CHARTS["granularity"](results(result("none", None, [1.0, 1.1, 0.9]), *CLUSTERS))
