@@ -54,7 +54,7 @@ class DatasetSettings(Settings):
     value_range: list[float] | None = setting(None, "of arrays: the values that become black and white")
     image_key: str | None = setting(None, "array of an .npz, or column, that holds the images; null: the usual one")
     label_key: str | None = setting(None, "array of an .npz, or column, that holds the labels; null: the usual one")
-    split: str = setting("train", "of a Hugging Face data set")
+    split: str = setting("train", "of a Hugging Face data set, or of folders called train, val, test; all: all of it")
     config_name: str | None = setting(None, "which of several configurations of a Hugging Face data set")
     revision: str | None = setting(None, "branch, tag or commit on the hub")
 

@@ -10,6 +10,7 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_values import labels_from_values
 from datamodules.images.reader import UNLABELLED, EncodedReader, Labels
+from datamodules.images.split_folders import ALL
 from storage.digests import file_digests
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
@@ -123,6 +124,8 @@ def load_split(datasets: Any, settings: DatasetSettings) -> Any:
         ) from error
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
+    if split == ALL:
+        return datasets.concatenate_datasets(list(dataset.values()))
     if split not in dataset:
         names = list(dataset)
         raise UserError(f"{path}: no split {split!r}; there are {', '.join(names)}. Set dataset.split={names[0]}.")

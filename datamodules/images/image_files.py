@@ -153,7 +153,12 @@ class ZipReader(EncodedReader):
         return [file_digest(self.path, cache_dir)]
 
     def state(self) -> str:
-        return file_state(self.path)
+        state = file_state(self.path)
+        return state if self.splits is None else fingerprint([state, self.splits.taken])
+
+    def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
+        self._entries = self._entries[rows]
 
     def own_labels(self) -> Labels | None:
         if not self._has_labels:

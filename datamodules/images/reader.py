@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image
+from datamodules.images.split_folders import Splits
 
 UNLABELLED = -1  # the label of an image that has none
 
@@ -41,6 +42,7 @@ class Reader(ABC):
         left_out: how many files of which kind are no images.
         own_output: folders of this project's runs and cache that lie among the images, and are not listed.
         folders: the folders that the images may lie in; None where there is no such thing.
+        splits: the split folders that the images lie in, where they do.
     """
 
     def __init__(self, kind: str, labels: Labels | None = None) -> None:
@@ -50,6 +52,7 @@ class Reader(ABC):
         self.left_out: Counter[str] = Counter()
         self.own_output: list[str] = []
         self.folders: set[str] | None = None
+        self.splits: Splits | None = None
         self._labels = labels
 
     @abstractmethod
@@ -80,6 +83,10 @@ class Reader(ABC):
         file = io.BytesIO()
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "png")
         return file.getvalue(), ".png"
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all other images."""
+        self.ids = [self.ids[row] for row in rows]
 
     def own_labels(self) -> Labels | None:
         """The labels that the data set brings."""

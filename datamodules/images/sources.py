@@ -22,6 +22,7 @@ from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
 from datamodules.images.reader import UNLABELLED, Labels, Reader
+from datamodules.images.split_folders import find_splits
 from storage.errors import UserError, named_by
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
@@ -55,6 +56,7 @@ class ImageSource:
         labels = labels or Labels(None)
         self.class_names = labels.class_names  # one per class, or None
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
+        self.splits = reader.splits  # the split folders, where the images lie in some
         self.own_output = reader.own_output  # folders of this project's that lie among the images
         usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
         self.total = len(usable)  # images of the whole data set
@@ -149,6 +151,7 @@ def open_source(
         raise UserError(f"{setting}={printable(path)}: {problem}. Rename it.")
     with named_by(setting):
         reader: Reader = resolve_name(kind.opener)(settings)
+    choose_split(reader, settings)
     unusable, skip = reader.unusable, settings.on_bad_file == "skip"
     if skip:
         unusable = unusable | damaged_images(reader, settings.name, cache_dir)
@@ -156,6 +159,21 @@ def open_source(
         refuse_bad_files(settings.name, unusable, len({*reader.ids, *unusable}), skippable and not skip)
     labels = labels_of(settings, reader)
     return ImageSource(settings.name, reader, labels, settings.max_images, cache_dir, unusable, skippable)
+
+
+def choose_split(reader: Reader, settings: DatasetSettings) -> None:
+    """Keep the images of the split `dataset.split`, where folders are those of splits.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if reader.folders is None:
+        return
+    splits = reader.splits = find_splits(reader.ids, settings.split)
+    if splits is not None:
+        reader.keep([row for row, image_id in enumerate(reader.ids) if splits.takes(image_id)])
+        reader.unusable = {name: reason for name, reason in reader.unusable.items() if splits.takes(name)}
+        reader.folders = {name for name in reader.folders if splits.takes(name)}
 
 
 def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
@@ -168,7 +186,11 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
         return read_label_file(Path(settings.labels), reader.ids)
     if reader.folders is None:
         raise UserError(f"{settings.name}: dataset.labels=folders is for folders and ZIPs. Set dataset.labels=FILE.")
-    return labels_from_folders(str(settings.path), reader.ids, reader.folders)
+    ids, folders, where = reader.ids, reader.folders, str(settings.path)
+    if reader.splits is not None:
+        ids, folders = list(map(reader.splits.without, ids)), {*map(reader.splits.without, folders)} - {""}
+        where += f" ({', '.join(filter(None, reader.splits.counts))}: splits, not classes)"
+    return labels_from_folders(where, ids, folders)
 
 
 def evenly_spaced(total: int, count: int | None) -> Tensor:

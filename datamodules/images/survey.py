@@ -31,6 +31,7 @@ class Survey:
     class_names: list[str] | None  # None where classes are numbers
     num_unlabelled: int  # images without a label, where others have one
     labels_note: str  # why there are no labels
+    split: str  # which split folders are taken, and which are not; empty where there are none
     skipped: dict[str, str]  # files that cannot be used and are left out, each with the reason
     left_out: dict[str, int]  # how many files of which kind are no images
 
@@ -51,7 +52,7 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
         UserError: images whose headers cannot be used, unless they are skipped; the message counts and names them.
     """
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
-    key = fingerprint([source.state, labels, source.labels_note, source.left_out, PIL.__version__])
+    key = fingerprint([source.state, labels, source.labels_note, str(source.splits), source.left_out, PIL.__version__])
     path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(source.name, key)}.json"
     return Survey(**remembered_json(path, lambda: asdict(_look(source)))), path
 
@@ -80,6 +81,7 @@ def _look(source: ImageSource) -> Survey:
         class_names=source.class_names,
         num_unlabelled=num_unlabelled,
         labels_note=source.labels_note,
+        split="" if source.splits is None else str(source.splits),
         skipped=source.skipped,
         left_out=source.left_out,
     )

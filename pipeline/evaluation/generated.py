@@ -37,7 +37,7 @@ class GeneratedFiles:
 
     def __init__(self, path: Path, settings: EvaluateCommandSettings) -> None:
         kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
-        named = DatasetSettings(kind=kind, name="generated", path=str(path))
+        named = DatasetSettings(kind=kind, name="generated", path=str(path), split="all")
         self.source = open_source(named, settings.cache_dir, setting="generated")
         self.path, self.dataset = path, settings.dataset
         self._read(0)  # tell of another size now

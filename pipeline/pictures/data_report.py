@@ -50,6 +50,8 @@ def describe(found: Survey, name: str, resolution: int) -> list[str]:
     said["modes"] = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
     if small := enlarged(found.sizes, resolution):
         said["enlarged"] = f"{small:,} images are smaller than dataset.resolution={resolution}"
+    if found.split:
+        said["split"] = printable(found.split)
     if found.class_counts is not None:
         said["labels"] = describe_classes(found.class_counts, found.class_names)
         if found.num_unlabelled:

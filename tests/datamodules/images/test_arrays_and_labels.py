@@ -139,6 +139,7 @@ def test_a_saved_data_set_is_read_with_its_classes(hugging_face: Path, tmp_path:
     assert (found.sizes, found.class_counts) == ([(8, 9, 12)], [6, 6, 0])
     test = opened("hf", hugging_face, split="test")
     assert (len(test), test.ids[0]) == (3, "test/00000")
+    assert len(opened("hf", hugging_face, split="all")) == 15
     assert test.fingerprint != source.fingerprint == opened("hf", hugging_face).fingerprint
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(source)).image(5)), images[5])
 

@@ -1,0 +1,145 @@
+"""Which folders are those of splits, and what is taken of them."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.images.sources import ImageSource
+from datamodules.images.split_folders import find_splits
+from datamodules.images.survey import survey
+from storage.errors import UserError
+
+from ..opening import opened
+
+
+def tree(root: Path, places: Sequence[str], kind: str) -> Path:
+    """Images at these places, all different, as a folder or a ZIP."""
+    rng = np.random.default_rng(0)
+    for place in places:
+        path = root / "tree" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    if kind == "folder":
+        return root / "tree"
+    with zipfile.ZipFile(root / "tree.zip", "w") as archive:
+        for place in places:
+            archive.write(root / "tree" / place, place)
+    return root / "tree.zip"
+
+
+TRAIN = ["train/cat/1.png", "train/cat/2.png", "train/dog/3.png"]
+TEST = ["test/cat/4.png", "test/dog/5.png"]
+
+
+def classes(source: ImageSource) -> list[str]:
+    assert source.labels is not None
+    assert source.class_names is not None
+    return [source.class_names[label] for label in source.labels.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_classes_lie_below_the_splits(tmp_path: Path, kind: str) -> None:
+    path = tree(tmp_path, [*TRAIN, *TEST], kind)
+    train = opened(kind, path, labels="folders")
+    assert (train.ids, classes(train)) == (TRAIN, ["cat", "cat", "dog"])
+    assert survey(train, tmp_path)[0].split == "train (3); left out: test (2). dataset.split=all takes all"
+    test = opened(kind, path, labels="folders", split="test")
+    assert (test.ids, classes(test)) == (TEST, ["cat", "dog"])
+    whole = opened(kind, path, labels="folders", split="all")
+    assert (whole.ids, classes(whole)) == ([*TEST, *TRAIN], ["cat", "dog", "cat", "cat", "dog"])
+    assert survey(whole, tmp_path)[0].split == "all: test (2), train (3)"
+    assert len({source.fingerprint for source in (train, test, whole)}) == 3
+    assert len({source.state for source in (train, test, whole)}) == 3
+    np.testing.assert_array_equal(np.asarray(test.image(1)), np.asarray(whole.image(1)))
+    assert opened(kind, path).ids == TRAIN  # without labels, too
+    with pytest.raises(UserError, match=r"dataset\.split=val: there is no such folder; there are test, train\."):
+        opened(kind, path, split="val")
+
+
+@pytest.mark.parametrize(
+    ("places", "split", "taken", "depth"),
+    [
+        (["Train/cat/1.png", "VALID/cat/2.png"], "train", [0], 0),
+        (["Train/cat/1.png", "VALID/cat/2.png"], "val", [1], 0),
+        (["training/1.png", "dev/2.png", "eval/3.png"], "train", [0], 0),
+        (["training/1.png", "dev/2.png", "eval/3.png"], "eval", [2], 0),
+        (["training/1.png", "dev/2.png", "eval/3.png"], "test", [2], 0),
+        (["images/train/cat/1.png", "images/validation/cat/2.png"], "train", [0], 1),
+        (["data/images/train/1.png", "data/images/val/2.png", "data/masks/train/3.png"], "train", [0, 2], 2),
+        (["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"], "train", [0, 2], 1),
+        (["train2017/1.png", "val2017/2.png", "test2017/3.png"], "train", [0], 0),
+        (["training_set/cat/1.png", "test_set/cat/2.png"], "train", [0], 0),
+        (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "train", [0], 0),
+        (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "unlabeled", [3], 0),
+        (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "all", [0, 1, 2, 3], 0),
+        (["only/test/1.png", "only/test/2.png"], "test", [0, 1], 1),
+        (["train/train/1.png", "test/test/2.png"], "train", [0], 0),
+    ],
+)
+def test_split_folders(places: list[str], split: str, taken: list[int], depth: int) -> None:
+    found = find_splits(places, split)
+    assert found is not None
+    assert [row for row, place in enumerate(places) if found.takes(place)] == taken
+    assert found.depth == depth
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["train/1.png", "car/2.png", "bus/3.png"],  # a class of trains
+        ["train/1.png", "train/2.png"],
+        ["test/1.png"],
+        ["train1/1.png", "train2/2.png"],
+        ["cat/1.png", "dog/2.png"],
+        ["a/train/1.png", "a/test/2.png", "b/other/3.png"],
+        ["training day/1.png", "testament/2.png", "valley/3.png"],
+        ["1.png", "2.png"],
+    ],
+)
+def test_folders_that_are_no_splits(places: list[str]) -> None:
+    assert find_splits(places, "train") is None
+    assert find_splits(places, "all") is None
+    if not any("test" in place for place in places):
+        with pytest.raises(UserError, match="nor in folders of splits"):
+            find_splits(places, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_splits_without_classes_give_no_labels(tmp_path: Path, split: str) -> None:
+    path = tree(tmp_path, ["train/1.png", "train/2.png", "test/3.png"], "folder")
+    assert opened("folder", path, split=split).labels is None
+    with pytest.raises(UserError, match=r"test, train: splits, not classes.*lies in no class folder"):
+        opened("folder", path, labels="folders", split=split)
+
+
+def test_classes_of_one_split_alone_and_of_nested_ones(tmp_path: Path) -> None:
+    path = tree(tmp_path, ["train/train/cat/1.png", "train/train/dog/2.png", "test/test/owl/3.png"], "folder")
+    assert classes(opened("folder", path, labels="folders")) == ["cat", "dog"]
+    assert classes(opened("folder", path, labels="folders", split="all")) == ["owl", "cat", "dog"]
+    (path / "train/train/emu").mkdir()
+    (path / "test/test/yak").mkdir()
+    with pytest.raises(UserError, match=r"class folder 'emu' holds no image \(1 such"):
+        opened("folder", path, labels="folders")
+
+
+def test_bad_files_of_another_split_do_not_stop_this_one(tmp_path: Path) -> None:
+    path = tree(tmp_path, [*TRAIN, *TEST], "folder")
+    (path / "test/cat/scan.dcm").write_bytes(b"")
+    assert opened("folder", path).ids == TRAIN
+    with pytest.raises(UserError, match=r"test/cat/scan\.dcm"):
+        opened("folder", path, split="all")
+    (path / "train/cat/scan.dcm").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train/cat/scan\.dcm"):
+        opened("folder", path)
+
+
+def test_labels_of_a_file_know_the_images_by_their_whole_path(tmp_path: Path) -> None:
+    path = tree(tmp_path, [*TRAIN, *TEST], "folder")
+    (tmp_path / "l.csv").write_text("id,label\n" + "".join(f"{place},{place[-5]}\n" for place in (*TEST, *TRAIN)))
+    source = opened("folder", path, labels=str(tmp_path / "l.csv"))
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 2, 3]
