@@ -12,7 +12,9 @@ from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
+from pipeline.running.condition import pseudo_labels_fingerprint
 from pipeline.running.run_files import denoiser_file
+from pipeline.running.run_folder import is_first_process
 from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.schemas import SharedSettings
 from storage.errors import UserError
@@ -56,11 +58,14 @@ class ModelSettings:
             "dataset": data.source.name,
             "conditioning": condition,
             "num_clusters": 0 if data.pseudo_labels is None else data.pseudo_labels.num_clusters,
+            "pseudo_labels": None if data.pseudo_labels is None else pseudo_labels_fingerprint(data.pseudo_labels),
             "label_dropout": self.training.label_dropout,
             "channels_last": self.trainer.channels_last,
         }
         if self.init_from is not None:
-            start_from(denoiser, denoiser_file(self.init_from, "init_from"))
+            anew = start_from(denoiser, denoiser_file(self.init_from, "init_from"))
+            if anew and is_first_process():
+                print(f"init_from   {self.init_from}, but for the weights of {' and '.join(anew)}")
         module = EDMModule(denoiser, self.training, self.optimizer, self.seed)
         if self.trainer.channels_last:
             module.denoiser.to(memory_format=torch.channels_last)
@@ -70,19 +75,23 @@ class ModelSettings:
         return module
 
 
-def start_from(denoiser: Denoiser, path: Path) -> None:
+def start_from(denoiser: Denoiser, path: Path) -> list[str]:
     """Copy weights and objective from another denoiser.
 
-    Weights for the labels start anew where these stand for other clusters, those for augmentation where there was none.
+    Weights for the labels start anew unless both were trained on the same pseudo-labels: equal ids alone may be those
+    of other clusters. So do those for augmentation where there was none.
+
+    Returns:
+        What starts anew, and why.
 
     Raises:
         UserError: the file is no denoiser, or of another network.
     """
     other = Denoiser.from_pretrained(path)
     own, given = denoiser.state_dict(), other.state_dict()
-    anew = ["map_augment"] if not other.augment_dim else []
-    if cluster_ids_of(denoiser) != cluster_ids_of(other):
-        anew.append("map_label")
+    anew = {} if other.augment_dim else {"map_augment": "augmentation (it had none)"}
+    if denoiser.label_dim and (why := other_clusters(denoiser, other)):
+        anew["map_label"] = f"the labels ({why})"
     own = {name: weight for name, weight in own.items() if not any(part in name for part in anew)}
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     missing = [name for name in own if name not in fitting]
@@ -94,11 +103,17 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
         )
     denoiser.load_state_dict(fitting, strict=False)
     denoiser.objective = other.objective
+    return [what for part, what in anew.items() if any(part in name for name in denoiser.state_dict())]
 
 
-def cluster_ids_of(denoiser: Denoiser) -> list[int] | None:
-    """The cluster that each label stands for; None without labels."""
-    return None if denoiser.cluster_ids is None else denoiser.cluster_ids.tolist()
+def other_clusters(denoiser: Denoiser, other: Denoiser) -> str | None:
+    """Why the labels of another denoiser may stand for other clusters than these; None where they are the same."""
+    if not other.label_dim:
+        return "it had none"
+    known = other.meta.get("pseudo_labels")
+    if known is None:
+        return "its file does not tell which pseudo-labels it was trained on"
+    return None if known == denoiser.meta["pseudo_labels"] else "it was trained on other pseudo-labels"
 
 
 def passes_of(training: TrainingSettings, world_size: int) -> int:

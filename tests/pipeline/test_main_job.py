@@ -231,6 +231,30 @@ def test_fine_tuning_starts_from_a_denoiser(cedm: Cedm, workplace: Path) -> None
     assert cedm("train", *again, "init_from=third").code == 2
 
 
+def test_label_weights_are_kept_for_the_same_pseudo_labels_alone(cedm: Cedm, workplace: Path) -> None:
+    """Clusters 0…4 of another clustering are other clusters, though their ids are equal."""
+    settings = [*TINY_EDM, "evaluation.backbone=null", "clustering=random", "clustering.num_clusters=5"]
+    frozen = ["training.lr=1e-30", "init_from=first"]
+    for seed in (0, 1):
+        assert cedm("cluster", *settings[-2:], f"seed={seed}").code == 0
+    assert cedm("train", *settings, "training.lr=0.05", "training.lr_rampup_kimg=0", "run_dir=first").code == 0
+    same = cedm("train", *settings, *frozen, "run_dir=same")
+    other = cedm("train", *settings, *frozen, "seed=1", "run_dir=other")
+    assert (same.code, other.code) == (0, 0), other.err
+    assert "other pseudo-labels" in other.out
+    assert "init_from" not in same.out
+    unknown = Denoiser.from_pretrained("first")
+    unknown.meta = {}
+    unknown.save_pretrained("older.safetensors")
+    older = cedm("train", *settings, frozen[0], "init_from=older.safetensors", "run_dir=older")
+    assert "does not tell" in older.out
+    first = weights(workplace / "first")
+    for folder, kept in (("same", True), ("other", False), ("older", False)):
+        now = weights(workplace / folder)
+        assert np.allclose(now["model.map_layer0.weight"], first["model.map_layer0.weight"], atol=1e-6)
+        assert np.allclose(now["model.map_label.weight"], first["model.map_label.weight"], atol=1e-6) == kept, folder
+
+
 def test_without_inception_weights_the_distance_has_another_name(
     cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
