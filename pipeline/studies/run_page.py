@@ -104,7 +104,10 @@ def typed(summary: Mapping[str, Any]) -> str:
 def of_training(folder: Path, summary: Mapping[str, Any]) -> Parts:
     """The distance along the training, the gallery and the loss."""
     pictures, notes = pictures_of(folder)
-    parts: Parts = {"pictures": pictures, "notes": notes, "curves": loss_chart({folder.name: (folder, "temi")})}
+    curves = loss_chart({folder.name: (folder, "temi")})
+    if curves:  # the page has one loss: not the summary's too, which is averaged in another way
+        summary = {**summary, "loss": curves[0].series[0].y[-1]}
+    parts: Parts = {"pictures": pictures, "notes": notes, "curves": curves, "tables": table_of_numbers(summary)}
     if along := dict(summary.get("distances") or {}):
         name, points = along.pop("name"), along.pop("kimg_and_distance")
         kimg, distance = points[-1]

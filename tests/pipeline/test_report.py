@@ -13,6 +13,7 @@ from lightning_modules.clustering.bound import Measurement
 from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import Chart, Series, draw_axes, draw_png, draw_series, plotly_figure
+from pipeline.pictures.curves import read_curve, smoothed
 from pipeline.pictures.gallery import members_to_show
 from pipeline.studies.run_page import protocols_of, table_of_numbers
 
@@ -143,6 +144,9 @@ def test_pages_of_a_clustering_a_training_and_an_evaluation(cedm: Cedm, workplac
     assert 'alt="Images of the largest clusters."' in groups
     assert all(words in model for words in ("Real: randomly chosen images", "Training loss", "fd_pixels is"))
     assert model.count("data:image/png;base64,") == 2  # real and generated
+    curve = smoothed(read_curve(Path("model"), "train/loss"))
+    loss = next(line for line in model.split("<tr>") if "training loss at the end" in line)
+    assert f"{curve[-1][1]:.4g}" in loss
     summary = json.loads(Path("measured/summary.json").read_text())
     assert all(f"{value:,.3f}" in measured_page for value in summary["scores"]["fd_pixels"]["sets"])
     assert all(seeds in measured_page for seeds in ("0 to 49", "50 to 99"))
