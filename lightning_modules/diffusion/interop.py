@@ -56,6 +56,7 @@ class PublishedNetwork(NamedTuple):
         img_resolution, img_channels, label_dim, augment_dim: As of `Denoiser`.
         network: The published settings: `model_type`, `model_channels`, `channel_mult`, `embedding_type`, ...
         sigma_data: Standard deviation of the data.
+        p_uncond: Share of labels that the data set of its training hid, as C-EDM's does; None: not told.
     """
 
     tensors: dict[str, Tensor]
@@ -65,6 +66,13 @@ class PublishedNetwork(NamedTuple):
     augment_dim: int
     network: dict[str, Any]
     sigma_data: float = 0.5
+    p_uncond: float | None = None
+
+    @property
+    def label_dropout(self) -> float | None:
+        """Share of labels hidden in training, by the network or its data set; None: the file does not tell."""
+        told = [share for share in (share_of(self.network.get("label_dropout")), self.p_uncond) if share is not None]
+        return max(told, default=None)
 
 
 def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
@@ -98,6 +106,12 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
 def known_settings(model_type: str) -> list[str]:
     """Names of a published network's settings."""
     return [*(key for key in asdict(FREE[model_type]) if key != "architecture"), *FIXED[model_type], "label_dropout"]
+
+
+def share_of(value: Any) -> float | None:
+    """A number from 0 to 1; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
 
 
 def _architecture(network: Mapping[str, Any]) -> str:
@@ -139,11 +153,13 @@ def _take_apart(snapshot: Any) -> PublishedNetwork:
     known = known_settings(model.class_name) if model.class_name in FREE else ()
     attributes = {"augment_dim": 0, "sigma_data": 0.5, **arguments, **denoiser.state}
     sizes = {key: int(attributes[key]) for key in INTERFACE}
+    data = snapshot.get("dataset_kwargs")
     return PublishedNetwork(
         tensors=_tensors(denoiser),
         **sizes,
         network={"model_type": model.class_name, **{k: _plain(v) for k, v in arguments.items() if k in known}},
         sigma_data=float(attributes["sigma_data"]),
+        p_uncond=share_of(_plain(data.get("p_uncond"))) if isinstance(data, dict) else None,
     )
 
 

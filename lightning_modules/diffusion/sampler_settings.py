@@ -61,6 +61,11 @@ class SamplerSettings(Settings):
             )
 
     @property
+    def guided_by_label(self) -> bool:
+        """Whether the model guides itself by what it makes without its label (classifier-free guidance)."""
+        return self.guidance != 1 and self.guide == "label"
+
+    @property
     def guide_file(self) -> str | None:
         """The file of the denoiser that guides, `auto` for the one beside the model; None where no file is needed."""
         return None if self.guidance == 1 or self.guide in WITHOUT_FILE else self.guide

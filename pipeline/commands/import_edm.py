@@ -28,7 +28,7 @@ def import_edm(settings: ImportEDMSettings) -> None:
     if denoiser.label_dim:  # labels are drawn uniformly; the file does not tell how often each class occurred
         denoiser.cluster_frequencies = torch.full((denoiser.label_dim,), 1 / denoiser.label_dim)
         denoiser.cluster_ids = torch.arange(denoiser.label_dim)
-    denoiser.meta["label_dropout"] = published.network.get("label_dropout", 0)
+    denoiser.meta["label_dropout"] = published.label_dropout
 
     inputs, dataset = {"pickle": file_digest(path)}, file_stem(path.stem)
     run = run_settings(settings, inputs, ())
@@ -42,6 +42,7 @@ def import_edm(settings: ImportEDMSettings) -> None:
             "img_resolution": denoiser.img_resolution,
             "img_channels": denoiser.img_channels,
             "label_dim": denoiser.label_dim,
+            "label_dropout": published.label_dropout,
             "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
         }
         write_summary(folder, "import-edm", results, inputs)

@@ -31,6 +31,9 @@ def train(settings: SharedSettings) -> float | None:
     condition = Condition.of(settings)
     source = open_source(settings.dataset, settings.cache_dir)
     labels = condition.pseudo_labels(source)
+    if settings.sampler.guided_by_label and (labels is None or settings.training.label_dropout == 0):
+        expected = "it needs clusters and training.label_dropout above 0, such as 0.1, or another sampler.guide"
+        settings.sampler.refuse("guidance", expected)
     inputs = {"dataset": source.fingerprint}
     if labels is not None:
         inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)

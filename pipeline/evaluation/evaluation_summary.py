@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from datamodules.backbones.backbone_base import Backbone
 from pipeline.evaluation.measures import Plan
 from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of
+from pipeline.evaluation.sampling import NO_LABEL_DROPOUT_TOLD
 from pipeline.pictures.table import Table
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
@@ -119,6 +120,9 @@ def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
     trained_on = generated.get("trained_on")
     if trained_on not in (None, dataset):
         said.append(f"the model was trained on {trained_on!r}, and is compared with {dataset!r}.")
+    sampler = generated.get("sampler", {"guidance": 1})  # of images that a model makes
+    if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
+        said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")
     if memory is None:
         return said
     count, real = generated["num_images"], memory["authenticity_of_training_images"]

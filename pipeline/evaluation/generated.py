@@ -102,7 +102,8 @@ class GeneratedByModel:
             "steps": settings.sampler.num_steps(self.denoiser.img_resolution),
             "sampler": self.sampler.protocol,
             "weights": "EMA",
-            "trained_on": self.denoiser.meta.get("dataset"),
+            "trained_on": None if "imported_from" in self.denoiser.meta else self.denoiser.meta.get("dataset"),
+            "label_dropout": self.denoiser.meta.get("label_dropout"),
             "nimg": self.denoiser.meta.get("nimg"),
             "resized": "no",
         }

@@ -61,7 +61,8 @@ def load_guide(path: Path, denoiser: Denoiser) -> Denoiser:
         sizes = [f"{channels} channels and {size}×{size} pixels" for channels, size in shapes]
         raise UserError(f"sampler.guide={path} makes images of {sizes[0]}, the model of {sizes[1]}. Set another guide.")
     clusters = [None if own.cluster_ids is None else own.cluster_ids.tolist() for own in (guide, denoiser)]
-    if guide.label_dim and (guide.label_dim != denoiser.label_dim or clusters[0] != clusters[1]):
+    told = {own.meta.get("pseudo_labels") for own in (guide, denoiser)} - {None}  # equal ids may be of other clusters
+    if guide.label_dim and (guide.label_dim != denoiser.label_dim or clusters[0] != clusters[1] or len(told) > 1):
         raise UserError(
             f"sampler.guide={path} was trained on other clusters than the model. Set a guide that was trained on the "
             "same pseudo-labels, or with conditioning=none."

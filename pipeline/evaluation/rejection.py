@@ -31,9 +31,10 @@ def judge_of(
         UserError: it is a head of other clusters than the model's, or another backbone's.
     """
     head = ClusteringHead.load(head_file)
-    if denoiser.label_dim and denoiser.meta.get("num_clusters") != head.num_clusters:
+    known = denoiser.meta.get("num_clusters", denoiser.label_dim)  # a file that was imported tells its labels alone
+    if denoiser.label_dim and known != head.num_clusters:
         raise UserError(
-            f"head={head_file} knows {head.num_clusters} clusters, the model {denoiser.meta.get('num_clusters')}. "
+            f"head={head_file} knows {head.num_clusters} clusters, the model {known}. "
             "Choose the head of the clustering that the model was trained on."
         )
     size = (denoiser.img_resolution, denoiser.img_channels, cache_dir)

@@ -1,6 +1,8 @@
 """From a denoiser to images: the sampler as a function, and the labels that it is asked for."""
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latent
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.evaluation.generate_settings import SamplingSettings
 from pipeline.evaluation.guides import downsampling, guided
+from pipeline.running.run_folder import is_first_process
 from storage.errors import UserError
+
+NO_LABEL_DROPOUT_TOLD = (
+    "does not tell whether the model saw images without their label in training. If it did not, guidance makes its "
+    "images worse."
+)
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,31 @@ class Sampler:
 
 
 def check_guidance(sampler: SamplerSettings, denoiser: Denoiser, path: Path) -> None:
-    """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs."""
+    """Raise a `UserError` for guidance with a model (of the file `path`) that never learned what it needs.
+
+    Warns where the file does not tell, as one that was imported may not.
+    """
     if sampler.guidance != 1 and sampler.guide == "sliding_window":
         sampler.window_size(denoiser.img_resolution, downsampling(denoiser))
-    if sampler.guidance == 1 or sampler.guide != "label":
+    if not sampler.guided_by_label:
         return
     others = "Set guidance=1, or sampler.guide=auto or sliding_window, which need no labels"
     if not denoiser.label_dim:
         raise UserError(f"guidance={sampler.guidance}: {path} was trained without clusters. {others}.")
-    if denoiser.meta.get("label_dropout") == 0:
+    label_dropout = denoiser.meta.get("label_dropout")
+    if label_dropout == 0:
         raise UserError(
             f"guidance={sampler.guidance}: {path} never saw an image without its label. {others}, or a model that was "
             "trained with training.label_dropout=0.1."
         )
+    if label_dropout is None and is_first_process():
+        warn_once(f"Warning: guidance={sampler.guidance}: {path} {NO_LABEL_DROPOUT_TOLD}")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A model is opened for each set of images, and its warning is one."""
+    print(text, file=sys.stderr)
 
 
 def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds: Tensor, draw: str) -> Tensor | None:

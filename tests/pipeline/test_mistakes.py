@@ -82,6 +82,7 @@ def image_folder(folder: Path, count: int) -> Path:
         ("train", ["conditioning=none", "training.extra_ema_halflife_kimg=[10]"], ["differ", "ema_halflife_kimg=10"]),
         ("train", ["conditioning=none", "training.extra_ema_halflife_kimg=[-1]"], ["above 0"]),
         ("train", ["conditioning=none", "sampler.guidance_interval=[3]"], ["[0.2,3]"]),
+        ("train", ["conditioning=none", "sampler.guidance=2"], ["sampler.guidance=2", "training.label_dropout"]),
         ("train", ["conditioning=none", "sampler.solver=rk4"], ["heun, euler"]),
         ("generate", ["ckpt=gone", "steps=-2"], ["steps=-2"]),
         ("generate", ["ckpt=gone", "churn=-2"], ["churn=-2"]),

@@ -125,6 +125,32 @@ def test_a_snapshot_gives_the_published_denoiser(golden_network, write_pickle, n
     assert (denoiser.label_dim, denoiser.augment_dim) == (5, golden.arguments["augment_dim"])
 
 
+@pytest.mark.parametrize(
+    ("data", "network", "expected"),
+    [
+        ({"p_uncond": 0.1}, {}, 0.1),
+        ({"p_uncond": np.float64(0.2)}, {"label_dropout": 0}, 0.2),
+        ({"p_uncond": 0}, {}, 0.0),
+        ({}, {"label_dropout": 0.3}, 0.3),
+        ({}, {"label_dropout": 0}, 0.0),
+        ({}, {}, None),
+        ({"p_uncond": "often"}, {}, None),
+        ({"p_uncond": float("nan")}, {}, None),
+        (None, {}, None),
+    ],
+)
+def test_label_dropout_is_known_or_not(golden_network, write_pickle, data, network, expected):
+    """C-EDM hides labels in its data set, other networks hide them themselves; what neither tells is not 0."""
+    content = snapshot(golden_network("ddpmpp"))
+    content["dataset_kwargs"] = None if data is None else {**content["dataset_kwargs"], **data}
+    arguments = content["ema"].attributes["_init_kwargs"]
+    for module in (content["ema"], content["ema"]._modules["model"]):
+        module.attributes["_init_kwargs"] = {k: v for k, v in arguments.items() if k != "label_dropout"} | network
+    found = read_edm_pickle(write_pickle(content))
+    assert found.label_dropout == expected
+    denoiser_from_edm(found)
+
+
 def test_snapshots_of_older_numpy_are_read(golden_network, write_pickle):
     content = snapshot(golden_network("ddpmpp"))
     number = Call(old_scalar, np.dtype("int64"), np.int64(2).tobytes())
