@@ -1,13 +1,16 @@
-"""Are generated images copies of training images? Authenticity (arXiv 2102.08921), with its yardstick."""
+"""Are generated images copies of training images? Authenticity (arXiv 2102.08921), with its yardstick.
+
+Distances are compared in float64, whatever the features come in; of training images at equal distances, the first is
+the nearest.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metrics.prdc import BLOCK_ENTRIES, distance_blocks
+from storage.distances import BLOCK_ENTRIES, SquaredDistances
 
-ROWS_AT_ONCE = 4096
 ROUNDING = 1e-4  # of the training images' spacing: features of one image differ by less from batch to batch
 
 
@@ -18,19 +21,29 @@ class TrainingNeighbours:
     Attributes:
         indices: int64 [M].
         distances: float64 [M], in feature space.
+        distances_to_next: float64 [M], to the second nearest one; infinite where there is none.
     """
 
     indices: Tensor
     distances: Tensor
+    distances_to_next: Tensor
+
+    @property
+    def rounding(self) -> float:
+        """Images that are no further apart are taken for the same image."""
+        return ROUNDING * float(self.distances.median())
 
     @property
     def authenticity(self) -> float:
         """The authenticity of training images, each held against the others: what real, unseen images would have.
 
-        Image x with its nearest other image y is inauthentic where it is nearer to y than any third image is, that is,
-        where x is y's nearest too. Around half of the images of any set are; it depends on the dimension.
+        Image x with its nearest other image y is authentic where it is no nearer to y than all third images are, and no
+        copy of y. Around half of the images of any set are; it depends on the dimension.
         """
-        return float((self.indices[self.indices] != torch.arange(len(self.indices))).double().mean())
+        itself = torch.arange(len(self.indices))
+        first, second = self.distances[self.indices], self.distances_to_next[self.indices]  # as seen from y
+        third = torch.where(self.indices[self.indices] == itself, second, first)
+        return float(((self.distances >= third) & (self.distances > self.rounding)).double().mean())
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,10 @@ def training_neighbours(reference: Tensor, block_entries: int = BLOCK_ENTRIES) -
     """
     if len(reference) < 2:
         raise ValueError(f"a nearest other training image needs at least 2 of them, not {len(reference)}")
-    indices = nearest_rows(reference, None, block_entries)
-    return TrainingNeighbours(indices, _distances(reference, reference, indices))
+    squared, indices = SquaredDistances(reference, block_entries=block_entries).nearest(min(2, len(reference) - 1))
+    distances = squared.cpu().sqrt()  # [M, 1 or 2]
+    none = torch.full((len(reference), 1), torch.inf, dtype=torch.float64)
+    return TrainingNeighbours(indices[:, 0].cpu(), distances[:, 0], torch.cat([distances, none], dim=1)[:, 1])
 
 
 def memorisation(
@@ -81,26 +96,8 @@ def memorisation(
         neighbours: of `reference`.
         block_entries: how many of the N × M distances are held at once; at least a row of them.
     """
-    reference = reference.to(features.device)
-    nearest = nearest_rows(features, reference, block_entries)
-    distances = _distances(features, reference, nearest)
-    equal = distances <= ROUNDING * neighbours.distances.median()  # a copy, also of an image that is there twice
+    squared, indices = SquaredDistances(features, reference.to(features.device), block_entries).nearest(1)
+    nearest, distances = indices[:, 0].cpu(), squared[:, 0].cpu().sqrt()
+    equal = distances <= neighbours.rounding  # a copy, also of an image that is there twice
     ratios = torch.where(equal, 0.0, distances / neighbours.distances[nearest])
     return Memorisation(nearest, distances, ratios)
-
-
-def nearest_rows(features: Tensor, others: Tensor | None, block_entries: int = BLOCK_ENTRIES) -> Tensor:
-    """Index of the row of `others` [M, D] nearest to each row of `features` [N, D]; None: of its nearest other row."""
-    nearest = []
-    for start, distances in distance_blocks(features, features if others is None else others, block_entries):
-        if others is None:
-            rows = torch.arange(len(distances), device=features.device)
-            distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
-        nearest.append(distances.argmin(dim=1))
-    return torch.cat(nearest).cpu()
-
-
-def _distances(features: Tensor, others: Tensor, nearest: Tensor) -> Tensor:
-    """Distance of each row to its nearest, float64 [N]: from their difference, so that equal rows are at 0."""
-    parts = zip(features.split(ROWS_AT_ONCE), nearest.split(ROWS_AT_ONCE), strict=True)
-    return torch.cat([(x - others[rows.to(x.device)]).cpu().double().norm(dim=1) for x, rows in parts])

@@ -1,17 +1,18 @@
 """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797)."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-BLOCK_ENTRIES = 1 << 28  # of the distance matrix at once: 1 GB
+from storage.distances import BLOCK_ENTRIES, SquaredDistances
 
 
 def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = BLOCK_ENTRIES) -> dict[str, float]:
     """How much of the generated images lies among the real ones, and the other way round.
 
-    Around each image lies a ball that reaches to its k-th nearest neighbour of the same set, itself not counted.
+    Around each image lies a ball that reaches to its k-th nearest neighbour of the same set, itself not counted. The
+    balls are closed: an image at exactly the k-th distance is in. Images at equal distances count one by one, so where
+    an image is in its set more than k times the ball is a point, in which its copies are. Distances are compared in
+    float64, whatever the features come in.
 
     Args:
         features: [N, D], of generated images.
@@ -26,28 +27,30 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = B
         coverage: share of real images with a generated image in their ball.
 
     Raises:
-        ValueError: a set has no k-th neighbour.
+        ValueError: a set has no k-th neighbour, or a feature is not finite.
     """
     if not 1 <= k < min(len(features), len(reference)):
         raise ValueError(
             f"k={k} needs more than k images on both sides, not {len(features)} generated and {len(reference)} real"
         )
     reference = reference.to(features.device)
-    real_radii = kth_neighbour_distances(reference, k, block_entries)  # [M]
-    generated_radii = kth_neighbour_distances(features, k, block_entries)  # [N]
+    real_balls = kth_neighbour_distances(reference, k, block_entries)  # [M], squared radii
+    generated_balls = kth_neighbour_distances(features, k, block_entries)  # [N]
 
-    num_precise, num_balls = 0, 0
-    recalled = torch.zeros(len(reference), dtype=torch.bool, device=features.device)
-    covered = torch.zeros_like(recalled)
-    for start, distances in distance_blocks(features, reference, block_entries):  # [b, M]
-        in_real_ball = distances <= real_radii
-        in_generated_ball = distances <= generated_radii[start : start + len(distances), None]
-        num_precise += int(in_real_ball.any(dim=1).sum())
+    num_balls = 0
+    precise, recalled, covered = (
+        torch.zeros(count, dtype=torch.bool, device=features.device)
+        for count in (len(features), len(reference), len(reference))
+    )
+    distances = SquaredDistances(features, reference, block_entries)
+    for rows, columns, squared in distances.within(generated_balls, real_balls):
+        in_real_ball = squared <= real_balls[columns]
         num_balls += int(in_real_ball.sum())
-        recalled |= in_generated_ball.any(dim=0)
-        covered |= in_real_ball.any(dim=0)
+        precise[rows[in_real_ball]] = True
+        covered[columns[in_real_ball]] = True
+        recalled[columns[squared <= generated_balls[rows]]] = True
     return {
-        "precision": num_precise / len(features),
+        "precision": float(precise.double().mean()),
         "recall": float(recalled.double().mean()),
         "density": num_balls / (k * len(features)),
         "coverage": float(covered.double().mean()),
@@ -55,17 +58,5 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = B
 
 
 def kth_neighbour_distances(features: Tensor, k: int, block_entries: int = BLOCK_ENTRIES) -> Tensor:
-    """Distance of each row of [N, D] to its k-th nearest other row, [N]."""
-    radii = []
-    for start, distances in distance_blocks(features, features, block_entries):  # [b, N]
-        rows = torch.arange(len(distances), device=features.device)
-        distances[rows, start + rows] = torch.inf  # an image is no neighbour of its own
-        radii.append(distances.kthvalue(k, dim=1).values)
-    return torch.cat(radii)
-
-
-def distance_blocks(a: Tensor, b: Tensor, block_entries: int) -> Iterator[tuple[int, Tensor]]:
-    """Euclidean distances of a block of rows of a [N, D] to all rows of b [M, D], with the block's first row."""
-    rows = max(1, block_entries // len(b))
-    for start in range(0, len(a), rows):
-        yield start, torch.cdist(a[start : start + rows], b)
+    """Squared distance of each row of [N, D] to its k-th nearest other row, float64 [N]."""
+    return SquaredDistances(features, block_entries=block_entries).nearest(k)[0][:, -1]

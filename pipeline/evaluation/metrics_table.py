@@ -128,7 +128,7 @@ def memorised(sides: Sides, settings: None) -> dict[str, Score]:
     beside = f"of real unseen images {of_training:.4g}"
     return {
         "authenticity": Score(report["authenticity"], protocol, beside, report=report),
-        "copies": Score(report["copies"], {"criterion": "equal to the nearest training image, pixel by pixel"}),
+        "copies": Score(report["copies"], {"criterion": "equal to a training image, pixel by pixel"}),
     }
 
 

@@ -35,7 +35,7 @@ def test_inception_score_equals_torch_fidelity() -> None:
 
 def prdc_by_hand(features: Tensor, reference: Tensor, k: int) -> dict[str, float]:
     def distance(a: Tensor, b: Tensor) -> float:
-        return float((a.double() - b.double()).square().sum().sqrt())
+        return float((a.double() - b.double()).square().sum())  # squared: no root, so no rounding, makes two equal
 
     def radius(points: Tensor, index: int) -> float:
         return sorted(distance(points[index], p) for i, p in enumerate(points) if i != index)[k - 1]
@@ -60,6 +60,28 @@ def test_prdc_equals_the_definitions_whatever_the_blocks(k: int) -> None:
     assert len(set(expected.values())) == 4  # no two scores agree by chance
     for block_entries in (7, 1000):
         assert prdc(features, reference, k, block_entries=block_entries) == pytest.approx(expected)
+
+
+HARD = {
+    "an offset": lambda x: 100 + 0.05 * x,
+    "two offsets": lambda x: 0.05 * x + 100 * (torch.arange(len(x)) % 2)[:, None],
+    "half precision": lambda x: (3 + x).half(),
+    "ties": lambda x: x.round(),
+    "copies": lambda x: x[torch.arange(len(x)) % 9],
+    "near-duplicates": lambda x: x[torch.arange(len(x)) % 9] + 1e-5 * x,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_prdc_where_products_in_float32_cancel(kind: str) -> None:
+    """Balls are closed, and ties and copies count one by one."""
+    torch.manual_seed(0)
+    features, reference = HARD[kind](0.8 * torch.randn(60, 30)), HARD[kind](torch.randn(70, 30))
+    features = torch.cat([features, reference[::10]])
+    for k in (1, 4):
+        expected = prdc_by_hand(features, reference, k)
+        for block_entries in (150, 1 << 20):
+            assert prdc(features, reference, k, block_entries=block_entries) == pytest.approx(expected, rel=1e-12)
 
 
 def test_prdc_needs_a_kth_neighbour() -> None:

@@ -38,6 +38,40 @@ def test_it_is_the_definition_whatever_the_blocks(block_entries: int) -> None:
     assert neighbours.authenticity == pytest.approx(sum(ratio >= 1 for ratio in left_out) / 50)
 
 
+@pytest.mark.parametrize("block_entries", [60, 1 << 20])
+def test_nearest_images_of_a_time_lapse(block_entries: int) -> None:
+    """Each frame is nearest to itself, copied, and to its neighbours in time, however far all of them lie."""
+    torch.manual_seed(0)
+    frames = 50 + 1e-4 * torch.randn(300, 40).cumsum(dim=0)
+    shifted = frames + 1e-5
+    neighbours = training_neighbours(frames, block_entries)
+    found = memorisation(torch.cat([frames, shifted]), frames, neighbours, block_entries)
+    nearest, _ = by_hand(torch.cat([frames, shifted]), frames)
+    assert found.nearest.tolist() == nearest
+    assert nearest[:300] == list(range(300))
+    assert (found.distances[:300] == 0).all()
+    assert (found.ratios[:300] == 0).all()
+
+
+def test_of_equal_distances_the_first_image_is_nearest() -> None:
+    """And an image that is no nearer than a third one is authentic."""
+    square = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    neighbours = training_neighbours(square)
+    assert neighbours.indices.tolist() == [1, 0, 1, 0]
+    assert neighbours.distances_to_next.tolist() == [1, 1, 1, 1]
+    assert neighbours.authenticity == 1
+    found = memorisation(torch.tensor([[0.5, 0.5], [0.0, 2.0]]), square, neighbours)
+    assert found.nearest.tolist() == [0, 1]
+    assert found.ratios.tolist() == pytest.approx([0.5**0.5, 1])
+    assert found.authenticity == 0.5
+
+
+def test_two_training_images_have_no_third() -> None:
+    neighbours = training_neighbours(torch.tensor([[0.0], [1.0]]))
+    assert neighbours.distances_to_next.tolist() == [float("inf")] * 2
+    assert neighbours.authenticity == 0
+
+
 def test_fresh_samples_are_as_authentic_as_training_images_and_copies_are_not() -> None:
     torch.manual_seed(0)
     fresh, reference = torch.randn(3000, 4), torch.randn(3000, 4)

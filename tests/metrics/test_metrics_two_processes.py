@@ -11,6 +11,8 @@ import torch.distributed as dist
 from metrics.clustering import ClusteringScores
 from metrics.collected_features import CollectedFeatures
 from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics
+from metrics.memorisation import memorisation, training_neighbours
+from metrics.prdc import prdc
 from metrics.utilization import ClusterUtilization
 
 SPLITS = {"even": ([0, 2], [1, 3]), "one_has_none": ([0, 1, 2, 3], [])}  # batches of each process
@@ -33,8 +35,10 @@ def measure(batches: list[int]) -> dict[str, Any]:
         utilization.update(cluster_ids[batch])
         scores.update(cluster_ids[batch], labels[batch])
     result = {name: metric.compute() for name, metric in on_features.items()}
-    statistics = result.pop("statistics")
+    statistics, far = result.pop("statistics"), 100 + 0.01 * result["rows"]
+    nearest = memorisation(far, 100 + 0.01 * reference, training_neighbours(100 + 0.01 * reference))
     return {
+        **{"prdc": prdc(far, 100 + 0.01 * reference), "distances": nearest.distances.sort().values},
         **{"mean": statistics.mean, "cov": statistics.cov, "n": statistics.n},
         **{"frechet": result["frechet"], "rows": result["rows"].sort(dim=0).values},  # their order is that of the ranks
         **{"utilization": utilization.compute(), "scores": scores.compute()},

@@ -19,6 +19,7 @@ from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
 from datamodules.images.dataset_settings import DatasetSettings
+from pipeline.evaluation.memorised import count_copies, rows_within
 
 from .conftest import Cedm, summary
 
@@ -245,6 +246,42 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
     some[10:] = 255 - some[10:]
     write_pngs(workplace / "some", some)
     assert "10 of 40 images are training images" in cedm("evaluate", "generated=some", "run_dir=other").out
+
+
+def test_every_copy_among_near_duplicates_is_counted(cedm: Cedm, workplace: Path) -> None:
+    """Frames of a time-lapse: one pixel changes at a time, by one of its 256 values."""
+    frames = np.cumsum(np.eye(64, dtype=np.uint8)[np.arange(200) % 64], axis=0).astype(np.uint8).reshape(-1, 8, 8) + 200
+    write_pngs(workplace / "lapse", frames)
+    others = frames[:20].copy()
+    others[:, 7, 7] = 0
+    write_pngs(workplace / "made", np.concatenate([frames[::2], others]))
+    data = ["dataset=folder", "dataset.path=lapse", "dataset.resolution=8", "dataset.channels=1"]
+    result = cedm("evaluate", *data, "generated=made", "metrics=[fd]", "evaluation.backbone=pixels", "run_dir=run")
+    assert result.code == 0, result.err
+    assert summary("run")["copies"] == 100
+
+
+def test_a_copy_is_found_whatever_its_features_are_rounded_to() -> None:
+    """Each feature of an image differs a little from batch to batch, by more than the images do from one another."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    reference = 10 + 1e-6 * torch.randn(30, 8, generator=generator)
+    features = torch.cat([reference, reference[:10]]) + 1e-5 * torch.randn(40, 8, generator=generator)
+    made = torch.cat([pixels, 255 - pixels[:10]])
+
+    class Images:
+        def __init__(self, images: torch.Tensor) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def gather(self, indices: torch.Tensor) -> torch.Tensor:
+            return self.images[indices]
+
+    theirs = rows_within(features, reference, reach=1e-4)
+    assert count_copies(Images(made), torch.arange(40), Images(pixels), theirs) == 30
+    assert len(rows_within(features[:0], reference, reach=1.0)) == 0
 
 
 @pytest.mark.parametrize(
