@@ -1,6 +1,7 @@
 """What a file is, told from its first bytes, and the line that makes of it what this project reads."""
 
 import re
+from pathlib import Path
 
 START = 560  # bytes that tell every kind below
 
@@ -10,7 +11,7 @@ def stack_line(module: str, read: str, pattern: str) -> str:
     files = f"sorted(glob.glob('{pattern}'))"
     return (
         "save them as one array, for dataset=npy: "
-        f"python -c \"import glob, numpy, {module}; numpy.save('images.npy', numpy.stack([{read} for f in {files}]))\""
+        f"python -c \"import glob, {module}, numpy; numpy.save('images.npy', numpy.stack([{read} for f in {files}]))\""
     )
 
 
@@ -25,10 +26,11 @@ def png_line(suffix: str) -> str:
     return f"convert them with ImageMagick: magick mogrify -format png '*{suffix}'"
 
 
-FITS = stack_line("astropy.io.fits", "astropy.io.fits.getdata(f)", "*.fits")
+FITS = stack_line("astropy.io.fits", "astropy.io.fits.getdata(f)[..., ::-1, :]", "*.fits")
 DICOM = stack_line("pydicom", "pydicom.dcmread(f).pixel_array", "*.dcm")
 TIFF = stack_line("tifffile", "tifffile.imread(f)", "*.tif")
 HEIC = png_line(".heic")
+ARRAYS = stack_line("os", "numpy.load(f)", "*.npy")
 HDF5 = array_line("h5py", "h5py.File('FILE')['KEY'][:]")
 MATLAB = array_line("scipy.io", "scipy.io.loadmat('FILE')['KEY']")
 NETCDF = array_line("xarray", "xarray.open_dataset('FILE')['KEY'].values")
@@ -70,6 +72,12 @@ KINDS = (
     (rb"P[fF]\s|PF4\s", f"a PFM picture of floating-point values; {FLOATING}"),
     (rb"v/1\x01", f"an OpenEXR picture of floating-point values; {FLOATING}"),
 )  # fmt: skip
+
+
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file, as many as `kind_of` needs."""
+    with path.open("rb") as file:
+        return file.read(START)
 
 
 def kind_of(start: bytes) -> str | None:

@@ -3,6 +3,8 @@
 import csv
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,26 +12,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.file_kinds import kind_of, start_of
 from storage.errors import UserError
 
+NPY, ZIP = b"\x93NUMPY", b"PK"  # what files begin with
 MOST = 10_000_000  # tables as long as the highest number are made
 
 
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
-    try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive of several arrays")
+    refuse_other_kinds(path, NPY, "an .npy file")
+    with told_of_arrays(path):
+        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
         return array
-    except Exception as error:  # numpy reads the header as Python, so it can raise what a parser raises
-        raise UserError(f"{path}: cannot be read as a plain array ({error}). Save numbers with numpy.save.") from error
+
+
+def refuse_other_kinds(path: Path, signature: bytes, expected: str) -> None:
+    """Raise a `UserError` that says what the file is, unless it begins with the signature of what is expected."""
+    start = start_of(path)
+    if not start.startswith(signature):
+        kind = kind_of(start) or f"a file that begins with {start[:8]!r}"
+        raise UserError(f"{path}: {expected} is expected, and this is {kind}.")
+
+
+@contextmanager
+def told_of_arrays(path: Path) -> Iterator[None]:
+    """Turns what NumPy raises over a file's content into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # it cannot be opened, whatever its content
+            raise
+        raise UserError(f"{path}: cannot be read as a plain array ({error}). Copy or make it again.") from error
+    except Exception as error:  # NumPy reads the header as Python, so it can raise what a parser raises
+        objects = re.search("Object arrays|Python objects", str(error))
+        problem = "it holds Python objects, which are not unpickled" if objects else str(error)
+        advice = "Save numbers, all images of one shape, with numpy.save" if objects else "Copy or make it again"
+        raise UserError(f"{path}: cannot be read as a plain array ({problem}). {advice}.") from error
 
 
 def load_pt(path: Path) -> Any:
     """What `torch.save` wrote: tensors, numbers, text, and containers of them, on the CPU."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception as error:  # a file of any content can raise anything here
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, pickle.UnpicklingError):  # PyTorch adds the advice to trust the file

@@ -1,7 +1,6 @@
 """Images as arrays: in memory, in an `.npy` file that stays on disk, or in an `.npz`. Any number of channels."""
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels, Reader
-from datamodules.plain_files import load_npy
+from datamodules.plain_files import ZIP, load_npy, refuse_other_kinds, told_of_arrays
 from storage.digests import file_digest, file_state
 from storage.errors import UserError, WrongPathError
 
@@ -95,19 +94,22 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
     """
     path, image_key, label_key = Path(str(settings.path)), settings.image_key, settings.label_key
     if not path.is_file():
-        raise WrongPathError(f"{path}: no such file.", "FILE.npy or FILE.npz")
+        problem = "a folder; for images in one, set dataset=folder" if path.is_dir() else "no such file"
+        raise WrongPathError(f"{path}: {problem}.", "FILE.npy or FILE.npz")
     if path.suffix != ".npz":
         if image_key or label_key:
             raise UserError(f"{path}: dataset.image_key and dataset.label_key are for .npz files, which name arrays.")
-        return ArrayReader(path, settings.value_range, str(path))
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
-            images = archive[image_key]
-            own_labels = labels_in_archive(path, archive, image_key, len(images), settings)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read as plain arrays ({error}).") from error
-    return ArrayReader(images, settings.value_range, f"{path}::{image_key}", own_labels)
+        reader = ArrayReader(path, settings.value_range, str(path))
+        refuse_other_layouts(str(path), reader.images.shape, settings.channels)
+        return reader
+    refuse_other_kinds(path, ZIP, "an .npz file")
+    with told_of_arrays(path), np.load(path, allow_pickle=False) as archive:
+        image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
+        images, name = archive[image_key], f"{path}::{image_key}"
+        checked_range(name, images, settings.value_range)
+        refuse_other_layouts(name, images.shape, settings.channels)
+        own_labels = labels_in_archive(path, archive, image_key, len(images), settings)
+    return ArrayReader(images, settings.value_range, name, own_labels)
 
 
 def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, settings: DatasetSettings) -> Labels | None:
@@ -143,11 +145,8 @@ def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | 
     """
     what = f"{name}: an array of {images.dtype}, {list(images.shape)}"
     if images.ndim not in (3, 4) or 0 in images.shape or images.dtype.kind not in "uifb":
-        raise UserError(f"{what}; expected numbers [N, H, W] or [N, H, W, C] with images in it.")
-    if images.ndim == 4 and images.shape[1] <= 4 < min(images.shape[2:]):
-        raise UserError(
-            f"{what}, which looks like [N, C, H, W]; expected [N, H, W, C]. Save array.transpose(0, 2, 3, 1)."
-        )
+        rows = " Rows of pixels: save array.reshape(-1, H, W)." * (images.ndim == 2)
+        raise UserError(f"{what}; expected numbers [N, H, W] or [N, H, W, C] with images in it.{rows}")
     span = value_range or NATURAL_RANGES.get(images.dtype.str[1:])
     if span is None:
         first = np.asarray(images[:64], dtype=np.float64)
@@ -156,6 +155,26 @@ def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | 
             "Set what black and white are, such as dataset.value_range=[0,1] or [-1,1]."
         )
     return float(span[0]), float(span[1])
+
+
+def refuse_other_layouts(name: str, shape: Sequence[int], channels: int) -> None:
+    """Raise a `UserError` for an array whose axes seem to stand in another order than [N, H, W, C].
+
+    Args:
+        channels: `dataset.channels`; last axes of that length are taken, whatever the others are.
+    """
+    looks, cure = None, ""
+    if len(shape) == 3:
+        if shape[2] in (3, 4) and shape[1] > 4:
+            looks, cure = "one image [H, W, C]", "array[None]"
+    elif shape[1] <= 4 < min(shape[2:]) or (shape[1] != shape[2] == shape[3] and shape[3] not in (channels, 1, 3)):
+        looks, cure = "[N, C, H, W]", f"array.transpose(0, 2, 3, 1), and set dataset.channels={shape[1]}"
+    elif shape[0] == shape[1] and shape[2] <= 4 < shape[3] != channels:
+        looks, cure = "[H, W, C, N]", "array.transpose(3, 0, 1, 2)"
+    if looks:
+        raise UserError(
+            f"{name}: an array {list(shape)}, which looks like {looks}; expected [N, H, W, C]. Save {cure}."
+        )
 
 
 def numbered_ids(count: int, split: str = "train") -> list[str]:

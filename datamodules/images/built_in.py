@@ -1,6 +1,10 @@
 """Data sets that libraries bring or download: scikit-learn's digits, CIFAR-10 and CIFAR-100."""
 
+import hashlib
+import tempfile
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +38,7 @@ def open_cifar(settings: DatasetSettings) -> ArrayReader:
         dataset = dataset_class(root, train=True)
     except RuntimeError:  # not there, or not whole: torchvision compares MD5 sums
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{settings.kind}.lock"):
+            with downloading_to(root, settings.kind):
                 dataset = dataset_class(root, train=True, download=True)
         except (RuntimeError, urllib.error.URLError, OSError) as error:
             raise WrongPathError(
@@ -45,3 +48,18 @@ def open_cifar(settings: DatasetSettings) -> ArrayReader:
             ) from error
     labels = Labels(torch.tensor(dataset.targets, dtype=torch.int64), list(dataset.classes))
     return ArrayReader(dataset.data, labels=labels, kind=settings.kind)
+
+
+@contextmanager
+def downloading_to(root: Path, name: str) -> Iterator[None]:
+    """One process at a time downloads to a folder, which is made where it is missing; nothing else is left in it."""
+    key = hashlib.sha256(f"{Path.home()} {root.resolve()}".encode()).hexdigest()[:16]
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"cedm-{name}-{key}.lock"):
+            yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it holds what was downloaded
+                folder.rmdir()

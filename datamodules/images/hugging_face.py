@@ -35,7 +35,7 @@ class HuggingFaceReader(EncodedReader):
 
     def file(self, row: int) -> tuple[Path | bytes, str]:
         image = self._images[row][self._key]
-        if image is None:
+        if image is None or image["bytes"] is image["path"] is None:
             raise UnusableImageError("no image in this row of the data set")
         content = image["bytes"]
         return Path(image["path"]) if content is None else content, image["path"] or ""
@@ -76,6 +76,9 @@ def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
         raise UserError(f"dataset.path={path}: the split {settings.split!r} is empty.")
     features = dataset.features
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    encoded = [name for name, feature in features.items() if holds_bytes(feature)]
+    if not pictures or settings.image_key in encoded:  # as Parquet files have them that another library wrote
+        pictures = encoded
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [name for name in LABEL_COLUMNS if name in features] or (classes if len(classes) == 1 else [])
     image_key = choose_column(path, "image_key", settings.image_key, pictures, features)
@@ -109,6 +112,8 @@ def labels_in_column(dataset: Any, key: str) -> Labels:
 def load_split(datasets: Any, settings: DatasetSettings) -> Any:
     """One split as a `datasets.Dataset`."""
     path, split = str(settings.path), settings.split
+    if Path(path).is_file():
+        raise UserError(f"{path}: a file; give the folder that holds it. Set dataset.path={Path(path).parent}.")
     saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         dataset = (
@@ -132,12 +137,22 @@ def load_split(datasets: Any, settings: DatasetSettings) -> Any:
     return dataset[split]
 
 
+def holds_bytes(feature: Any) -> bool:
+    """Whether a column holds bytes, or bytes and a path, without saying that they are images."""
+    if isinstance(feature, dict):
+        return {"bytes"} <= feature.keys() <= {"bytes", "path"} and holds_bytes(feature["bytes"])
+    return getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
 def choose_column(path: str, setting: str, key: str | None, fitting: list[str], columns: Any) -> str:
     """The column that was asked for, or the only fitting one."""
     if key in fitting or (key is None and len(fitting) == 1):
         return key or fitting[0]
     problem = f"dataset.{setting}={key}: no such column" if key else "which column holds the images?"
-    raise UserError(
-        f"{path}: {problem}; there are {', '.join(fitting) or 'none'}; all columns: {', '.join(columns)}. "
-        f"Set dataset.{setting}={fitting[0] if fitting else 'NAME'}."
-    )
+    if key in columns:
+        problem = f"dataset.{setting}={key}: no column of images or of encoded images"
+    elif not fitting:
+        problem = "no column of images or of encoded images (PNG, JPEG, … as bytes)"
+    said = [f"{name} ({getattr(feature, 'dtype', type(feature).__name__)})" for name, feature in columns.items()]
+    advice = f" Set dataset.{setting}={fitting[0]}." if fitting else ""
+    raise UserError(f"{path}: {problem}; columns: {', '.join(said)}.{advice}")

@@ -13,18 +13,33 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.file_kinds import ARRAYS, HDF5, MATLAB, kind_of, start_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.formats import refused_suffixes, suffixes
 from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json
 from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
+from datamodules.plain_files import ZIP, refuse_other_kinds
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import UserError, WrongPathError
 from storage.files import is_own
 from storage.fingerprints import fingerprint
 
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
+
+# What to do with a folder or ZIP that holds such files and no images.
+OTHER_KINDS = {
+    ".npy files": f"For one array set dataset=npy; for many {ARRAYS}",
+    ".npz files": "Set dataset=npy and dataset.path to one of them",
+    ".zip files": "Set dataset=zip and dataset.path to one of them",
+    ".parquet files": "Set dataset=hf",
+    ".arrow files": "Set dataset=hf",
+    ".h5 files": f"HDF5: {HDF5}",
+    ".hdf5 files": f"HDF5: {HDF5}",
+    ".mat files": f"MATLAB: {MATLAB}",
+    ".tar files": "Unpack them",
+}
 
 
 class FolderReader(EncodedReader):
@@ -34,7 +49,10 @@ class FolderReader(EncodedReader):
         super().__init__("folder")
         self.root = root = Path(str(settings.path))
         if not root.is_dir():
-            problem = "a file; for one, set dataset=zip or dataset=npy" if root.is_file() else "no such folder"
+            if root.is_file() and (kind := kind_of(start_of(root))):
+                raise UserError(f"{root}: a folder is expected, and this is {kind}.")
+            file = "a file; give the folder that holds the images, or set dataset=zip or dataset=npy for it"
+            problem = file if root.is_file() else "no such folder"
             raise WrongPathError(f"{root}: {problem}.", "FOLDER")
         if is_own(root) or is_run(root):
             problem = "holds a run or a part of the cache, whose pictures are no images of a data set"
@@ -117,7 +135,10 @@ class ZipReader(EncodedReader):
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
+        except PermissionError:
+            raise
         except Exception as error:  # a damaged directory can raise anything in there
+            refuse_other_kinds(path, ZIP, "a ZIP file")
             problem = f"not a readable ZIP file ({error or type(error).__name__}). Copy or make it again"
             raise WrongPathError(f"{path}: {problem}.", "FILE.zip") from error
         self.folders = {info.filename.rstrip("/") for info in infos if info.is_dir() and is_visible(info.filename)}
@@ -228,6 +249,8 @@ def refuse_no_images(path: Path, reader: Reader) -> None:
         kinds += [f"this project's own folders ({', '.join(reader.own_output)})"] if reader.own_output else []
         found = ", ".join(kinds) or "nothing at all"
         problem = f"no images in there; found {found}. PNG, JPEG, WebP, … files are expected"
+        if advice := next((words for kind, words in OTHER_KINDS.items() if kind in reader.left_out), None):
+            raise UserError(f"{path}: {problem}. {advice}.")
         raise WrongPathError(f"{path}: {problem}.", "FOLDER or FILE.zip")
 
 

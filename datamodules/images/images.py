@@ -43,8 +43,10 @@ def eight_bit_pictures(image: Image.Image | np.ndarray, channels: int) -> list[I
         found = image.shape[2]
         if found != channels and not {found, channels} <= MODES.keys():
             advice = " and backbone=pixels (other backbones see RGB)" if channels == 3 else ""
+            first = "; or, if the array's axes are [N, C, H, W], save array.transpose(0, 2, 3, 1)" if found > 4 else ""
             raise UserError(
-                f"an image of {found} channels, where {channels} are expected. Set dataset.channels={found}{advice}."
+                f"an image [H, W, C] of {list(image.shape)}: {found} channels, where {channels} are expected. "
+                f"Set dataset.channels={found}{advice}{first}."
             )
         if channels not in MODES:
             return [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(channels)]

@@ -127,9 +127,8 @@ def told_in_words() -> Iterator[list[int]]:
         outcome[0] = tell(f"{error}{how_to_make(error)}")
     except UserError as error:
         outcome[0] = tell(str(error))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        problem = f"{error.filename}: {error.strerror}. Set another run_dir= or cache_dir= that can be written to."
-        outcome[0] = tell(problem)
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        outcome[0] = tell(path_problem(error))
     except (OSError, RuntimeError, ValueError, sqlite3.OperationalError) as error:
         if isinstance(error, BrokenPipeError) or not disk_is_full(error):
             raise
@@ -137,6 +136,26 @@ def told_in_words() -> Iterator[list[int]]:
             f"the disk is full ({error}). Free some room, or set another run_dir= or cache_dir=; what was written "
             "before is whole. Run the same command again to continue."
         )
+
+
+def path_problem(error: OSError) -> str:
+    """What is wrong with a file or folder that cannot be opened: whether it was to be read, or to be written."""
+    if error.filename is None:
+        return f"{error}. Look at the permissions of the files that the settings name, of run_dir= and of cache_dir=."
+    path = Path(os.fsdecode(error.filename))
+    problem = f"{path}: {error.strerror}."
+    if isinstance(error, IsADirectoryError):
+        return f"{problem} A file is expected. Set the path of one."
+    if isinstance(error, PermissionError):
+        closed = next(filter(is_closed, (path, *path.parents)), None)
+        if closed is not None:
+            return f"{problem} {closed} cannot be read. Make it readable: chmod -R u+rX {shlex.quote(str(closed))}"
+    return f"{problem} It cannot be written. Set another run_dir= or cache_dir= where it lies in one of them."
+
+
+def is_closed(path: Path) -> bool:
+    """Whether a file that is there cannot be read, or a folder not be entered."""
+    return os.access(path, os.F_OK) and not os.access(path, os.X_OK if path.is_dir() else os.R_OK)
 
 
 def tell(message: str, code: int = 2) -> int:

@@ -1,11 +1,14 @@
 """What comes in at the door: words that are refused, what is imported for them, values that arrive as typed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.settings.compose import compose
+from pipeline.settings.door import path_problem
 from pipeline.settings.words import word
 from storage.errors import UserError
 
@@ -67,3 +70,16 @@ def test_settings_that_a_data_set_brings_for_temi_are_nothing_to_other_methods()
     assert compose("cluster", ["clustering=kmeans"]).clustering.num_clusters == 40
     with pytest.raises(UserError, match=r"clustering\.num_heads"):
         compose("cluster", ["clustering=kmeans", "clustering.num_heads=3"])
+
+
+def test_what_may_not_be_read_is_not_blamed_on_where_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    labels, folder = tmp_path / "labels.csv", tmp_path / "folder"
+    labels.touch()
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or path not in (labels, folder))
+    for path, closed in ((labels, labels), (folder / "inside.npy", folder)):
+        said = path_problem(PermissionError(13, "Permission denied", str(path)))
+        assert f"{closed} cannot be read. Make it readable" in said
+        assert "run_dir" not in said
+    assert "run_dir=" in path_problem(PermissionError(13, "Permission denied", str(tmp_path / "new")))
+    assert "A file is expected" in path_problem(IsADirectoryError(21, "Is a directory", str(folder)))

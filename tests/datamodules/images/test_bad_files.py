@@ -155,9 +155,11 @@ def test_encrypted_and_strangely_compressed_entries(tmp_path: Path) -> None:
 
 def test_archives_that_are_none(tmp_path: Path) -> None:
     whole = write_zip(tmp_path / "x.zip", ("a.png", PNG)).read_bytes()
-    for content in (b"", b"<html>", whole[: len(whole) // 2], whole[:-10], b"Rar!\x1a\x07\x00"):
+    damaged = [(content, "not a readable ZIP") for content in (whole[: len(whole) // 2], whole[:-10])]
+    others = [(b"", "an empty file"), (b"<html>", "a web page"), (b"Rar!\x1a\x07\x00", "a RAR archive")]
+    for content, reason in damaged + others:
         (tmp_path / "bad.zip").write_bytes(content)
-        with pytest.raises(UserError, match="not a readable ZIP"):
+        with pytest.raises(UserError, match=reason):
             opened("zip", tmp_path / "bad.zip")
     nested = write_zip(tmp_path / "nested.zip", ("inner.zip", whole))
     with pytest.raises(UserError, match=r"no images in there; found \.zip files \(1\)"):

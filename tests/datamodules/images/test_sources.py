@@ -142,7 +142,7 @@ def test_messages_for_what_cannot_be_opened(tmp_path: Path):
         ("folder", tmp_path / "bad.zip", "dataset=zip"),
         ("zip", tmp_path / "empty", "dataset=folder"),
         ("zip", tmp_path / "absent.zip", "no such file"),
-        ("zip", tmp_path / "bad.zip", "not a readable ZIP"),
+        ("zip", tmp_path / "bad.zip", "a ZIP file is expected"),
         ("zip", tmp_path / "empty.zip", "no images"),
     ):
         with pytest.raises(UserError, match=message):
