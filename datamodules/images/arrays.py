@@ -124,8 +124,12 @@ def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, sett
         return None
     try:
         return labels_from_array(f"{path}::{found}", archive[found], count)
-    except (UserError, ValueError) as error:  # of another length, or Python objects, which are not unpickled
-        return Labels(None, note=str(error).removeprefix(f"{path}::{found}: "))
+    except UserError as error:  # of another length
+        return Labels(None, note=str(error).rstrip("."))
+    except ValueError:  # numpy loads no objects
+        return Labels(
+            None, note=f"{path}::{found}: holds Python objects; one number or name for each image is expected"
+        )
 
 
 def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, ...], what: str) -> str:

@@ -22,24 +22,29 @@ LABELS_FILE = "dataset.json"
 FORMAT = '{"labels": [["image.png", 3], ...]}'
 
 
-def labels_from_folders(path: str, ids: list[str], folders: Set[str]) -> Labels:
-    """The class of an image is the first folder in which the ids differ: `train/cat/1.png` and `train/dog/7.png`.
+def labels_from_folders(path: str, ids: list[str], folders: Set[str], shared: list[str] | None = None) -> Labels:
+    """The class of an image is the first folder in which the ids differ: `images/cat/1.png` and `images/dog/7.png`.
+
+    Args:
+        path: of the tree, for messages.
+        ids, folders: of the images, and all that are there.
+        shared: the folders around the classes, where they are known.
 
     Raises:
         UserError: an image outside of them, or one of the `folders` beside them that holds no image.
     """
     places = [image_id.split("/")[:-1] for image_id in ids]
-    common = commonprefix(places)  # noqa: RUF071 (of lists of folders, not of texts)
-    shared = len(common)
-    loose = next((image_id for image_id, parts in zip(ids, places, strict=True) if len(parts) <= shared), None)
+    common = commonprefix(places) if shared is None else shared  # noqa: RUF071 (of lists of folders, not of texts)
+    depth = len(common)
+    loose = next((image_id for image_id, parts in zip(ids, places, strict=True) if len(parts) <= depth), None)
     if loose is not None:
         raise UserError(
             f"{path}: dataset.labels=folders, but {loose!r} lies in no class folder. One folder per class is expected, "
             "such as cat/1.png and dog/2.png. Or set dataset.labels=FILE.csv, with the columns id and label."
         )
-    labels = numbered([parts[shared] for parts in places], path)
+    labels = numbered([parts[depth] for parts in places], path)
     beside = (folder.split("/") for folder in folders)
-    classes = {parts[shared] for parts in beside if len(parts) == shared + 1 and parts[:shared] == common}
+    classes = {parts[depth] for parts in beside if len(parts) == depth + 1 and parts[:depth] == common}
     empty = sorted(classes - set(labels.class_names or []))
     if empty:
         raise UserError(

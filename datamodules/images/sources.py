@@ -186,11 +186,12 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
         return read_label_file(Path(settings.labels), reader.ids)
     if reader.folders is None:
         raise UserError(f"{settings.name}: dataset.labels=folders is for folders and ZIPs. Set dataset.labels=FILE.")
-    ids, folders, where = reader.ids, reader.folders, str(settings.path)
+    ids, folders, where, shared = reader.ids, reader.folders, str(settings.path), None
     if reader.splits is not None:
+        shared = reader.splits.shared
         ids, folders = list(map(reader.splits.without, ids)), {*map(reader.splits.without, folders)} - {""}
         where += f" ({', '.join(filter(None, reader.splits.counts))}: splits, not classes)"
-    return labels_from_folders(where, ids, folders)
+    return labels_from_folders(where, ids, folders, shared)
 
 
 def evenly_spaced(total: int, count: int | None) -> Tensor:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from storage.errors import UserError
 
@@ -29,12 +30,14 @@ class Splits:
         counts: images in each folder at this depth; '' for those outside of them.
         taken: the folders whose images are taken; all of the tree where `asked` is all.
         asked: the split that was asked for.
+        folders: of all images, those of other splits among them.
     """
 
     depth: int
     counts: dict[str, int]
     taken: list[str]
     asked: str
+    folders: list[str]
 
     def takes(self, place: str) -> bool:
         """Whether the file or folder at this place is one of those taken."""
@@ -48,6 +51,14 @@ class Splits:
         while split is not None and len(parts) > self.depth and split_of(parts[self.depth]) == split:
             del parts[self.depth]
         return "/".join(parts)
+
+    @property
+    def shared(self) -> list[str]:
+        """The folders around all classes, whatever the split: `images` of `images/train/cat` and `images/test/dog`."""
+        parts = (folder.split("/") for folder in self.folders)
+        inside = ["/".join(names) for names in parts if len(names) > self.depth and split_of(names[self.depth])]
+        below = [list(filter(None, self.without(folder).split("/"))) for folder in inside]
+        return list(commonprefix(below))  # noqa: RUF071 (of lists of folders, not of texts)
 
     def __str__(self) -> str:
         """`train (40 images); left out: test (20). dataset.split=all takes all`."""
@@ -79,6 +90,7 @@ def find_splits(ids: Iterable[str], asked: str) -> Splits | None:
     Raises:
         UserError: the split that is asked for is not among them.
     """
+    asked = asked.lower()
     folders = Counter(image_id.rpartition("/")[0] for image_id in ids)
     places = {folder: folder.split("/") if folder else [] for folder in folders}
     for depth in range(max(map(len, places.values()), default=0)):
@@ -89,7 +101,7 @@ def find_splits(ids: Iterable[str], asked: str) -> Splits | None:
             if len(parts) > depth:
                 siblings.setdefault(tuple(parts[:depth]), set()).add(parts[depth])
         names = sorted(counts.keys() - {""})
-        taken = [name for name in names if name.lower() == asked.lower()]
+        taken = [name for name in names if name.lower() == asked]
         taken = taken or [name for name in names if split_of(name) and split_of(name) == split_of(asked)]
         alone = set(taken) if asked != "train" and split_of(asked) else set[str]()
         if are_splits(list(siblings.values()), alone):
@@ -99,7 +111,7 @@ def find_splits(ids: Iterable[str], asked: str) -> Splits | None:
                     f"Set dataset.split={names[0]}, or dataset.split=all for all of them."
                 )
             shown = {name: counts[name] for name in (*names, "") if counts[name]}
-            return Splits(depth, shown, names if asked == ALL else taken, asked)
+            return Splits(depth, shown, names if asked == ALL else taken, asked, sorted(folders))
     if asked not in ("train", ALL):
         raise UserError(
             f"dataset.split={asked}: the images lie in no such folder, nor in folders of splits, such as train and "

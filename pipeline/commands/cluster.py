@@ -59,6 +59,8 @@ def cluster(settings: SharedSettings) -> None:
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"{source.name}: {len(source):,} images; {condition.method} on {machine}; run folder {folder}")
+            if source.splits is not None:
+                print(f"split          {source.splits}")
         if data is None:
             labels = clustering.without_training()
         else:

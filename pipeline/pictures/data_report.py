@@ -55,7 +55,7 @@ def describe(found: Survey, name: str, resolution: int) -> list[str]:
     if found.class_counts is not None:
         said["labels"] = describe_classes(found.class_counts, found.class_names)
         if found.num_unlabelled:
-            said["labels"] += f"; {found.num_unlabelled:,} images without a label"
+            said["labels"] += f"; {found.num_unlabelled:,} without a label"
     elif found.labels_note:
         said["labels"] = f"none: {printable(found.labels_note)}"
     if found.num_duplicates:
@@ -83,7 +83,7 @@ def describe_classes(counts: list[int], names: list[str] | None) -> str:
     """How many classes, how large, and which are empty."""
     empty = [names[number] if names else str(number) for number, count in enumerate(counts) if count == 0]
     filled = [count for count in counts if count]
-    text = f"{len(filled):,} classes of {min(filled):,} to {max(filled):,} images"
+    text = f"{len(filled):,} class{'es' if len(filled) > 1 else ''} of {min(filled):,} to {max(filled):,} images"
     text += f" ({listed(names)})" if names else ""
     return f"{text}; no image of {listed(empty)}" if empty else text
 

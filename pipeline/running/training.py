@@ -86,9 +86,10 @@ class Training:
         labels = f"{data.num_classes} clusters" if data.num_classes else "no condition"
         if not any(getattr(part, "num_heads", 0) for part in denoiser.modules()):
             labels += ", no attention"
+        splits = "" if data.source.splits is None else f"split       {data.source.splits}\n"
         share = data.batch_size // machine.world_size // data.accumulate
         print(
-            f"data        {store.description}\n"
+            f"data        {store.description}\n{splits}"
             f"network     {denoiser.settings.architecture}, {parameters:.2f} M parameters, {labels}\n"
             f"batch       {data.batch_size} = {machine} × {share} images "
             f"× {data.accumulate} accumulated, {self.trainer.precision}"

@@ -86,7 +86,7 @@ def test_labels_are_shown_and_used(cedm: Cedm, images: Path, settings: list[str]
         ("none", "none: dataset.labels=none leaves them out\n", {}, "has no labels (dataset.labels=none"),
         (
             "SOME.csv",
-            "2 classes of 1 to 2 images (cat, dog); 9 images without a label\n",
+            "2 classes of 1 to 2 images (cat, dog); 9 without a label\n",
             {"num_labelled": 3},
             "9 of 12",
         ),
@@ -174,6 +174,26 @@ def test_mistakes_with_data(cedm: Cedm, images: Path, settings: list[str], expec
     assert (result.code, expected in result.err, "Traceback" in result.err) == (2, True, False), result.err
     assert not Path("runs").exists()
     assert not [*Path().glob("**/*.tmp*"), *Path("cache").rglob("*.safetensors")]
+
+
+def test_a_data_set_of_splits_is_trained_on_its_training_images(cedm: Cedm, workplace: Path) -> None:
+    for number, image in enumerate(pictures(count=40)):
+        path = workplace / "tree" / ("Train", "test")[number % 4 == 3] / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    typed = ["dataset=folder", "dataset.path=tree", "dataset.labels=folders", *SMALL[:2], "clustering=labels"]
+    said = "Train (30); left out: test (10). dataset.split=all takes all\n"
+    embedded = cedm("embed", *typed)
+    assert (embedded.code, f"split          {said}" in embedded.out) == (0, True), embedded
+    assert "labels         2 classes of 10 to 20 images (cat, dog)\n" in embedded.out
+    clustered = cedm("cluster", *typed, "run_dir=clusters")
+    assert (clustered.code, said in clustered.out) == (0, True), clustered
+    assert summary("clusters")["num_clusters"] == 2
+    tiny = [*TINY_EDM, "network=ddpmpp_small", "training.batch_size=16", "trainer.precision=32-true"]
+    trained = cedm("train", *typed, *tiny, "training.duration_kimg=0.016", "evaluation.backbone=null")
+    assert (trained.code, said in trained.out) == (0, True), trained
+    assert "data        30 images" in trained.out
+    assert "test (10); left out: Train (30)" in cedm("embed", *typed, "dataset.split=test").out
 
 
 @pytest.mark.slow

@@ -346,7 +346,7 @@ def test_partly_labelled_images(tree: Path) -> None:
 
 def test_an_archive_whose_labels_are_none(tmp_path: Path) -> None:
     images = random_images(4, 8, 8)
-    for labels, note in ((np.eye(4), "shape .4, 4."), (np.arange(3), "for 4 images"), (np.array([{}] * 4), "object")):
+    for labels, note in ((np.eye(4), "shape .4, 4."), (np.arange(3), "for 4 images"), (np.array([{}] * 4), "objects")):
         np.savez(tmp_path / "x.npz", images=images, labels=labels)
         source = opened("array", tmp_path / "x.npz")
         assert (len(source), source.labels) == (4, None)

@@ -75,7 +75,7 @@ def test_the_classes_lie_below_the_splits(tmp_path: Path, kind: str) -> None:
         (["training_set/cat/1.png", "test_set/cat/2.png"], "train", [0], 0),
         (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "train", [0], 0),
         (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "unlabeled", [3], 0),
-        (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "all", [0, 1, 2, 3], 0),
+        (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "All", [0, 1, 2, 3], 0),
         (["only/test/1.png", "only/test/2.png"], "test", [0, 1], 1),
         (["train/train/1.png", "test/test/2.png"], "train", [0], 0),
     ],
@@ -124,6 +124,12 @@ def test_classes_of_one_split_alone_and_of_nested_ones(tmp_path: Path) -> None:
     (path / "test/test/yak").mkdir()
     with pytest.raises(UserError, match=r"class folder 'emu' holds no image \(1 such"):
         opened("folder", path, labels="folders")
+
+
+def test_a_split_of_one_class(tmp_path: Path) -> None:
+    path = tree(tmp_path, ["images/train/cat/1.png", "images/train/dog/2.png", "images/test/dog/3.png"], "folder")
+    assert classes(opened("folder", path, labels="folders", split="test")) == ["dog"]
+    assert classes(opened("folder", path, labels="folders")) == ["cat", "dog"]
 
 
 def test_bad_files_of_another_split_do_not_stop_this_one(tmp_path: Path) -> None:
