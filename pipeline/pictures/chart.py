@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +14,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.pictures.table import Table
 from storage.files import atomic_path
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart (yellow darkened for white paper)
 PALETTE = ("#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7A6A00")
@@ -125,8 +127,10 @@ def name_of(method: str) -> str:
     return CONDITIONS[method][0] if method in CONDITIONS else method
 
 
-def plotly_figure(chart: Chart) -> go.Figure:
+def plotly_figure(chart: Chart) -> "go.Figure":
     """The chart for a browser."""
+    import plotly.graph_objects as go  # pages alone need it, so a training runs where it is not installed
+
     figure, bars = go.Figure(), chart.bar_names
     for series in chart.series:
         add_to_plotly(figure, series)
@@ -155,7 +159,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
     return figure
 
 
-def add_to_plotly(figure: go.Figure, series: Series) -> None:
+def add_to_plotly(figure: "go.Figure", series: Series) -> None:
     common: dict[str, Any] = {"name": series.name, "showlegend": True}
     error = None if series.errors is None else {"type": "data", "array": series.errors}
     if series.style == "level":
