@@ -15,7 +15,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench clean
+.PHONY: help setup train embed cluster diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench check-gpu clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -34,7 +34,9 @@ help:  ## This list
 	@echo '  STUDY=granularity for make study: a file in configs/study'
 	@echo '  RUN=              for make report: folder of a study or of any other run; default: the newest study'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
-	@echo '  ONLY=             for make bench: neighbours, temi, edm or embed'
+	@echo '  ONLY=             for make bench: neighbours, temi, edm or embed; for make check-gpu: some of its parts'
+	@echo '  DRY=1             for make check-gpu: try the check itself, on a CPU, with tiny sizes'
+	@echo '  OUT=              for make check-gpu: the folder of all that it writes; default: docs/gpu and runs/check-gpu'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'
 
 $(VENV)/.installed: pyproject.toml
@@ -80,6 +82,9 @@ test-faults: $(READY)  ## Kills, signals, full disks, damaged and hostile files,
 
 bench: $(READY)  ## Measure speed, all parts or ONLY=temi; prints a table
 	@$(PY) tests/bench $(ONLY)
+
+check-gpu: $(READY)  ## Check and measure a GPU in 8 minutes, all parts or ONLY="golden sampling"; writes docs/gpu
+	@$(PY) tests/gpu $(if $(DRY),--dry) $(if $(OUT),--out "$$OUT") $(ONLY)
 
 clean:  ## Remove the environment; runs/ and cache/ stay
 	rm -rf $(VENV) *.egg-info
