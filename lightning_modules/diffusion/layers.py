@@ -1,11 +1,12 @@
 """The parts that DDPM++, NCSN++ and ADM are made of.
 
-Attribute names (`norm0`, `conv0`, `affine`, ..., `resample_filter`) are those of the published EDM networks, so that
-their weights load by name. All works in both memory formats and under `torch.compile`: no branch depends on data.
+What holds weights (`norm0`, `conv0`, `affine`, …, `resample_filter`) is named as in the published EDM networks, whose
+weights load by name. All works in both memory formats and under `torch.compile`: no branch depends on data.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -72,33 +73,43 @@ class Resample(nn.Module):
         return resample(x, self.resampling, self.resample_filter)
 
 
-class Conv2d(nn.Conv2d):
-    """Convolution that keeps the size, after up- or downsampling by 2 where `resampling` says so."""
+class ResampleThenConv(nn.Conv2d):
+    """Up- or downsampling by 2, then a convolution that keeps the size."""
 
     resample_filter: Tensor
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        resampling: Resampling = None,
-        taps: Sequence[float] = (1, 1),
+        self, in_channels: int, out_channels: int, kernel_size: int, resampling: Resampling, taps: Sequence[float]
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         self.resampling = resampling
-        if resampling:
-            self.register_buffer("resample_filter", resampling_filter(taps))
+        self.register_buffer("resample_filter", resampling_filter(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(resample(x, self.resampling, self.resample_filter) if self.resampling else x)
+        return super().forward(resample(x, self.resampling, self.resample_filter))
 
 
-class ConvThenDownsample(Conv2d):
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    resampling: Resampling = None,
+    taps: Sequence[float] = (1, 1),
+) -> nn.Conv2d:
+    """A convolution that keeps the size, after up- or downsampling by 2 where `resampling` says so."""
+    if resampling:
+        return ResampleThenConv(in_channels, out_channels, kernel_size, resampling, taps)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+
+class ConvThenDownsample(nn.Conv2d):
     """3×3 convolution, then downsampling by 2; the filter sees the convolution beyond the border, not zeros."""
 
+    resample_filter: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float]) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, resampling="down", taps=taps)
+        super().__init__(in_channels, out_channels, kernel_size=3)
+        self.register_buffer("resample_filter", resampling_filter(taps))
 
     def forward(self, x: Tensor) -> Tensor:
         margin = (self.resample_filter.shape[-1] - 1) // 2
@@ -106,107 +117,109 @@ class ConvThenDownsample(Conv2d):
         return resample(x, "down", self.resample_filter, padding=0)
 
 
-def positional_embedding(c_noise: Tensor, num_channels: int, endpoint: bool) -> Tensor:
-    """[cos, sin] of c_noise `[B]` at geometric frequencies from 1 towards 10⁻⁴, float32 `[B, num_channels]`.
+def geometric_angles(c_noise: Tensor, count: int, endpoint: bool) -> Tensor:
+    """c_noise `[B]` times `count` frequencies from 1 down to 10⁻⁴ in equal ratios, float32 `[B, count]`.
 
-    The sinusoidal embedding of "Attention is all you need" (arXiv 1706.03762, 3.5). With `endpoint` the last frequency
-    is exactly 10⁻⁴.
+    Their sines and cosines are the positional embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5).
+    With `endpoint` the last frequency is 10⁻⁴ itself; else it would be the next one.
     """
-    half = num_channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - (1 if endpoint else 0))
-    angles = torch.outer(c_noise.float(), (1 / 10000) ** exponents)  # [B, half]
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    steps = torch.arange(count, dtype=torch.float32, device=c_noise.device)
+    exponents = steps / max(count - (1 if endpoint else 0), 1)
+    return torch.outer(c_noise.float(), (1 / 10000) ** exponents)
 
 
-class FourierEmbedding(nn.Module):
-    """[cos, sin] of c_noise `[B]` at fixed random frequencies, float32 `[B, num_channels]` (arXiv 2006.10739)."""
+class FourierFeatures(nn.Module):
+    """c_noise `[B]` times 2π and fixed random frequencies, float32 `[B, count]` (arXiv 2006.10739)."""
 
     freqs: Tensor
 
-    def __init__(self, num_channels: int, scale: float = 16.0) -> None:
+    def __init__(self, count: int, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        self.register_buffer("freqs", torch.randn(count) * scale)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        angles = torch.outer(c_noise.float(), 2 * math.pi * self.freqs.float())  # [B, num_channels/2]
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        return torch.outer(c_noise.float(), 2 * math.pi * self.freqs.float())
 
 
-class UNetBlock(nn.Module):
-    """Residual block, conditioned on an embedding, with optional resampling and self-attention.
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all residual blocks of an architecture have in common.
+
+    Attributes:
+        eps: Of the normalisations.
+        sum_scale: Factor on each sum of a branch and what bypasses it.
+        scale_and_shift: The condition scales and shifts the second normalisation's output (ADM); else it is added to
+            its input (DDPM++).
+        project_skip: Skip connections that resample have a 1×1 convolution even where the channels stay.
+        head_channels: Channels of one attention head; None: a single head.
+        taps: Resampling filter along one axis.
+    """
+
+    eps: float
+    sum_scale: float
+    scale_and_shift: bool
+    project_skip: bool
+    head_channels: int | None = None
+    taps: tuple[float, ...] = (1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """Residual block that is told a condition, with optional resampling and self-attention.
 
     Args:
         in_channels, out_channels: Channels before and after.
-        emb_channels: Channels of the embedding of noise level and labels.
+        condition_dim: Length of the embedding of noise level and labels.
+        style: What it has in common with the other blocks of its network.
+        dropout: Probability of dropping an element between the two convolutions.
         resampling: The resolution doubles ("up"), halves ("down") or stays (None).
         attention: Self-attention after the residual branch.
-        channels_per_head: Channels of one attention head; None: a single head.
-        dropout: Probability of dropping an element between the two convolutions.
-        skip_scale: Factor on each sum of branch and skip connection.
-        eps: Of the normalisations.
-        scale_and_shift: The embedding scales and shifts the second normalisation's output (ADM); else it is added to
-            its input (DDPM++).
-        project_skip: Resampling skip connections have a 1×1 convolution even where the channels stay.
-        taps: Resampling filter along one axis.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        *,
-        emb_channels: int,
+        condition_dim: int,
+        style: BlockStyle,
+        dropout: float,
         resampling: Resampling = None,
         attention: bool = False,
-        channels_per_head: int | None = None,
-        dropout: float,
-        skip_scale: float,
-        eps: float,
-        scale_and_shift: bool,
-        project_skip: bool,
-        taps: Sequence[float] = (1, 1),
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
-        self.dropout = dropout
-        self.skip_scale = skip_scale
-        self.scale_and_shift = scale_and_shift
-
-        self.norm0 = GroupNorm(in_channels, eps)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, resampling=resampling, taps=taps)
-        self.affine = nn.Linear(emb_channels, out_channels * (2 if scale_and_shift else 1))
-        self.norm1 = GroupNorm(out_channels, eps)
-        self.conv1 = Conv2d(out_channels, out_channels, 3)
+        self.dropout, self.sum_scale, self.scale_and_shift = dropout, style.sum_scale, style.scale_and_shift
+        self.norm0 = GroupNorm(in_channels, style.eps)
+        self.conv0 = convolution(in_channels, out_channels, 3, resampling, style.taps)
+        self.affine = nn.Linear(condition_dim, out_channels * (2 if style.scale_and_shift else 1))
+        self.norm1 = GroupNorm(out_channels, style.eps)
+        self.conv1 = convolution(out_channels, out_channels, 3)
 
         self.skip: nn.Module | None = None
-        if in_channels != out_channels or (resampling and project_skip):
-            self.skip = Conv2d(in_channels, out_channels, 1, resampling=resampling, taps=taps)
+        if in_channels != out_channels or (resampling and style.project_skip):
+            self.skip = convolution(in_channels, out_channels, 1, resampling, style.taps)
         elif resampling:
-            self.skip = Resample(resampling, taps)
+            self.skip = Resample(resampling, style.taps)
 
         self.num_heads = 0
         if attention:
-            self.num_heads = max(1, out_channels // channels_per_head) if channels_per_head else 1
+            self.num_heads = max(1, out_channels // (style.head_channels or out_channels))
             if out_channels % self.num_heads:
                 raise ValueError(f"{out_channels} channels do not divide into {self.num_heads} attention heads")
-            self.norm2 = GroupNorm(out_channels, eps)
-            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
-            self.proj = Conv2d(out_channels, out_channels, 1)
+            self.norm2 = GroupNorm(out_channels, style.eps)
+            self.qkv = convolution(out_channels, 3 * out_channels, 1)
+            self.proj = convolution(out_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x `[B, in_channels, H, W]`, emb `[B, emb_channels]`: `[B, out_channels, H', W']`."""
-        h = self.conv0(F.silu(self.norm0(x)))  # [B, out_channels, H', W']
-        condition = self.affine(emb)[..., None, None].to(h.dtype)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x `[B, in_channels, H, W]`, condition `[B, condition_dim]`: `[B, out_channels, H', W']`."""
+        branch = self.conv0(F.silu(self.norm0(x)))  # [B, out_channels, H', W']
+        told = self.affine(condition)[..., None, None].to(branch.dtype)
         if self.scale_and_shift:
-            scale, shift = condition.chunk(2, dim=1)  # [B, out_channels, 1, 1] each
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            scale, shift = told.chunk(2, dim=1)  # [B, out_channels, 1, 1] each
+            branch = torch.addcmul(shift, self.norm1(branch), scale + 1)
         else:
-            h = F.silu(self.norm1(h + condition))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
-        if self.num_heads:
-            x = (x + self.attend(x)) * self.skip_scale
-        return x
+            branch = self.norm1(branch + told)
+        branch = self.conv1(F.dropout(F.silu(branch), self.dropout, self.training))
+        x = (branch + (x if self.skip is None else self.skip(x))) * self.sum_scale
+        return (x + self.attend(x)) * self.sum_scale if self.num_heads else x
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the pixels; q, k and v are interleaved channel by channel within each head."""

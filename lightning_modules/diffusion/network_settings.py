@@ -14,7 +14,7 @@ class NetworkSettings(Settings):
     group = "network"
 
     architecture: str = setting("ddpmpp", "DDPM++, NCSN++ or ADM", choices=("ddpmpp", "ncsnpp", "adm"))
-    model_channels: int = setting(128, "channels at the full resolution, times channel_mult", low=1)
+    model_channels: int = setting(128, "channels at the full resolution, times channel_mult", low=2)
     channel_mult: list[int] = setting(
         [2, 2, 2], "multiplier of model_channels at each level, from the full resolution down", low=1
     )

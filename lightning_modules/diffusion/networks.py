@@ -1,27 +1,40 @@
-"""The U-Nets F(x, c_noise, class_labels, augment_labels) by name, as EDM has them (arXiv 2206.00364, appendix C)."""
+"""The U-Nets F(x, c_noise, class_labels, augment_labels) by name, as EDM has them (arXiv 2206.00364, appendix C).
+
+`unet_table` says which layers a network has; `UNet` builds each and runs through them in that order. The names of
+layers are those of published weights.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from dataclasses import replace
+from functools import reduce
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.diffusion.layers import (
-    Conv2d,
+    BlockStyle,
     ConvThenDownsample,
-    FourierEmbedding,
+    FourierFeatures,
     GroupNorm,
-    UNetBlock,
-    positional_embedding,
+    ResidualBlock,
+    convolution,
+    geometric_angles,
 )
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.unet_table import Design, Layer, unet_table
+
+
+class ClassEmbedding(NamedTuple):
+    """How the class label enters: a linear map of it, added before (or after) two linear layers."""
+
+    after: bool
+    bias: bool
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with skip connections, conditioned on an embedding of noise level and labels.
+    """Encoder and decoder with skip connections, conditioned on noise level and labels.
 
     Args:
         settings: Channels, levels, blocks, attention and dropout.
@@ -30,19 +43,17 @@ class UNet(nn.Module):
         label_dim: Number of class labels; 0: unconditional.
         augment_dim: Number of augmentation labels; 0: none.
 
+    Attributes:
+        table: The layers, in the order of the forward pass.
+
     Raises:
         ValueError: The image size can't be halved as often as the settings want.
     """
 
-    block: ClassVar[dict[str, Any]]  # arguments of `UNetBlock`
-    multiply_first: ClassVar[bool]  # the first convolution has the channels of the first level, not model_channels
-    attention_in_all: ClassVar[
-        bool
-    ]  # in the decoder too, all blocks of a resolution have attention, not the last alone
-    last: ClassVar[tuple[str, str]]  # published names of the last normalisation and convolution, {0} the resolution
-    fourier_features = False  # embed the noise level at random frequencies, with twice the channels
-    input_pyramid = False  # add the downsampled image to every level of the encoder
-    taps: Sequence[float] = (1, 1)  # filter of the up- and downsampling along one axis
+    design: ClassVar[Design]
+    block_style: ClassVar[BlockStyle]
+    class_embedding: ClassVar[ClassEmbedding]
+    fourier_features: ClassVar[bool] = False  # embed the noise level at random frequencies, twice as many
 
     def __init__(
         self, settings: NetworkSettings, img_resolution: int, img_channels: int, label_dim: int, augment_dim: int
@@ -50,96 +61,103 @@ class UNet(nn.Module):
         super().__init__()
         check_size(settings, img_resolution)
         self.label_dim = label_dim
-        self.noise_channels = settings.model_channels * (2 if self.fourier_features else 1)
-        emb_channels = settings.model_channels * 4
-        self.add_embedding(label_dim, augment_dim, emb_channels)
-        block: Callable[..., UNetBlock] = partial(
-            UNetBlock, emb_channels=emb_channels, dropout=settings.dropout, taps=self.taps, **self.block
-        )
-        levels = [(img_resolution >> level, mult) for level, mult in enumerate(settings.channel_mult)]
-        channels = settings.model_channels * (settings.channel_mult[0] if self.multiply_first else 1)
-        self.enc = nn.ModuleDict({f"{img_resolution}x{img_resolution}_conv": Conv2d(img_channels, channels, 3)})
-        skip_channels, pyramid_channels = [channels], img_channels
-        for res, mult in levels:
-            if res < img_resolution:
-                self.enc[f"{res}x{res}_down"] = block(channels, channels, resampling="down")
-                if self.input_pyramid:
-                    self.enc[f"{res}x{res}_aux_residual"] = ConvThenDownsample(pyramid_channels, channels, self.taps)
-                    pyramid_channels = channels
-                skip_channels.append(channels)
-            for index in range(settings.num_blocks):
-                in_channels, channels = channels, settings.model_channels * mult
-                attention = res in settings.attn_resolutions
-                self.enc[f"{res}x{res}_block{index}"] = block(in_channels, channels, attention=attention)
-                skip_channels.append(channels)
+        self.num_angles = settings.model_channels if self.fourier_features else settings.model_channels // 2
+        features_dim, condition_dim = 2 * self.num_angles, 4 * settings.model_channels
+        if self.fourier_features:
+            self.map_noise = FourierFeatures(self.num_angles)
+        if label_dim:
+            width = condition_dim if self.class_embedding.after else features_dim
+            self.map_label = nn.Linear(label_dim, width, bias=self.class_embedding.bias)
+        if augment_dim:
+            self.map_augment = nn.Linear(augment_dim, features_dim, bias=False)
+        self.map_layer0 = nn.Linear(features_dim, condition_dim)
+        self.map_layer1 = nn.Linear(condition_dim, condition_dim)
 
-        self.dec = nn.ModuleDict()
-        for res, mult in reversed(levels):
-            if res == levels[-1][0]:
-                self.dec[f"{res}x{res}_in0"] = block(channels, channels, attention=True)
-                self.dec[f"{res}x{res}_in1"] = block(channels, channels)
-            else:
-                self.dec[f"{res}x{res}_up"] = block(channels, channels, resampling="up")
-            for index in range(settings.num_blocks + 1):
-                in_channels, channels = channels + skip_channels.pop(), settings.model_channels * mult
-                attention = res in settings.attn_resolutions and (self.attention_in_all or index == settings.num_blocks)
-                self.dec[f"{res}x{res}_block{index}"] = block(in_channels, channels, attention=attention)
-        self.last_names = [name.format(img_resolution) for name in self.last]
-        last = GroupNorm(channels, self.block["eps"]), Conv2d(channels, img_channels, 3)
-        for path, layer in zip(self.last_names, last, strict=True):
-            parent, _, name = path.rpartition(".")
-            self.get_submodule(parent).add_module(name, layer)
+        self.table = unet_table(self.design, settings, img_resolution, img_channels)
+        self.joined = frozenset(row.joins for row in self.table)
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        for row in self.table:
+            parent, _, name = row.name.rpartition(".")
+            self.get_submodule(parent).add_module(name, self.build(row, condition_dim, settings.dropout))
         self.reset_parameters()
 
-    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
-        """Makes the layers of `embed`."""
-        raise NotImplementedError
+    def build(self, row: Layer, condition_dim: int, dropout: float) -> nn.Module:
+        """The layer of a row of the table."""
+        channels = row.in_channels, row.out_channels
+        match row.kind:
+            case "convolution":
+                return convolution(*channels, kernel_size=3)
+            case "normalisation":
+                return GroupNorm(row.in_channels, self.block_style.eps)
+            case "pyramid":
+                return ConvThenDownsample(*channels, self.block_style.taps)
+        resampling = None if row.kind == "block" else row.kind
+        return ResidualBlock(*channels, condition_dim, self.block_style, dropout, resampling, row.attention)
 
     def reset_parameters(self) -> None:
         """Initial weights."""
         raise NotImplementedError
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Embedding of the noise level `[B]`, class labels `[B, label_dim]`, augmentation labels `[B, augment_dim]`."""
+    def noise_features(self, c_noise: Tensor) -> Tensor:
+        """Sines and cosines of the noise level `[B]`: `[B, 2·num_angles]`."""
         raise NotImplementedError
+
+    def class_term(self, class_labels: Tensor) -> Tensor:
+        """What class labels `[B, label_dim]` add to the embedding."""
+        return self.map_label(class_labels)
+
+    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """What all blocks are conditioned on, `[B, 4·model_channels]`.
+
+        Args:
+            c_noise: Noise level `[B]`.
+            class_labels, augment_labels: `[B, label_dim]` and `[B, augment_dim]`; None: the network has none.
+        """
+        before: list[Tensor] = [self.noise_features(c_noise)]
+        after: list[Tensor] = []
+        if class_labels is not None:
+            (after if self.class_embedding.after else before).append(self.class_term(class_labels))
+        if augment_labels is not None:
+            before.append(self.map_augment(augment_labels))
+        hidden = F.silu(self.map_layer0(reduce(torch.add, before)))
+        return F.silu(reduce(torch.add, [self.map_layer1(hidden), *after]))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """F_x of images x `[B, C, H, W]`, in the same shape; no labels: the network has none of the kind."""
-        emb = self.embed(c_noise, class_labels, augment_labels)
-        skips: list[Tensor] = []
+        """The network's output for images x `[B, C, H, W]`, in the same shape; no labels: it has none of the kind."""
+        condition = self.embed(c_noise, class_labels, augment_labels)
         pyramid = x
-        for layer in self.enc.values():
-            if isinstance(layer, ConvThenDownsample):
-                pyramid = (x + layer(pyramid)) * math.sqrt(0.5)
-                x = skips[-1] = pyramid
-                continue
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
-        for name, layer in self.dec.items():
-            if isinstance(layer, UNetBlock):
-                x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        norm, conv = (self.get_submodule(name) for name in self.last_names)
-        return conv(F.silu(norm(x)))  # [B, C, H, W]
+        kept: dict[str, Tensor] = {}
+        for row in self.table:
+            layer = self.get_submodule(row.name)
+            if row.joins is not None:
+                x = torch.cat([x, kept.pop(row.joins)], dim=1)
+            match row.kind:
+                case "convolution":
+                    x = layer(x)
+                case "normalisation":
+                    x = F.silu(layer(x))
+                case "pyramid":
+                    x = pyramid = (x + layer(pyramid)) * math.sqrt(0.5)
+                case _:
+                    x = layer(x, condition)
+            if row.name in self.joined:
+                kept[row.name] = x
+        return x
 
 
 class DDPMpp(UNet):
     """DDPM++ (Song et al., arXiv 2011.13456)."""
 
-    block = {"skip_scale": math.sqrt(0.5), "eps": 1e-6, "scale_and_shift": False, "project_skip": True}  # noqa: RUF012
-    multiply_first, attention_in_all = False, False
-    last = "dec.{0}x{0}_aux_norm", "dec.{0}x{0}_aux_conv"
-
-    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
-        if self.fourier_features:
-            self.map_noise = FourierEmbedding(self.noise_channels)
-        if label_dim:
-            self.map_label = nn.Linear(label_dim, self.noise_channels)
-        if augment_dim:
-            self.map_augment = nn.Linear(augment_dim, self.noise_channels, bias=False)
-        self.map_layer0 = nn.Linear(self.noise_channels, emb_channels)
-        self.map_layer1 = nn.Linear(emb_channels, emb_channels)
+    design = Design(
+        wide_input=False,
+        attention_throughout=False,
+        pyramid=False,
+        ending=("dec.{}_aux_norm", "dec.{}_aux_conv"),
+    )
+    block_style = BlockStyle(eps=1e-6, sum_scale=math.sqrt(0.5), scale_and_shift=False, project_skip=True)
+    class_embedding = ClassEmbedding(after=False, bias=True)
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, zero biases; the last convolution of each branch starts near zero."""
@@ -151,45 +169,32 @@ class DDPMpp(UNet):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def noise_features(self, c_noise: Tensor) -> Tensor:
         if self.fourier_features:
-            emb = self.map_noise(c_noise)
+            angles = self.map_noise(c_noise)
         else:
-            emb = positional_embedding(c_noise, self.noise_channels, endpoint=True)  # [B, noise_channels]
-        emb = torch.cat(emb.chunk(2, dim=1)[::-1], dim=1)  # [cos, sin] to [sin, cos]
-        if class_labels is not None:
-            emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))
-        if augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))  # [B, emb_channels]
+            angles = geometric_angles(c_noise, self.num_angles, endpoint=True)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def class_term(self, class_labels: Tensor) -> Tensor:
+        """A one-hot label of unit variance: times √label_dim."""
+        return self.map_label(class_labels * math.sqrt(self.label_dim))
 
 
 class NCSNpp(DDPMpp):
     """NCSN++ (Song et al., arXiv 2011.13456)."""
 
-    fourier_features, input_pyramid, taps = True, True, (1, 3, 3, 1)
+    design = replace(DDPMpp.design, pyramid=True)
+    block_style = replace(DDPMpp.block_style, taps=(1, 3, 3, 1))
+    fourier_features = True
 
 
 class ADM(UNet):
     """ADM (Dhariwal and Nichol, arXiv 2105.05233)."""
 
-    block = {  # noqa: RUF012
-        "channels_per_head": 64,
-        "skip_scale": 1.0,
-        "eps": 1e-5,
-        "scale_and_shift": True,
-        "project_skip": False,
-    }
-    multiply_first, attention_in_all = True, True
-    last = "out_norm", "out_conv"
-
-    def add_embedding(self, label_dim: int, augment_dim: int, emb_channels: int) -> None:
-        if augment_dim:
-            self.map_augment = nn.Linear(augment_dim, self.noise_channels, bias=False)
-        self.map_layer0 = nn.Linear(self.noise_channels, emb_channels)
-        self.map_layer1 = nn.Linear(emb_channels, emb_channels)
-        if label_dim:
-            self.map_label = nn.Linear(label_dim, emb_channels, bias=False)
+    design = Design(wide_input=True, attention_throughout=True, pyramid=False, ending=("out_norm", "out_conv"))
+    block_style = BlockStyle(eps=1e-5, sum_scale=1.0, scale_and_shift=True, project_skip=False, head_channels=64)
+    class_embedding = ClassEmbedding(after=True, bias=False)
 
     def reset_parameters(self) -> None:
         """The last convolution of each branch and the augmentation start at zero, class embeddings as N(0, 1).
@@ -202,17 +207,12 @@ class ADM(UNet):
             elif name == "map_label.weight":
                 nn.init.normal_(parameter)
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        emb = positional_embedding(c_noise, self.noise_channels, endpoint=False)  # [B, model_channels]
-        if augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
-        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
-        if class_labels is not None:
-            emb = emb + self.map_label(class_labels)
-        return F.silu(emb)  # [B, emb_channels]
+    def noise_features(self, c_noise: Tensor) -> Tensor:
+        angles = geometric_angles(c_noise, self.num_angles, endpoint=False)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-ARCHITECTURES: dict[str, Callable[..., UNet]] = {"ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "adm": ADM}
+ARCHITECTURES: dict[str, type[UNet]] = {"ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "adm": ADM}
 
 
 def check_size(settings: NetworkSettings, img_resolution: int) -> None:
