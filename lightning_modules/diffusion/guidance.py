@@ -51,15 +51,15 @@ class Autoguidance:
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Guided D(x; σ), `[B, C, H, W]`; sigma `[B]`."""
-        D_x = self.denoiser(x, sigma, class_labels)
+        D = self.denoiser(x, sigma, class_labels)
         sigma = torch.as_tensor(sigma, device=x.device).expand(len(x))
         guided = (self.interval[0] <= sigma) & (sigma <= self.interval[1])  # [B]
         if self.scale == 1 or not bool(guided.any()):
-            return D_x
+            return D
         unconditional_guide = getattr(self.guide, "label_dim", None) == 0
         D_guide = self.guide(x, sigma, None if unconditional_guide else class_labels)
-        scale = torch.where(guided, self.scale, 1.0).to(D_x)  # [B]
-        return D_guide + per_image(scale) * (D_x - D_guide)
+        scale = torch.where(guided, self.scale, 1.0).to(D)  # [B]
+        return D_guide + per_image(scale) * (D - D_guide)
 
 
 @dataclass(frozen=True)

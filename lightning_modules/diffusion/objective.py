@@ -39,8 +39,8 @@ class EDMObjective:
     def denoise(self, model: Callable[..., Tensor], x: Tensor, sigma: Tensor, *labels: Tensor | None) -> Tensor:
         """D(x; σ) by the network F(x, c_noise, *labels): float32 `[B, C, H, W]` of x `[B, C, H, W]`, sigma `[B]`."""
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        F_x = model(per_image(c_in) * x, c_noise, *labels)  # [B, C, H, W]
-        return per_image(c_skip) * x + per_image(c_out) * F_x.to(torch.float32)
+        output = model(per_image(c_in) * x, c_noise, *labels).to(torch.float32)  # [B, C, H, W]
+        return per_image(c_skip) * x + per_image(c_out) * output
 
     def __call__(
         self, denoiser: Callable[..., Tensor], images: Tensor, sigma: Tensor, noise: Tensor, *labels: Tensor | None
@@ -54,8 +54,8 @@ class EDMObjective:
             noise: Standard normal, in the shape of the images.
             labels: Class labels `[B, label_dim]` and augmentation labels `[B, augment_dim]`, or None.
         """
-        D_x = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
-        return per_image(self.weight(sigma)) * (D_x - images) ** 2
+        denoised = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
+        return per_image(self.weight(sigma)) * (denoised - images) ** 2
 
 
 def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> Tensor:

@@ -41,9 +41,9 @@ def euler_step(slope: Slope, x: Tensor, t: float, t_next: float) -> Tensor:
 
 def heun_step(slope: Slope, x: Tensor, t: float, t_next: float) -> Tensor:
     """Heun's step, of second order; Euler's where it ends at 0, where the slope is not defined."""
-    d_cur = slope(x, t)
-    x_next = x + (t_next - t) * d_cur
-    return x + (t_next - t) * (d_cur + slope(x_next, t_next)) / 2 if t_next > 0 else x_next
+    d = slope(x, t)
+    euler = x + (t_next - t) * d
+    return x + (t_next - t) * (d + slope(euler, t_next)) / 2 if t_next > 0 else euler
 
 
 SOLVERS: dict[str, Callable[[Slope, Tensor, float, float], Tensor]] = {"heun": heun_step, "euler": euler_step}
@@ -92,12 +92,12 @@ def edm_sampler(
         return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
 
     x = latents.to(t.dtype) * t[0]
-    for step, (t_cur, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
-        t_hat = t_cur
-        if S_churn > 0 and S_min <= t_cur <= S_max:  # algorithm 2, lines 4 to 6
+    for step, (t_i, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
+        t_hat = t_i
+        if S_churn > 0 and S_min <= t_i <= S_max:  # algorithm 2, lines 4 to 6
             if churn_noise is None:
                 raise ValueError("S_churn > 0 needs fresh noise: pass churn_noise=sampler.churn_noise(seeds, shape)")
-            t_hat = t_cur * (1 + min(S_churn / num_steps, math.sqrt(2) - 1))
-            x = x + math.sqrt(t_hat**2 - t_cur**2) * S_noise * churn_noise(step).to(x)
+            t_hat = t_i * (1 + min(S_churn / num_steps, math.sqrt(2) - 1))
+            x = x + math.sqrt(t_hat**2 - t_i**2) * S_noise * churn_noise(step).to(x)
         x = SOLVERS[solver](slope, x, t_hat, t_next)
     return x
