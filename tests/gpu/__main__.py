@@ -48,7 +48,7 @@ from tables import file_stem, is_wrong, page, problems, read_rows
 SECONDS = 470.0  # of eight minutes; the rest is for the page
 TOGETHER = 4  # parts that time nothing, side by side
 PARTS = (
-    Part(facts.card, 30),
+    Part(facts.card, 60),
     Part(facts.peaks, 50),
     Part(edm_speed.compiles, 170, alone=False),
     Part(numbers_on_device.golden, 75, alone=False),

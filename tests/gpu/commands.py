@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 from runner import POLL_S, Check
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.__main__ import run
@@ -45,7 +45,10 @@ def cedm(
     before: Callable[[], object] = as_it_is,
     poll: Callable[[int], object] = lambda pid: None,
 ) -> Ended:
-    """`cedm NAME words…` in a fork of this process, which has imported everything and has not started CUDA."""
+    """`cedm NAME words…` in a fork of this process, which has imported everything and computed nothing with PyTorch.
+
+    For neither CUDA nor OpenMP's threads work in a process whose parent has used them.
+    """
     assert not torch.cuda.is_initialized()
     log, begun = Path(tempfile.mkstemp(".txt", f"{name}-", check.scratch)[1]), time.monotonic()
     pid = os.fork()
@@ -182,8 +185,8 @@ def resume_one(check: Check, what: str, words: list[str], deterministic: bool) -
     record_run(check, f"{what}: resumed", train("c"), table)
     weights = {name: load_file(folder / DENOISER) for name, folder in folders.items()}
     for other, of in (("b", "two equal runs"), ("c", "the stopped run")):
-        pairs = ((weights["a"][name].double(), weights[other][name].double()) for name in weights["a"])
-        largest = max(float((a - b).abs().max()) for a, b in pairs)
+        pairs = ((weights["a"][name], weights[other][name]) for name in weights["a"])
+        largest = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs)
         check.record(f"{what}: {of}", table="the same bytes?", largest_difference=largest, same=largest == 0)
         if deterministic or check.dry:
             check.expect(f"{what}: {of}", largest, 0)

@@ -105,8 +105,8 @@ def compiled_steps(check: Check) -> None:
     """The same steps compiled. The aim is 40 % of the rate of matrix products."""
     what = "bf16, compiled"
     at_largest_batch(check, what, lambda size: step_row(check, size, what, compiled={}, kernels=True))
-    with check.tried("cudnn.benchmark"):
-        step_row(check, 2 if check.dry else 512, f"{what}, cudnn.benchmark", benchmark=True, compiled={})
+    faster = f"{what}, cudnn.benchmark"
+    at_largest_batch(check, faster, lambda size: step_row(check, size, faster, benchmark=True, compiled={}))
     with check.tried("batch 128"):
         step_row(check, 2 if check.dry else 128, what, compiled={})
 
@@ -147,8 +147,10 @@ def prelude(check: Check) -> None:
     for what, work in works.items():
         with check.tried(what):
             check.record(what, table="parts of a pass", ms=round(1e3 * seconds(work, check), 3))
+    before = [works[name] for name in ("seed of the dropout", "transforms drawn", "transforms applied")]
+    before += [works[name] for name in ("noise levels", "noise")]
     with check.tried("kernels"):
-        record_kernels(check, "transforms and noise alone", lambda: (works["noise"](), works["transforms applied"]()))
+        record_kernels(check, "before the network", lambda: [work() for work in before])
     with check.tried("compiled noise"):
         make = torch.compile(
             lambda at: philox.normal(0, Stream.NOISE, at, (3, 32, 32)), backend="aot_eager" if check.dry else "inductor"

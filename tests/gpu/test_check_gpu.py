@@ -46,7 +46,7 @@ def test_all_parts_on_a_cpu_with_the_packages_of_a_bare_machine(tmp_path: Path):
     parts = {row["part"] for row in rows if row["table"] == "ends"}
     assert parts == {row["part"] for row in rows if row["table"] != "ends"}  # each has found something
     assert len(parts) == 21
-    assert sum("right" in row for row in rows) > 70
+    assert sum("right" in row for row in rows) >= 60
     assert [row for row in rows if row.get("right") is False or "failed" in row or "skipped" in row] == []
     steps = [row for row in rows if row["table"] == "training steps"]
     assert len(steps) == 14
