@@ -73,9 +73,9 @@ def numbered(values: Sequence[Any], where: str) -> Labels:
     classes = sorted({value for value in values if value not in (None, UNLABELLED)})
     if not classes:
         return Labels(None, note=f"{where}: no image has a label")
-    numbers = {value: number for number, value in enumerate(classes)}
-    names = list(map(str, classes))
-    if isinstance(classes[0], int) and classes[0] >= 0 and classes[-1] < max(FEW, 2 * len(classes)):
-        numbers, names = {value: value for value in classes}, []
+    numbers, names = {value: number for number, value in enumerate(classes)}, [str(value) for value in classes]
+    are_ids = isinstance(classes[0], int)
+    if are_ids and classes[0] >= 0 and classes[-1] < max(FEW, 2 * len(classes)):
+        numbers, names, are_ids = {value: value for value in classes}, [], False
     found = [numbers.get(value, UNLABELLED) for value in values]
-    return Labels(torch.tensor(found, dtype=torch.int64), names or None)
+    return Labels(torch.tensor(found, dtype=torch.int64), names or None, are_ids=are_ids)

@@ -25,11 +25,13 @@ class Labels:
         values: int64 [N] in 0…classes−1, or UNLABELLED; None where there are no labels that can be used.
         class_names: one per class, where they have names.
         note: why there are none.
+        are_ids: whether the names are numbers that stand for something else, so that no text can be made of them.
     """
 
     values: Tensor | None
     class_names: list[str] | None = None
     note: str = ""
+    are_ids: bool = False
 
 
 class Reader(ABC):

@@ -55,6 +55,7 @@ class ImageSource:
         self.name, self.kind = name, reader.kind
         labels = labels or Labels(None)
         self.class_names = labels.class_names  # one per class, or None
+        self.classes_are_ids = labels.are_ids  # which are no words
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
         self.splits = reader.splits  # the split folders, where the images lie in some
         self.own_output = reader.own_output  # folders of this project's that lie among the images

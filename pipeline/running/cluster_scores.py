@@ -14,7 +14,7 @@ from metrics.utilization import ClusterUtilization
 
 AGREEMENT = ("accuracy", "nmi", "ami", "ari")  # in percent
 COLUMNS = ("num_clusters", "num_used", "utilization_ratio", "kl_from_uniform", "num_labelled", *AGREEMENT)
-MOST_CELLS = 2**27  # of the table of classes and clusters: 1 GB
+MOST_CELLS = 2**25  # of the table of classes and clusters: 268 MB
 
 log = logging.getLogger(__name__)
 

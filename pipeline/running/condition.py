@@ -94,7 +94,8 @@ class Condition:
     def class_names(self, source: ImageSource) -> list[str]:
         """The class names that CLIP chooses from."""
         assert isinstance(self.clustering, CLIPSettings)
-        return read_class_names(self.clustering.class_names, source.class_names)
+        of_data_set = None if source.classes_are_ids else source.class_names
+        return read_class_names(self.clustering.class_names, of_data_set)
 
     def check(self, source: ImageSource) -> None:
         """Refuse a clustering that these images or this backbone cannot serve.

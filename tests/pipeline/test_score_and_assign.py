@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from pipeline.running.cluster_scores import cluster_scores
 
 from .conftest import TINY_TEMI, Cedm, summary
 
@@ -147,6 +148,14 @@ def test_agreement_is_over_the_images_that_have_a_label(cedm: Cedm, workplace: P
         assert (found["num_labelled"], found["num_used"]) == (599, 7)
         assert found["nmi"] == pytest.approx(100 * normalized_mutual_info_score(digits[::3], ids[::3]))
         assert "agreement is over the images that have a label" in result.out
+
+
+def test_classes_that_are_too_many_for_a_table_are_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    clusters, labels = torch.tensor([0, 1, 1]), torch.tensor([0, 2**20, -1])
+    found = cluster_scores(clusters, 64, labels)
+    assert (found["num_used"], "nmi" in found, "too many to compare" in caplog.text) == (2, False, True)
+    assert cluster_scores(clusters, 2, torch.tensor([5, 7, -1]))["nmi"] == pytest.approx(100)
+    assert "nmi" not in cluster_scores(clusters, 2, torch.tensor([-1, -1, -1]))
 
 
 def test_only_the_data_sets_images_are_scored(cedm: Cedm, workplace: Path) -> None:

@@ -48,6 +48,7 @@ def test_values(values: list[Any], expected: list[int] | None, names: list[str] 
     labels = labels_from_values(values, "here")
     assert (None if labels.values is None else labels.values.tolist(), labels.class_names) == (expected, names)
     assert bool(labels.note) == (expected is None)
+    assert labels.are_ids == (names is not None and isinstance(values[0], int | float) and "cat" not in names)
 
 
 NUMBERS = st.integers() | st.integers(-2, 12)
