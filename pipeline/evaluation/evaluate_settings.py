@@ -30,7 +30,7 @@ class EvaluateSettings(SamplingSettings):
 
     generated: Any = setting(
         REQUIRED,
-        "folder or ZIP of images, denoiser.safetensors, or a run folder; or a list of them, a set each",
+        "folder, ZIP, .npy or .npz of images, denoiser.safetensors, or a run folder; or a list, a set each",
         identifies=False,
     )
     metrics: list[str] = setting(["fd", "prdc"], "; ".join(f"{m.name}: {m.meaning}" for m in METRICS.values()))

@@ -18,6 +18,7 @@ from pipeline.pictures.table import Table
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
+NO_PRECISION = 0.05  # share of generated images among the real ones, below which recall says nothing
 EXTRACTORS = {
     "inception": "torch-fidelity's Inception-v3 (its 2048 pooled features; not NVIDIA's pickle); it resizes to 299×299 "
     "as TensorFlow 1 did (bilinear, not antialiased)",
@@ -123,6 +124,18 @@ def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
     sampler = generated.get("sampler", {"guidance": 1})  # of images that a model makes
     if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
         said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")
+    if lossy := generated.get("lossy"):
+        said.append(
+            f"{' and '.join(lossy)} files lose detail, or may: all scores are of what they kept, and distances are "
+            "larger for it. Save generated images as PNG, or as an array."
+        )
+    precision = result["scores"].get("precision")
+    if precision is not None and precision["value"] < NO_PRECISION:
+        said.append(
+            f"precision is {precision['value']:.3g}: hardly a generated image lies among the real ones. Recall counts "
+            "the real images within reach of generated ones, and images that lie far apart reach far: it says nothing "
+            "here."
+        )
     if memory is None:
         return said
     count, real = generated["num_images"], memory["authenticity_of_training_images"]

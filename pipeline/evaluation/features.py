@@ -26,8 +26,11 @@ class ImageSet(Protocol):
 class GeneratedSet(ImageSet, Protocol):
     """One set of generated images at the data set's resolution."""
 
-    description: dict[str, Any]  # where they come from, as JSON can hold it: part of the protocol of every number
     fingerprint: str  # changes with any image
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where they come from, as JSON can hold it: part of the protocol of every number."""
 
     def name(self, index: int) -> str:
         """What to call an image: its file, or its seed."""

@@ -1,10 +1,13 @@
 """The images that an evaluation is about: files as they lie there, or made by a model while they are measured."""
 
+import re
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,29 +29,48 @@ from storage.fingerprints import fingerprint
 
 ModelCommandSettings = GenerateCommandSettings | EvaluateCommandSettings | AverageCommandSettings
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+EXPECTED = (
+    "Expected images in uint8, [N, H, W, C] or [N, H, W], 0 black and 255 white: numpy.save(FILE.npy, images) or "
+    "numpy.savez(FILE.npz, images), which names them arr_0."
+)
+LOSSY = {  # formats, by Pillow's names, that lose detail or may, with the names of their files
+    "JPEG": re.compile(r"(?i)\.(jpe?g?|jfif)$"),
+    "JPEG2000": re.compile(r"(?i)\.(jp2|j2k)$"),
+    "WEBP": re.compile(r"(?i)\.webp$"),
+    "AVIF": re.compile(r"(?i)\.avif$"),
+    "GIF": re.compile(r"(?i)\.gif$"),
+}
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class GeneratedFiles:
-    """Images in a folder or a ZIP. None is resized: a size that the data set has not is refused.
+    """Images in a folder, a ZIP or an array. None is resized: a size that the data set has not is refused.
 
     Raises:
         UserError: there are no images, or (also from `gather`) one is damaged or of another size or kind.
     """
 
     def __init__(self, path: Path, settings: EvaluateCommandSettings) -> None:
-        kind = "folder" if path.is_dir() else "array" if path.suffix == ".npy" else "zip"
-        named = DatasetSettings(kind=kind, name="generated", path=str(path), split="all")
+        kind = "folder" if path.is_dir() else "array" if path.suffix in (".npy", ".npz") else "zip"
+        key = image_array(path) if kind == "array" else None
+        named = DatasetSettings(kind=kind, name="generated", path=str(path), split="all", labels="none", image_key=key)
         self.source = open_source(named, settings.cache_dir, setting="generated")
         self.path, self.dataset = path, settings.dataset
+        self.lossy = {name for name in LOSSY if any(map(LOSSY[name].search, self.source.ids))}
         self._read(0)  # tell of another size now
         self.fingerprint = self.source.fingerprint
-        self.description = {
+        self.made_by = made_by(path)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {
             "from": "files",
-            "path": str(path),
+            "path": str(self.path),
             "fingerprint": self.fingerprint,
             "num_images": len(self),
             "resized": "no",
-            **made_by(path),
+            "lossy": sorted(self.lossy),
+            **self.made_by,
         }
 
     def __len__(self) -> int:
@@ -68,10 +90,46 @@ class GeneratedFiles:
         image = self.source.image(index)
         if isinstance(image, Image.Image):
             height, width, channels = image.height, image.width, 1 if image.mode in GREY_MODES else 3
+            self.lossy.update({str(image.format)} & LOSSY.keys())  # whatever the file is called
         else:
             height, width, channels = image.shape
         refuse_size(f"generated={self.path}: {self.source.ids[index]!r}", (height, width, channels), self.dataset)
         return to_uint8(image, self.dataset.resolution, self.dataset.channels)
+
+
+def image_array(path: Path) -> str | None:
+    """Which array of an `.npz` holds the images: `arr_0`, as ADM's and DiT's scripts call it, or the only one.
+
+    Raises:
+        UserError: an `.npy` or `.npz` file holds no images, or none in uint8.
+    """
+    key = None
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                key = names[0] if len(names) == 1 else "arr_0"
+                if key not in names:
+                    hint = " Statistics are for reference=." if {"mu", "sigma"} <= {*names} else ""
+                    raise UserError(f"generated={path}: holds {', '.join(names)}, but no arr_0. {EXPECTED}{hint}")
+                with archive.open(f"{key}.npy") as file:
+                    dtype = header_dtype(file)
+        else:
+            with path.open("rb") as file:
+                dtype = header_dtype(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"generated={path}: cannot be read as an array ({error}). {EXPECTED}") from error
+    if dtype != np.uint8:
+        raise UserError(f"generated={path}: an array of {dtype}. {EXPECTED}")
+    return key
+
+
+def header_dtype(file: IO[bytes]) -> np.dtype:
+    """The type of the values of an `.npy` file, from its header alone."""
+    version = np.lib.format.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"a header of version {version}")
+    return HEADERS[version](file)[2]
 
 
 class GeneratedByModel:

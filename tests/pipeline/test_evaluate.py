@@ -248,6 +248,74 @@ def test_the_training_set_itself_is_noticed(cedm: Cedm, workplace: Path) -> None
     assert "10 of 40 images are training images" in cedm("evaluate", "generated=some", "run_dir=other").out
 
 
+def test_notes_on_lossy_files_and_on_recall_without_precision(cedm: Cedm, drawn: Path, workplace: Path) -> None:
+    """Images far apart from the real ones and from one another reach all of them; the notes name the set."""
+    noise = np.random.default_rng(0).integers(0, 2, (100, 8, 8), dtype=np.uint8) * 255
+    write_pngs(workplace / "noise", noise)
+    (workplace / "lossy").mkdir()
+    for path in drawn.glob("*.png"):  # JPEG by content, whatever it is called
+        Image.open(path).save(workplace / "lossy" / path.name, "JPEG", quality=95)
+    result = cedm("evaluate", f"generated=[{drawn},lossy,noise]", "memorisation=false", "run_dir=run")
+    assert result.code == 0, result.err
+    found = summary("run")
+    precision, recall = (found["scores"][name]["sets"] for name in ("precision", "recall"))
+    assert (precision[2], recall[2]) == (0, 1)
+    notes = [note.split(":")[0] for note in found["notes"] if "lose detail" in note or "Recall" in note]
+    assert notes == ["Set 2", "Set 3"]
+    described = found["scores"]["recall"]["protocol"]["generated"]
+    assert [one["lossy"] for one in described] == [[], ["JPEG"], []]
+
+
+def test_arrays_as_other_scripts_write_them_equal_the_files(cedm: Cedm, drawn: Path, workplace: Path) -> None:
+    """ADM's and DiT's: uint8 [N, H, W, C] as `arr_0`, and in ADM's the labels as `arr_1`."""
+    images = np.stack([np.array(Image.open(path)) for path in sorted(drawn.glob("*.png"))])[..., np.newaxis]
+    np.savez("plain.npz", images)
+    np.savez_compressed("labelled.npz", images, np.arange(300) - 7)
+    np.savez("named.npz", samples=images[..., 0])
+    np.save("plain.npy", images)
+    runs = (str(drawn), "plain.npz", "labelled.npz", "named.npz", "plain.npy")
+    found = []
+    for number, generated in enumerate(runs):
+        result = cedm("evaluate", f"generated={generated}", f"run_dir=run{number}")
+        assert result.code == 0, result.err
+        found.append({name: summary(f"run{number}")[name] for name in (*SCORES, "authenticity")})
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-9)
+
+
+def test_arrays_that_are_no_images(cedm: Cedm, workplace: Path) -> None:
+    images = np.zeros((9, 8, 8, 1), np.uint8)
+    np.savez("float.npz", images / 255)
+    np.save("wide.npy", images.astype(np.uint16))
+    np.savez("two.npz", samples=images, labels=np.arange(9))
+    np.savez("statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
+    np.savez("turned.npz", np.zeros((9, 3, 8, 8), np.uint8))
+    np.savez("flat.npz", np.zeros((9, 64), np.uint8))
+    np.savez("none.npz", images[:0])
+    np.savez("large.npz", np.zeros((9, 16, 16, 1), np.uint8))
+    np.savez("objects.npz", np.array([images, None], dtype=object))
+    Path("text.npz").write_text("no archive")
+    Path("cut.npz").write_bytes(Path("large.npz").read_bytes()[:700])
+    expected = {
+        "float.npz": ["float64", "uint8"],
+        "wide.npy": ["uint16", "uint8"],
+        "two.npz": ["samples, labels", "arr_0"],
+        "statistics.npz": ["mu, sigma", "reference="],
+        "turned.npz": ["[9, 3, 8, 8]", "[N, H, W, C]"],
+        "flat.npz": ["[9, 64]", "[N, H, W, C]"],
+        "none.npz": ["[0, 8, 8, 1]", "[N, H, W, C]"],
+        "large.npz": ["16×16", "8×8"],
+        "objects.npz": ["object", "uint8"],
+        "text.npz": ["text.npz", "arr_0"],
+        "cut.npz": ["cut.npz", "arr_0"],
+    }
+    for name, words in expected.items():
+        result = cedm("evaluate", f"generated={name}", "metrics=[fd]", "memorisation=false")
+        assert (result.code, "Traceback" in result.err) == (2, False), result.err
+        assert all(word in result.err for word in (name, *words)), result.err
+    assert not (workplace / "runs").exists()
+
+
 def test_every_copy_among_near_duplicates_is_counted(cedm: Cedm, workplace: Path) -> None:
     """Frames of a time-lapse: one pixel changes at a time, by one of its 256 values."""
     frames = np.cumsum(np.eye(64, dtype=np.uint8)[np.arange(200) % 64], axis=0).astype(np.uint8).reshape(-1, 8, 8) + 200
@@ -293,7 +361,7 @@ def test_a_copy_is_found_whatever_its_features_are_rounded_to() -> None:
         (["generated=few"], ["prdc.k_density_coverage=5", "has 5 images"]),
         (["generated=large"], ["16×16", "8×8", "never resized"]),
         (["generated=colour"], ["3 channels", "dataset.channels"]),
-        (["generated=text.zip"], ["not a readable ZIP", "generated"]),
+        (["generated=text.zip"], ["text.zip", "ZIP"]),
         (["generated=damaged.zip"], ["0.png"]),
         (["generated=few", "sets=3"], ["sets=3"]),
         (["generated=[few,denoiser.safetensors]"], ["a list is of images"]),
