@@ -132,15 +132,19 @@ def same(check: Check) -> None:
 def parity(check: Check) -> None:
     """50 steps on the digits: losses and averaged weights against the CPU's in float32."""
     steps, size = (10, 16) if check.dry else (50, 128)
-    tolerance = {"fp32": 1e-3, "fp32, channels last": 1e-3, "tf32": 0.02, "bf16": 0.05}
     losses, weights = trained("cpu", "fp32", steps, size)
-    for what, at_most in tolerance.items():
+    for what, of_losses, of_weights in (
+        ("fp32", 1e-3, 1e-3),
+        ("fp32, channels last", 1e-3, 1e-3),
+        ("tf32", 0.05, 0.02),
+        ("bf16", 0.2, 0.05),  # a CPU's bf16 is 0.08 and 0.02 away
+    ):
         with check.tried(what):
             found, found_weights = trained(check.device, what, steps, size)
             curve = float(((found - losses).abs() / losses).max())
-            check.expect(f"loss of {steps} steps, {what}", curve, at_most)
+            check.expect(f"loss of {steps} steps, {what}", curve, of_losses)
             difference = float((found_weights - weights).norm() / weights.norm())
-            check.expect(f"averaged weights, {what}", difference, at_most)
+            check.expect(f"averaged weights, {what}", difference, of_weights)
     first, last = float(losses[:5].mean()), float(losses[-5:].mean())
     check.record("loss of the first and the last five steps", table="it learns", first=first, last=last)
 
