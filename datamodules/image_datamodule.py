@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.image_loader import ImageLoader
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
@@ -117,7 +118,7 @@ class ImageDataModule(L.LightningDataModule):
         if num_workers is None:
             processes = 1 if self.trainer is None else self.trainer.num_devices  # on this machine
             num_workers = 0 if self.store.in_memory else min(8, cores_of_each(processes))
-        return DataLoader(
+        return ImageLoader(
             LabelledImages(self.store, labels, self.stream),
             sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),
             batch_size=None,  # the sampler gives whole batches

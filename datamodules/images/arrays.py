@@ -11,6 +11,7 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels, Reader
+from datamodules.images.unchanged import GONE, refuse_changed, state_of
 from datamodules.plain_files import ZIP, load_npy, refuse_other_kinds, told_of_arrays
 from storage.digests import file_digest, file_state
 from storage.errors import UserError, WrongPathError
@@ -40,16 +41,31 @@ class ArrayReader(Reader):
     ) -> None:
         super().__init__(kind, labels)
         self.name, self.path = name, images if isinstance(images, Path) else None
+        self._state = GONE if self.path is None else state_of(self.path)
         self.images = load_npy(images, mmap_mode="r") if isinstance(images, Path) else images
         self.value_range = checked_range(name, self.images, value_range)
         self.ids = numbered_ids(len(self.images))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy for another process opens the file for itself."""
-        return type(self), (self.path or self.images, self.value_range, self.name, self._labels, self.kind)
+        return (
+            type(self),
+            (self.path or self.images, self.value_range, self.name, self._labels, self.kind),
+            {"_state": self._state},
+        )
 
     def read(self, row: int) -> np.ndarray:
         """uint8 [H, W, C]."""
+        self._refuse_changed()  # before: what is mapped into memory may be there no more
+        image = self._read(row)
+        self._refuse_changed()
+        return image
+
+    def _refuse_changed(self) -> None:
+        if self.path is not None:
+            refuse_changed(self.path, self._state, str(self.path))
+
+    def _read(self, row: int) -> np.ndarray:
         image = self.read_header(row)
         if image.dtype == np.uint8 and self.value_range == NATURAL_RANGES["u1"]:
             return np.array(image)

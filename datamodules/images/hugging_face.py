@@ -11,6 +11,7 @@ from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_values import labels_from_values
 from datamodules.images.reader import UNLABELLED, EncodedReader, Labels
 from datamodules.images.split_folders import ALL
+from datamodules.images.unchanged import State, refuse_changed, state_of
 from storage.digests import file_digests
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
@@ -31,6 +32,8 @@ class HuggingFaceReader(EncodedReader):
         super().__init__("hf", labels)
         self._images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
         self._key = image_key
+        self._tables = {file["filename"]: state_of(file["filename"]) for file in self._images.cache_files}
+        self._beside: dict[int, State] = {}  # of files that the table names, from when they are first read
         self.ids = numbered_ids(len(dataset), split)
 
     def file(self, row: int) -> tuple[Path | bytes, str]:
@@ -38,7 +41,16 @@ class HuggingFaceReader(EncodedReader):
         if image is None or image["bytes"] is image["path"] is None:
             raise UnusableImageError("no image in this row of the data set")
         content = image["bytes"]
+        if content is None:
+            self._beside.setdefault(row, state_of(image["path"]))
         return Path(image["path"]) if content is None else content, image["path"] or ""
+
+    def refuse_changed(self, row: int) -> None:
+        for file, state in self._tables.items():
+            refuse_changed(file, state, file)
+        if row in self._beside:
+            path = self._images[row][self._key]["path"]
+            refuse_changed(path, self._beside[row], path)
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         """Digests of the Arrow files that hold the images, or of the images' own files."""

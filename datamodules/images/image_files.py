@@ -20,6 +20,7 @@ from datamodules.images.formats import refused_suffixes, suffixes
 from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json
 from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
+from datamodules.images.unchanged import refuse_changed, state_of
 from datamodules.plain_files import ZIP, refuse_other_kinds
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import UserError, WrongPathError
@@ -60,12 +61,17 @@ class FolderReader(EncodedReader):
             raise WrongPathError(f"{root}: {problem}.", inside)
         self.folders: set[str] = set()
         self.ids = sorted(self._walk())
+        self._states = np.array([state_of(root / image_id) for image_id in self.ids], dtype=np.int64)  # [N, 2]
         self.own_output = outermost(self.own_output, self.ids)
         self.folders = {name for name in self.folders if not {*around(name)} & {*self.own_output}}
         refuse_no_images(root, self)
 
     def file(self, row: int) -> tuple[Path, str]:
         return self.root / self.ids[row], self.ids[row]
+
+    def refuse_changed(self, row: int) -> None:
+        size, time = self._states[row].tolist()
+        refuse_changed(self.root / self.ids[row], (size, time), str(self.root / self.ids[row]))
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         try:
@@ -132,6 +138,7 @@ class ZipReader(EncodedReader):
             problem = "a folder; for one, set dataset=folder" if path.is_dir() else "no such file"
             raise WrongPathError(f"{path}: {problem}.", "FILE.zip")
         self._file: io.FileIO | None = None
+        self._state = state_of(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
@@ -169,6 +176,9 @@ class ZipReader(EncodedReader):
         if len(content) != size or zlib.crc32(content) != crc:
             raise UnusableImageError("damaged in the ZIP: its bytes do not match their checksum")
         return content, self.ids[row]
+
+    def refuse_changed(self, row: int) -> None:
+        refuse_changed(self._file.fileno() if self._file else self.path, self._state, str(self.path))
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         return [file_digest(self.path, cache_dir)]

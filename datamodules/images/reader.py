@@ -4,6 +4,8 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -102,11 +104,24 @@ class EncodedReader(Reader):
     def file(self, row: int) -> tuple[Path | bytes, str]:
         """The image file in this row, or its bytes; and its name. Raises `UnusableImageError`."""
 
+    @abstractmethod
+    def refuse_changed(self, row: int) -> None:
+        """Raise a `UserError` where the file with the image in this row has changed since the images were listed."""
+
     def read(self, row: int) -> Image.Image:
-        return load_image(*self.file(row))
+        with self._unchanged(row):
+            return load_image(*self.file(row))
 
     def read_header(self, row: int) -> Image.Image:
-        return open_image(*self.file(row))
+        with self._unchanged(row):
+            return open_image(*self.file(row))
+
+    @contextmanager
+    def _unchanged(self, row: int) -> Iterator[None]:
+        try:
+            yield
+        finally:  # where it was being written, it cannot be decoded either
+            self.refuse_changed(row)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
         file, name = self.file(row)

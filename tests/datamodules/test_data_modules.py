@@ -18,6 +18,7 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from storage.errors import UserError
 
+from .images.test_sources import zip_folder
 from .opening import opened
 
 
@@ -131,6 +132,49 @@ def test_streaming_workers_and_memory_give_the_same_batches(source: ImageSource,
     assert resident.store is not None
     assert streamed.store is not None
     assert (resident.store.in_memory, streamed.store.in_memory) == (True, False)
+
+
+CHANGES = ("same size", "longer", "truncated", "replaced", "gone")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "workers"),
+    [*((kind, change, 0) for kind in ("folder", "zip", "array") for change in CHANGES), ("folder", "truncated", 2)],
+)
+def test_images_that_change_while_they_are_streamed_are_named(tmp_path: Path, kind: str, change: str, workers: int):
+    source = opened(kind, write_images(tmp_path, kind))
+    data = ImageDataModule(source, None, 8, 3, batch_size=8, num_workers=workers, memory_gb=0)
+    batches = iter(data.train_dataloader())
+    for _ in range(4):  # each image once; from there on workers are ahead
+        next(batches)
+    path = tmp_path / {"folder": "images/00.png", "zip": "a.zip", "array": "a.npy"}[kind]
+    content = path.read_bytes()
+    if change == "replaced":
+        path.with_name("other").write_bytes(content + b"more")
+        path.with_name("other").replace(path)
+    elif change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"same size": content, "longer": content + b"more", "truncated": content[:-9]}[change])
+    if kind == "zip" and change in ("replaced", "gone"):  # the archive that was listed is still open
+        assert len(next(batches).images) == 8
+        return
+    with pytest.raises(UserError, match=rf"^{path} (has changed|is gone)") as refused:
+        list(islice(batches, 12))
+    assert "Traceback" not in str(refused.value)
+
+
+def write_images(folder: Path, kind: str) -> Path:
+    """32 random images, 8×8; the place to open them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+    if kind == "array":
+        np.save(folder / "a.npy", pixels)
+        return folder / "a.npy"
+    images = folder / "images"
+    images.mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(images / f"{number:02d}.png")
+    return images if kind == "folder" else zip_folder(images, folder / "a.zip")
 
 
 def test_impossible_batches_are_refused_in_words(source: ImageSource, labels: PseudoLabels):

@@ -123,6 +123,7 @@ def test_images_without_finite_features_are_named(small_shards: None, tmp_path: 
 def test_an_image_that_cannot_be_decoded_is_named_without_a_traceback(tmp_path: Path, num_workers: int) -> None:
     source = coloured_folder(tmp_path, 12)
     (tmp_path / "007.png").write_bytes((tmp_path / "007.png").read_bytes()[:40])
+    source = opened("folder", tmp_path)
     with pytest.raises(UserError, match=r"^mine: '007\.png'") as caught:
         make_embeddings(source, FirstPixels(), tmp_path / "cache", num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
