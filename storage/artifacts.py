@@ -5,11 +5,13 @@ version of this format, free metadata, the versions of the libraries that made i
 that and every tensor's name, dtype, shape and bytes. safetensors alone notices a truncated file but no flipped bit.
 """
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import atomic_path, set_aside, without_nan
+from storage.files import atomic_path, numbered, set_aside, without_nan
 from storage.fingerprints import canonical_json
 
 FORMAT_VERSION = 1
@@ -46,7 +48,7 @@ def write_artifact(path: str | Path, kind: str, tensors: Mapping[str, Tensor], m
     header = {
         "kind": kind,
         "format": FORMAT_VERSION,
-        "meta": json.loads(json.dumps(without_nan(meta))),  # the form that a reader will see
+        "meta": plain_json(meta),  # the form that a reader will see
         "versions": library_versions(),
     }
     header["sha256"] = _checksum(header, payload)
@@ -84,6 +86,71 @@ def read_artifact(path: str | Path, kind: str) -> Artifact:
     return Artifact(tensors=tensors, meta=header["meta"])
 
 
+def entry_path(path: str | Path, kind: str, made_from: Mapping[str, Any]) -> Path:
+    """The file of a cache entry: `path`, or `NAME-2`, `NAME-3`, … where that name is taken by something else.
+
+    A name is taken by an intact artifact of another kind, or one whose metadata say something else than `made_from`;
+    by what is no artifact; and by a file that cannot be read. It is named in a warning and left as it is. A damaged
+    artifact does not take a name: whoever reads it says so and sets it aside.
+
+    Args:
+        made_from: keys of the metadata, with what they say; a dictionary in there may say more. A key that is not
+            there is not held against an entry, as earlier versions wrote fewer, but one of them has to be.
+    """
+    for candidate in numbered(Path(path)):
+        problem = _taken_by(candidate, kind, plain_json(made_from))
+        if problem is None:
+            return candidate
+        _warn_once(f"{candidate}: {problem}. It is left as it is, and not used.")
+    raise AssertionError
+
+
+def _taken_by(path: Path, kind: str, made_from: Mapping[str, Any]) -> str | None:
+    """What a file is instead of the entry that is looked for; None where it may be that, or there is none."""
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        return "no regular file"
+    try:
+        with path.open("rb"), safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+        if text is None:
+            return "not written by this project"
+        header = json.loads(text)
+        if header["kind"] == kind and not _others(header["meta"], made_from):
+            return None
+        artifact = read_artifact(path, header["kind"])  # a flipped bit in the header is damage
+    except PermissionError:
+        return "cannot be read by this user"
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+        return None
+    others = _others(artifact.meta, made_from)
+    return f"holds {header['kind']}" + ("" if header["kind"] != kind else f" made from other {', '.join(others)}")
+
+
+def _others(meta: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
+    """The keys of `made_from` of which the metadata of an artifact say something else; all where they say nothing."""
+    known = meta.keys() & made_from.keys()
+    return sorted(key for key in known or made_from if key not in known or not _says(meta[key], made_from[key]))
+
+
+def _says(found: Any, expected: Any) -> bool:
+    """Whether JSON data say what is expected; a dictionary may hold more."""
+    if isinstance(expected, Mapping):
+        return isinstance(found, Mapping) and all(key in found and _says(found[key], expected[key]) for key in expected)
+    return bool(found == expected)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def plain_json(data: Any) -> Any:
+    """`data` as it is when it was written as JSON and read again."""
+    return json.loads(json.dumps(without_nan(data)))
+
+
 def is_whole(path: str | Path, kind: str) -> bool:
     """Whether a file is there and holds what was written."""
     try:
@@ -104,7 +171,7 @@ def make_once(path: str | Path, kind: str, make: Callable[[], tuple[dict[str, Te
         return read_artifact(path, kind)
     except (MissingArtifactError, DamagedArtifactError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with lock_of(path):
         try:
             return read_artifact(path, kind)  # another process may have made it while this one waited
         except MissingArtifactError:
@@ -114,6 +181,21 @@ def make_once(path: str | Path, kind: str, make: Callable[[], tuple[dict[str, Te
         tensors, meta = make()
         write_artifact(path, kind, tensors, meta)
         return read_artifact(path, kind)
+
+
+@contextmanager
+def lock_of(path: Path) -> Iterator[None]:
+    """Holds the lock beside a file. Where it is another user's, and cannot be had, work may be done twice."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire()
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def library_versions() -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import hashlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
+from storage.errors import disk_is_full
 from storage.files import set_aside
 
 DATABASE = "file_digests.sqlite"  # in the cache
@@ -29,16 +31,30 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
     """
     if cache_dir is None:
         return [_hash_file(Path(path)) for path in paths]
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    database = Path(cache_dir) / DATABASE
+    database, paths = Path(cache_dir) / DATABASE, list(paths)
     try:
-        return _remembered_digests(paths := list(paths), database)
-    except sqlite3.OperationalError:  # locked for long, or the disk is full
-        raise
-    except sqlite3.DatabaseError as error:
-        with suppress(FileNotFoundError):  # another process has set it aside
-            log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
+        database.parent.mkdir(parents=True, exist_ok=True)
         return _remembered_digests(paths, database)
+    except (sqlite3.OperationalError, PermissionError) as error:  # another user's, locked for long, or the disk is full
+        if disk_is_full(error):
+            raise
+        log.warning("%s cannot be used (%s): all files are read.", database, error)
+    except sqlite3.DatabaseError as error:
+        if _set_aside(database, error):
+            return _remembered_digests(paths, database)
+    return [_hash_file(Path(path)) for path in paths]
+
+
+def _set_aside(database: Path, error: sqlite3.DatabaseError) -> bool:
+    """Set a damaged database aside; False where it stays, as in another user's folder."""
+    try:
+        log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
+    except FileNotFoundError:  # another process has done so
+        pass
+    except PermissionError:
+        log.warning("%s is damaged (%s) and cannot be set aside: all files are read.", database, error)
+        return False
+    return True
 
 
 def file_state(path: Path) -> str:
@@ -52,9 +68,7 @@ def file_state(path: Path) -> str:
 
 def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str]:
     """Digests from the database where the files are unchanged; the others are read, and remembered."""
-    with closing(sqlite3.connect(database, timeout=60)) as memory:
-        memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest TEXT)")
-        memory.commit()
+    with closing(_connect(database)) as memory:
         digests, fresh = [], []
         for path in map(Path, paths):
             key, state = str(path.absolute()), file_state(path)
@@ -63,9 +77,24 @@ def _remembered_digests(paths: Iterable[str | Path], database: Path) -> list[str
             settled = not found and time.time_ns() - path.stat().st_ctime_ns > SETTLED_AFTER_NS
             if settled and file_state(path) == state:
                 fresh.append((key, state, digests[-1]))
-        memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", fresh)
-        memory.commit()
+        try:
+            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", fresh)
+            memory.commit()
+        except sqlite3.OperationalError as error:
+            if disk_is_full(error):
+                raise
+            log.warning("%s cannot be written (%s): what was read now is not remembered.", database, error)
     return digests
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    """The database, made where there is none; one that cannot be written is opened for reading."""
+    if database.exists() and not (os.access(database, os.W_OK) and os.access(database.parent, os.W_OK)):
+        return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+    memory = sqlite3.connect(database, timeout=60)
+    memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest TEXT)")
+    memory.commit()
+    return memory
 
 
 def _hash_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -18,10 +19,13 @@ from safetensors import SafetensorError
 from storage.errors import DamagedArtifactError, UserError, disk_is_full
 from storage.fingerprints import canonical_json
 
+MADE_FROM, CONTENT = "made_from", "content"  # keys of a remembered JSON file
 SEAL = "sha256"  # the key of a sealed JSON file's checksum
 WORKPLACE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the folders in which files are written before they get their name
 WRITER = ".cedm-writer"  # in each of them: what its writer holds locked, and nobody else's folder has
 MARK = ".cedm"  # in folders that this project made for files which are never a user's
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -177,14 +181,27 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
     return data
 
 
-def remembered_json(path: str | Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the sealed JSON file at `path` holds; where there is none, or a damaged one, `make()` gives its content."""
-    with suppress(DamagedArtifactError):
-        found = read_sealed_json(path)
-        if found is not None:
-            return found
+def remembered_json(path: str | Path, made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make()` gives, from a sealed JSON file that says that it was made from this, or made now and kept there.
+
+    The file is `path`, or `NAME-2`, … where that holds something else, which is left as it is. A damaged one is set
+    aside. Where none can be written, as in another user's cache, what was made is not kept.
+    """
+    for candidate in numbered(Path(path)):
+        try:
+            found = read_sealed_json(candidate)
+        except (DamagedArtifactError, OSError):
+            found = None
+        if found is not None and found.get(MADE_FROM) == made_from and CONTENT in found:
+            return found[CONTENT]
+        if found is None and (candidate.is_file() or not os.path.lexists(candidate)):
+            break
+        log.warning("%s: holds something else. It is left as it is, and not used.", candidate)
     data = make()
-    write_sealed_json(path, data)
+    with suppress(PermissionError):
+        if candidate.is_file():
+            set_aside(candidate)
+        write_sealed_json(candidate, {MADE_FROM: made_from, CONTENT: data})
     return data
 
 

@@ -1,6 +1,5 @@
 """Embeddings: one feature vector per image, in data-set order, with the statistics that standardise them."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.backbones.backbone_base import Backbone
-from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards
+from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards, remove_shards, shards_folder
 from datamodules.images.sources import ImageSource
-from storage.artifacts import make_once, read_artifact
+from storage.artifacts import entry_path, make_once, read_artifact
 from storage.fingerprints import file_stem, fingerprint
 from storage.standardised import standardised
 
@@ -48,7 +47,8 @@ class Embeddings:
 def embeddings_path(cache_dir: str | Path, source: ImageSource, identity: dict[str, Any]) -> Path:
     """Where the embeddings of this source by the backbone of this identity are kept."""
     stem = file_stem(source.name, identity["kind"], _key(source.fingerprint, identity))
-    return Path(cache_dir) / "embeddings" / f"{stem}.safetensors"
+    made_from = {"source": {"fingerprint": source.fingerprint, "num_images": len(source)}, "backbone": identity}
+    return entry_path(Path(cache_dir) / "embeddings" / f"{stem}.safetensors", KIND, made_from)
 
 
 def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
@@ -97,7 +97,7 @@ def collect_embeddings(
     `settings`, `precision` among them, are noted in the artifact.
     """
     path = embeddings_path(cache_dir, source, identity)
-    folder = path.with_suffix(f".{settings['precision']}.shards")
+    folder = shards_folder(path.with_suffix(f".{settings['precision']}.shards"), source, identity)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def collect_embeddings(
         return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
 
     artifact = make_once(path, KIND, make)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_shards(folder, len(source))
     return Embeddings(**artifact.tensors, meta=artifact.meta)
 
 

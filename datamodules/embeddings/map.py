@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storage.artifacts import make_once
+from storage.artifacts import entry_path, make_once
 from storage.fingerprints import file_stem, fingerprint
 
 KIND = "embedding-map"
@@ -54,7 +54,7 @@ def make_embedding_map(
         "method": f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations",
     }
     path = Path(cache_dir) / "maps" / f"{file_stem(name, fingerprint(description))}.safetensors"
-    return EmbeddingMap(**make_once(path, KIND, make).tensors)
+    return EmbeddingMap(**make_once(entry_path(path, KIND, description), KIND, make).tensors)
 
 
 def _t_sne(values: Tensor) -> Tensor:

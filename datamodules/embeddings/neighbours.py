@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.embeddings.embeddings import Embeddings
-from storage.artifacts import make_once
+from storage.artifacts import entry_path, make_once
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
@@ -127,7 +127,8 @@ def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, searc
     """Where the k nearest neighbours in these embeddings are kept."""
     source, backbone = embeddings.meta["source"]["name"], embeddings.meta["backbone"]["kind"]
     how = f"k{k}" if search == "exact" else f"{search}-k{k}"
-    return Path(cache_dir) / "neighbours" / f"{file_stem(source, backbone, how, embeddings.fingerprint)}.safetensors"
+    path = Path(cache_dir) / "neighbours" / f"{file_stem(source, backbone, how, embeddings.fingerprint)}.safetensors"
+    return entry_path(path, KIND, {"embeddings": embeddings.meta, "k": k, "search": search})
 
 
 def make_neighbours(

@@ -5,20 +5,24 @@ the data set alone. So several processes can share the work, on one device each,
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.backbones.backbone_base import Backbone, prepare
+from datamodules.image_loader import ImageLoader
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource
-from storage.artifacts import read_artifact, write_artifact
+from storage.artifacts import entry_path, read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import set_aside
+from storage.files import numbered, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,31 @@ def parts_of(rows: range, size: int) -> list[range]:
 def shard_path(folder: Path, rows: range) -> Path:
     """Where the features of the images `rows` are kept until all are there."""
     return folder / f"{rows.start:09d}-{rows.stop:09d}.safetensors"
+
+
+def made_from(source: ImageSource, identity: dict[str, Any], rows: range) -> dict[str, Any]:
+    """What the shard `rows` says of itself."""
+    return {"source": source.fingerprint, "backbone": identity, "rows": [rows.start, rows.stop]}
+
+
+def shards_folder(folder: Path, source: ImageSource, identity: dict[str, Any]) -> Path:
+    """`folder`, or `NAME-2`, … where shards lie in it that are of something else."""
+
+    def is_free(candidate: Path) -> bool:
+        if not candidate.is_dir():
+            return not os.path.lexists(candidate)
+        paths = {rows: shard_path(candidate, rows) for rows in shards_of(len(source))}
+        return all(entry_path(path, KIND, made_from(source, identity, rows)) == path for rows, path in paths.items())
+
+    return next(filter(is_free, numbered(folder)))
+
+
+def remove_shards(folder: Path, num_images: int) -> None:
+    """Remove the shards, and the folder unless something else lies in it."""
+    for rows in shards_of(num_images):
+        shard_path(folder, rows).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def missing_shards(folder: Path, num_images: int) -> list[range]:
@@ -82,22 +111,20 @@ def embed_shards(
     device, bf16 = backbone.device, precision == "bf16-mixed" and backbone.takes_bf16
     batches = _PreparedBatches(source, backbone, [part for rows in shards for part in parts_of(rows, batch_size)])
     workers = min(num_workers, len(batches))
-    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-    inputs: Iterator[list[Tensor] | UserError] = iter(loader)
+    loader = ImageLoader(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    inputs: Iterator[list[Tensor]] = iter(loader)
     with ThreadPoolExecutor(1) as writer:  # the network need not wait for the disk
         writing: Future[None] = writer.submit(lambda: None)
         for rows in shards:
             features = []  # on the device until the shard is whole: the network need not wait for each batch either
             for part in parts_of(rows, batch_size):
                 batch = next(inputs)
-                if isinstance(batch, UserError):
-                    raise batch
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     features.append(backbone.features_of(batch))
                 on_images(len(part))
             values = torch.cat(features).cpu()  # [len(rows), dim]
             _check_finite(source, backbone, rows, values)
-            path, meta = shard_path(folder, rows), {"backbone": backbone.identity}
+            path, meta = shard_path(folder, rows), made_from(source, backbone.identity, rows)
             writing.result()  # raises what went wrong
             writing = writer.submit(write_artifact, path, KIND, {"values": values}, meta)
         writing.result()
@@ -136,12 +163,9 @@ class _PreparedBatches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> list[Tensor] | UserError:
-        try:
-            images = [decode(self.source, row, self.resolution, self.channels) for row in self.batches[number]]
-            return prepare(self.preparation, images)
-        except UserError as error:  # handed over as it is: from a worker it would come wrapped in a traceback
-            return error
+    def __getitem__(self, number: int) -> list[Tensor]:
+        images = [decode(self.source, row, self.resolution, self.channels) for row in self.batches[number]]
+        return prepare(self.preparation, images)
 
 
 def _check_finite(source: ImageSource, backbone: Backbone, rows: range, values: Tensor) -> None:

@@ -219,8 +219,8 @@ def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> d
 
     if cache_dir is None:
         return find()
-    stem = file_stem(name, "bad", fingerprint([reader.state(), PIL.__version__]))
-    return remembered_json(own_folder(Path(cache_dir) / "surveys") / f"{stem}.json", find)
+    key = fingerprint([reader.state(), PIL.__version__])
+    return remembered_json(own_folder(Path(cache_dir) / "surveys") / f"{file_stem(name, 'bad', key)}.json", key, find)
 
 
 def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> NoReturn:

@@ -54,7 +54,7 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
     key = fingerprint([source.state, labels, source.labels_note, str(source.splits), source.left_out, PIL.__version__])
     path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(source.name, key)}.json"
-    return Survey(**remembered_json(path, lambda: asdict(_look(source)))), path
+    return Survey(**remembered_json(path, key, lambda: asdict(_look(source)))), path
 
 
 def _look(source: ImageSource) -> Survey:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.assignment_files import is_artifact, read_cluster_ids
-from storage.artifacts import read_artifact, write_artifact
+from storage.artifacts import entry_path, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
@@ -147,7 +147,11 @@ class PseudoLabels:
 def pseudo_labels_path(cache_dir: str | Path, source: ImageSource, description: dict[str, Any]) -> Path:
     """Where the pseudo-labels of this source are kept that were made as `description` says."""
     stem = file_stem(source.name, fingerprint({"source": source.fingerprint, "made_from": description}))
-    return Path(cache_dir) / "pseudo-labels" / f"{stem}.safetensors"
+    images = {"num_images": len(source), "fingerprint": source.images_fingerprint}
+    says: dict[str, Any] = {"made_from": description, MADE_FOR: images}
+    if description["method"] == "labels":
+        says["source"] = source.fingerprint  # with the labels
+    return entry_path(Path(cache_dir) / "pseudo-labels" / f"{stem}.safetensors", KIND, {"made_from": says})
 
 
 def read_assignments(specification: str, source: ImageSource, num_clusters: int | None = None) -> PseudoLabels:

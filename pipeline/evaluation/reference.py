@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from datamodules.backbones.backbone_base import Backbone
@@ -19,14 +18,15 @@ from datamodules.backbones.transformers_backbone import TransformersBackbone
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import ImageSource
+from metrics.frechet import KIND as STATISTICS
 from metrics.frechet import Statistics
 from pipeline.evaluation.features import Features, extract
 from pipeline.settings.compose import CONFIGS
-from storage.artifacts import read_artifact, write_artifact
+from storage.artifacts import entry_path, lock_of, read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.fingerprints import fingerprint
 
-KIND = "features"
+FOLDERS = {"statistics": STATISTICS, "features": "features"}  # of the cache, and the kind of their artifacts
 WHOLE_IMAGE = {"crop": "none"}  # in the identity of an extractor: its embeddings may be those of cropped images
 
 
@@ -126,9 +126,10 @@ class Extractors:
                 "rank can read them, or set evaluation.backbone=pixels."
             )
         folder = Path(self.cache_dir) / "statistics"
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # where it cannot be written, all may be there already
+            folder.mkdir(parents=True, exist_ok=True)
         found: dict[str, Features | None] = {}
-        with FileLock(folder / f"{source.name}.lock") if rank == 0 else nullcontext():
+        with lock_of(folder / source.name) if rank == 0 and folder.is_dir() else nullcontext():
             if rank == 0:
                 found = {e.name: self.read(source, e, with_rows=e.name in keep) for e in extractors}
             missing = from_rank_0([name for name, features in found.items() if features is None])
@@ -147,9 +148,8 @@ class Extractors:
         """What the cache holds of a data set; None where something is missing or damaged."""
         try:
             statistics = Statistics.load(self.cached("statistics", source, extractor))
-            rows = (
-                read_artifact(self.cached("features", source, extractor), KIND).tensors["rows"] if with_rows else None
-            )
+            path = self.cached("features", source, extractor)
+            rows = read_artifact(path, "features").tensors["rows"] if with_rows else None
             return Features(statistics, rows)
         except MissingArtifactError:
             return None
@@ -162,12 +162,13 @@ class Extractors:
         meta = {"made_from": self.description(source, extractor)}
         replace(features.statistics, meta=meta).save(self.cached("statistics", source, extractor))
         if features.rows is not None:
-            write_artifact(self.cached("features", source, extractor), KIND, {"rows": features.rows}, meta)
+            write_artifact(self.cached("features", source, extractor), "features", {"rows": features.rows}, meta)
 
     def cached(self, folder: str, source: ImageSource, extractor: Backbone) -> Path:
         """Where the statistics (or the features themselves) of a data set are kept."""
-        key = fingerprint(self.description(source, extractor))
-        return Path(self.cache_dir) / folder / f"{source.name}-{extractor.name}-{key}.safetensors"
+        made_from = self.description(source, extractor)
+        path = Path(self.cache_dir) / folder / f"{source.name}-{extractor.name}-{fingerprint(made_from)}.safetensors"
+        return entry_path(path, FOLDERS[folder], {"made_from": made_from})
 
     def description(self, source: ImageSource, extractor: Backbone) -> dict[str, Any]:
         """All that decides the features of a data set."""

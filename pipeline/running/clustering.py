@@ -100,8 +100,9 @@ class Clustering:
         cluster_ids, confidence = (found.cpu() for found in module.predict(embeddings.standardised()))
         head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
         if module.global_rank == 0:
+            made_from = {"dataset": self.source.name, **self.condition.head_made_from(self.source)}
             for file in (self.folder / "head.safetensors", self.condition.head_path(self.source)):
-                head.save(file, {"dataset": self.source.name})
+                head.save(file, made_from)
             y_name = "utilization ratio (clusters used / C)"
             chart = history_chart("utilization", utilization.history, self.title, "epochs", y_name)
             draw_png(chart, self.folder / "utilization.png")
@@ -170,6 +171,7 @@ class Clustering:
         source, condition = self.source, self.condition
         method = condition.clustering.method
         meta = {"made_from": condition.description(source), "method": method, **made_for(source)}
+        meta["source"] = source.fingerprint
         if names:
             meta["cluster_names"] = names
         return PseudoLabels(cluster_ids.long(), num_clusters, confidence.float(), list(source.ids), meta)

@@ -20,6 +20,7 @@ from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from lightning_modules.clustering.assignment import KIND as HEAD
 from lightning_modules.clustering.clustering_settings import (
     TEMI_VERSION,
     CLIPSettings,
@@ -29,6 +30,7 @@ from lightning_modules.clustering.clustering_settings import (
     TEMISettings,
 )
 from pipeline.settings.schemas import SharedSettings
+from storage.artifacts import entry_path
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
@@ -140,7 +142,12 @@ class Condition:
     def head_path(self, source: ImageSource) -> Path:
         """Where the clustering head that made the pseudo-labels lies in the cache; TEMI alone has one."""
         path = self.pseudo_labels_path(source)
-        return path.with_name(f"{path.stem}-head.safetensors")
+        made_from = {"backbone": self.backbone_identity, **self.head_made_from(source)}
+        return entry_path(path.with_name(f"{path.stem}-head.safetensors"), HEAD, made_from)
+
+    def head_made_from(self, source: ImageSource) -> dict[str, Any]:
+        """What a clustering head says of its making."""
+        return {"source": source.images_fingerprint, "made_from": self.description(source)}
 
     def pseudo_labels(self, source: ImageSource) -> PseudoLabels | None:
         """The clusters to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`.

@@ -7,16 +7,19 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import storage.artifacts as artifacts
 import storage.digests as digests
-from storage.artifacts import make_once, read_artifact, write_artifact
+from storage.artifacts import entry_path, make_once, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 from storage.files import (
@@ -24,6 +27,7 @@ from storage.files import (
     is_own,
     own_folder,
     read_sealed_json,
+    remembered_json,
     remove_abandoned,
     set_aside,
     write_json,
@@ -260,6 +264,97 @@ def test_a_damaged_memory_of_digests_is_begun_anew(tmp_path: Path, caplog: pytes
         (tmp_path / "file_digests.sqlite").write_bytes(damage)
         assert file_digest(path, tmp_path) == expected
     assert "file_digests.sqlite is damaged" in caplog.text
+
+
+def test_an_entry_is_believed_by_what_it_says_not_by_its_name(written: Path, caplog: pytest.LogCaptureFixture):
+    """Entries that are swapped, of another kind, of another program, or no file; each is left as it is, and named."""
+    made_from = {"seed": 3, "grid": {2: 1}}
+    second = written.with_name("embeddings-2.safetensors")
+    assert entry_path(written, "embeddings", made_from) == written
+    assert entry_path(written, "embeddings", {"seed": 3, "unknown to earlier versions": 1}) == written
+    for other in ({"seed": 4}, {"seed": 3, "grid": {2: 2}}, {"seed": 3, "grid": {3: 1}}, {"nothing of it": 1}):
+        assert entry_path(written, "embeddings", other) == second
+    assert entry_path(written, "neighbours", made_from) == second
+    assert "embeddings.safetensors: holds embeddings made from other grid" in caplog.text
+    save_file({"values": torch.ones(1)}, second)
+    (written.parent / "embeddings-3.safetensors").mkdir()
+    (written.parent / "embeddings-4.safetensors").symlink_to("nowhere")
+    before = {path: path.read_bytes() for path in (written, second)}
+    fifth = entry_path(written, "neighbours", made_from)
+    assert fifth.name == "embeddings-5.safetensors"
+    made = make_once(fifth, "neighbours", lambda: ({"values": torch.zeros(2)}, {"seed": 3}))
+    assert made.tensors["values"].tolist() == [0, 0]
+    assert entry_path(written, "neighbours", made_from) == fifth
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_entry_with_a_flipped_bit_is_damaged_and_not_taken_for_another(written: Path):
+    content = written.read_bytes()
+    place = content.index(b'\\"seed\\": 3') + 10
+    written.write_bytes(content[:place] + b"5" + content[place + 1 :])
+    assert entry_path(written, "embeddings", {"seed": 3}) == written
+    with pytest.raises(DamagedArtifactError):
+        read_artifact(written, "embeddings")
+
+
+def test_remembered_json_of_something_else_is_left_as_it_is(tmp_path: Path):
+    path = tmp_path / "bad.json"
+    assert remembered_json(path, "one", lambda: {"a": 1}) == {"a": 1}
+    content = path.read_bytes()
+    assert remembered_json(path, "two", lambda: {"a": 2}) == {"a": 2}
+    assert path.read_bytes() == content
+    for made_from, found in (("one", 1), ("two", 2)):
+        assert remembered_json(path, made_from, dict) == {"a": found}
+    path.write_bytes(content[:-9])
+    assert remembered_json(path, "one", lambda: {"a": 3}) == {"a": 3}
+    assert path.with_name("bad.json.damaged").read_bytes() == content[:-9]
+
+
+@pytest.fixture
+def anyones() -> Iterator[Path]:
+    """A folder that every user may enter and read, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from storage.artifacts import entry_path, make_once
+from storage.digests import file_digests
+from storage.files import remembered_json
+os.setgid(65534)
+os.setuid(65534)
+place = Path(sys.argv[1])
+print(file_digests([place / "a.png", place / "b.png"], place / "cache"))
+print(remembered_json(place / "cache/known.json", 1, dict))
+print(remembered_json(place / "cache/new.json", 1, lambda: {"b": 2}))
+found = entry_path(place / "cache/a.safetensors", "embeddings", {"seed": 3})
+print(found.name, make_once(found, "embeddings", dict).meta["seed"])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become another user")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_another_users_cache_is_read_and_done_without_where_it_cannot_be(anyones: Path, damaged: bool):
+    place, cache = anyones, anyones / "cache"
+    for name in ("a.png", "b.png"):
+        (place / name).write_bytes(name.encode())
+        os.utime(place / name, (1, 1))
+    file_digest(place / "a.png", cache)
+    remembered_json(cache / "known.json", 1, lambda: {"a": 1})
+    write_artifact(cache / "a.safetensors", "embeddings", {}, {"seed": 3})
+    if damaged:
+        (cache / "file_digests.sqlite").write_bytes(b"no database at all" * 100)
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER_USER, str(place)], capture_output=True, text=True, env=environment
+    )
+    expected = [digests._hash_file(place / name) for name in ("a.png", "b.png")]
+    assert done.stdout.splitlines() == [str(expected), "{'a': 1}", "{'b': 2}", "a.safetensors 3"], done.stderr
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before
 
 
 def test_a_sealed_file_has_no_bit_to_spare(tmp_path: Path):
