@@ -237,3 +237,42 @@ def nan_in_student() -> None:
                 next(self.student.parameters()).view(-1)[0] = torch.nan
 
     before(TEMIModule, "training_step", plant)
+
+
+def change_images_in_train() -> None:
+    """From step 3 on, a random image changes in a random way."""
+    from lightning_modules.edm_module import EDMModule
+
+    before(EDMModule, "training_step", lambda self, batch, index: change_an_image() if index == 3 else None)
+
+
+def change_images_in_embed() -> None:
+    """One image changes between the survey and its embedding."""
+    from datamodules.embeddings import embeddings
+
+    before(embeddings, "embed_shards", lambda *_: change_an_image())
+
+
+def change_an_image() -> None:
+    rng = random.Random(os.environ["SABOTAGE_SEED"])
+    path = rng.choice(sorted(Path("images").rglob("*.png")))
+    content = path.read_bytes()
+    os.utime(path, (1, 1))  # another time stamp, whatever the clock's resolution
+    if (change := rng.choice(["rewritten", "truncated", "replaced", "deleted"])) == "deleted":
+        path.unlink()
+    elif change == "truncated":
+        os.truncate(path, rng.randrange(len(content)))
+    elif change == "replaced":
+        path.with_suffix(".new").write_bytes(content + b"more")
+        path.with_suffix(".new").replace(path)
+
+
+def without_roots_rights() -> None:
+    """Let modes of files bind this process as they bind everyone but root."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3 of the interface
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of the effective ones
+    assert libc.capset(header, sets) == 0
