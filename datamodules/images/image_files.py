@@ -66,6 +66,10 @@ class FolderReader(EncodedReader):
         self.folders = {name for name in self.folders if not {*around(name)} & {*self.own_output}}
         refuse_no_images(root, self)
 
+    def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
+        self._states = self._states[rows]
+
     def file(self, row: int) -> tuple[Path, str]:
         return self.root / self.ids[row], self.ids[row]
 

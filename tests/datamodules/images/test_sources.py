@@ -102,6 +102,14 @@ def test_what_this_project_wrote_below_a_data_set_is_not_listed(tree: Path, tmp_
     assert opened("folder", tree / "b/earlier/grids").ids == ["grid.png"]
 
 
+def test_the_images_of_a_split_are_compared_with_their_own_files(tree: Path):
+    for number, split in enumerate(("test", "train")):
+        save_image(tree / f"split/{split}/a/{number}.png", size=(5 + number, 6))
+    source = opened("folder", tree / "split")
+    assert source.ids == ["train/a/1.png"]
+    assert np.asarray(source.image(0)).shape == (6, 6, 3)
+
+
 def test_the_fingerprint_follows_contents_ids_and_labels_not_paths_and_times(tree: Path, tmp_path: Path):
     def fingerprint_of(root: Path) -> str:
         return opened("folder", root, cache_dir=tmp_path / "cache").fingerprint
