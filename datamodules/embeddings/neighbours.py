@@ -17,6 +17,31 @@ KIND = "neighbours"
 BLOCK_BYTES = {True: 1 << 28, False: 1 << 31}  # similarities of one block with all images; on a CPU, on a GPU
 PROBES = 64  # cells that an approximate search looks into
 RECALL_SAMPLE = 1000  # rows
+PART = 8192  # rows that are in float64 at once
+
+
+class Directions(NamedTuple):
+    """Embeddings at length 1, from their mean m: products of float32 that would cancel far from the origin do not here.
+
+    cos(x, y) = (x − m)·(y − m) + m·(x − m) + m·(y − m) + |m|², of which the last three are taken in float64.
+    """
+
+    centred: Tensor  # float32 [N, D], x − m
+    along: Tensor  # float64 [N], m·(x − m), less their median: small numbers keep their digits in float32
+    constant: Tensor  # float64 scalar, |m|² and twice that median
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Directions":
+        """Those of embeddings [N, D]."""
+        mean = torch.stack([unit(part).sum(dim=0) for part in values.split(PART)]).sum(dim=0) / len(values)  # [D]
+        parts = [(x.float(), x @ mean) for x in (unit(part) - mean for part in values.split(PART))]
+        centred, along = map(torch.cat, zip(*parts, strict=True))
+        return cls(centred, along - along.median(), mean @ mean + 2 * along.median())
+
+
+def unit(values: Tensor) -> Tensor:
+    """Rows [n, D] at length 1, float64; zeros stay zeros."""
+    return F.normalize(values.double())
 
 
 class Neighbours(NamedTuple):
@@ -33,11 +58,13 @@ def find_neighbours(
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
-    comes first.
+    comes first; similarities count as equal where float32 cannot tell them apart, by the spread of the directions and
+    not by their length, so that embeddings with a large common offset have their neighbours too.
     """
-    directions = _directions(values, k, device)  # [N, D]
-    blocks = torch.arange(len(values), device=device).split(block_size or _block_size(directions))
-    memory = directions.new_empty(len(blocks[0]), len(values))
+    _check(values, k)
+    directions = Directions.of(values.to(device))
+    blocks = torch.arange(len(values), device=device).split(block_size or _block_size(directions.centred))
+    memory = directions.centred.new_empty(len(blocks[0]), len(values))
     found = Neighbours(torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k))
     for rows in tqdm(blocks, desc="nearest neighbours", unit=" blocks", delay=2):
         block = rows.cpu()
@@ -54,7 +81,8 @@ def find_approximate_neighbours(
     recall is measured against the exact search on a random sample of rows, on `device`.
     """
     faiss = import_faiss()
-    directions = _directions(values, k, "cpu")  # [N, D]
+    _check(values, k)
+    directions = F.normalize(values.float())  # [N, D], on the CPU
     count, dim = directions.shape
     cells = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points or more per cell
     index = faiss.index_factory(dim, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
@@ -66,11 +94,11 @@ def find_approximate_neighbours(
     itself[~itself.any(dim=1), -1] = True  # hidden by k + 1 twins: the last goes
     similarities, indices = similarities[~itself].view(count, k), indices[~itself].view(count, k)
 
-    directions = directions.to(device)
-    for rows in (indices < 0).any(dim=1).nonzero()[:, 0].split(_block_size(directions)):  # too few in its cells
-        nearest = _nearest_of(rows.to(device), directions, k)
+    exact = Directions.of(values.to(device))
+    for rows in (indices < 0).any(dim=1).nonzero()[:, 0].split(_block_size(exact.centred)):  # too few in its cells
+        nearest = _nearest_of(rows.to(device), exact, k)
         similarities[rows], indices[rows] = nearest[0].cpu(), nearest[1].cpu()
-    return Neighbours(indices, similarities, _recall(indices, directions))
+    return Neighbours(indices, similarities, _recall(indices, exact))
 
 
 def import_faiss() -> Any:
@@ -83,22 +111,21 @@ def import_faiss() -> Any:
     return faiss
 
 
-def _recall(indices: Tensor, directions: Tensor) -> float:
+def _recall(indices: Tensor, directions: Directions) -> float:
     """Share of the true nearest neighbours of RECALL_SAMPLE rows that `indices` [N, k] holds."""
     count, k = indices.shape
     sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:RECALL_SAMPLE]
     hits = 0
-    for rows in sample.split(_block_size(directions)):
-        nearest = _nearest_of(rows.to(directions.device), directions, k)[1].cpu()  # [b, k]
+    for rows in sample.split(_block_size(directions.centred)):
+        nearest = _nearest_of(rows.to(directions.centred.device), directions, k)[1].cpu()  # [b, k]
         hits += int((indices[rows][:, :, None] == nearest[:, None]).sum())
     return hits / (len(sample) * k)
 
 
-def _directions(values: Tensor, k: int, device: torch.device | str) -> Tensor:
-    """Rows of `values` [N, D] at length 1, float32. Raises `UserError` where k is not in 1…N−1."""
+def _check(values: Tensor, k: int) -> None:
+    """Raises `UserError` where k is not in 1…N−1."""
     if not 1 <= k < len(values):
         raise UserError(f"{k} neighbours of {len(values)} images: expected between 1 and {len(values) - 1}.")
-    return F.normalize(values.to(device, torch.float32))
 
 
 def _block_size(directions: Tensor) -> int:
@@ -106,14 +133,17 @@ def _block_size(directions: Tensor) -> int:
     return max(1, BLOCK_BYTES[directions.device.type == "cpu"] // (4 * len(directions)))
 
 
-def _nearest_of(rows: Tensor, directions: Tensor, k: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _nearest_of(rows: Tensor, directions: Directions, k: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Similarities and indices, [b, k], of the k nearest of `rows` [b] among all `directions` [N, D].
 
     `memory` [b or more, N] is overwritten, so that one block serves a whole search.
     """
-    block = torch.mm(directions[rows], directions.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
+    centred, along, constant = directions
+    block = torch.mm(centred[rows], centred.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
+    block += along.float()
     block[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-    return _in_order(*block.topk(k, dim=1))
+    products, indices = _in_order(*block.topk(k, dim=1))
+    return (products + along[rows][:, None] + constant).float(), indices
 
 
 def _in_order(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,19 @@ def test_neighbours_are_those_of_scikit_learn(block_size: int | None):
     np.testing.assert_allclose(similarities, 1 - distances, atol=1e-5)
 
 
+def test_neighbours_of_embeddings_with_a_common_offset():
+    """Cosines that differ in the seventh digit; those of zeros are 0."""
+    torch.manual_seed(0)
+    values = 100 + 0.05 * torch.randn(400, 30)
+    values[7] = 0
+    unit = torch.nn.functional.normalize(values.double())
+    cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    found = find_neighbours(values, k=5)
+    others = torch.arange(400) != 7
+    assert torch.equal(found.indices[others], cosines.topk(5, dim=1).indices[others])
+    torch.testing.assert_close(found.similarities.double(), cosines.topk(5, dim=1).values, rtol=1e-6, atol=1e-6)
+
+
 def test_twins_are_neighbours_and_nobody_is_his_own():
     values = torch.eye(4).repeat(3, 1)  # each point three times: similarities of exactly 1 and 0
     indices, similarities, _ = find_neighbours(values, k=2)
