@@ -1,12 +1,13 @@
 """Clusters without a trained head: k-means on the embeddings, random ones, and the nearest class names."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from torch import Tensor
 
 MINIBATCH_ABOVE = 200_000  # images; beyond this a full pass per iteration takes minutes
-BLOCK_ENTRIES = 2**26  # distances held at once: 256 MB
+BLOCK_ENTRIES = 2**25  # distances held at once: 256 MB
 
 
 def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -25,6 +26,7 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Te
     """
     points = F.normalize(embeddings.float(), dim=1).cpu().numpy()
     if len(points) > MINIBATCH_ABOVE:
+        points -= points.mean(axis=0, dtype=np.float64)  # as KMeans does itself: products of float32 cancel far away
         model = MiniBatchKMeans(num_clusters, batch_size=max(8192, 4 * num_clusters), n_init=1, random_state=seed)
     else:
         model = KMeans(num_clusters, n_init=1, random_state=seed)
@@ -48,9 +50,10 @@ def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
         return torch.ones(len(points))
     margins = []
     for block in points.split(max(1, BLOCK_ENTRIES // len(centres))):
-        nearest, second = torch.cdist(block, centres.to(block)).topk(2, largest=False).values.unbind(dim=1)
+        distances = torch.cdist(block.double(), centres.double())  # float32 cancels where all lie far from the origin
+        nearest, second = distances.topk(2, largest=False).values.unbind(dim=1)
         margins.append(1 - nearest / second.clamp_min(torch.finfo(torch.float32).tiny))
-    return torch.cat(margins)
+    return torch.cat(margins).float()
 
 
 def random_groups(num_images: int, num_clusters: int, seed: int) -> Tensor:

@@ -39,3 +39,11 @@ def test_confidence_falls_from_the_centre_to_the_border() -> None:
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
     torch.testing.assert_close(simplified_silhouette(points, centres), torch.tensor([1.0, 2 / 3, 0.0, 1.0]))
     assert torch.equal(simplified_silhouette(points, centres[:1]), torch.ones(4))
+
+
+def test_silhouettes_far_from_the_origin() -> None:
+    torch.manual_seed(0)
+    points, centres = 100 + 0.05 * torch.randn(60, 8), 100 + 0.05 * torch.randn(40, 8)
+    distances = (points.double()[:, None] - centres.double()).norm(dim=2).sort(dim=1).values
+    expected = (1 - distances[:, 0] / distances[:, 1]).float()
+    torch.testing.assert_close(simplified_silhouette(points, centres), expected, rtol=1e-4, atol=1e-5)
