@@ -5,7 +5,7 @@ from typing import Any
 
 from storage.settings import Settings, setting
 
-TEMI_VERSION = 2  # raised whenever the same settings and seed would give other clusters than before
+TEMI_VERSION = 3  # raised whenever the same settings and seed would give other clusters than before
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,13 @@ class ClusteringHeads(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Truncated normal weights (standard deviation 0.02), zero biases, unit gains."""
-        for weight in (self.hidden_weight, self.bottleneck_weight, self.direction):
+        """MLP: truncated normal weights (standard deviation 0.02), zero biases. Last layer: unit gains, and directions
+        as PyTorch initialises a linear layer, uniform up to 1/√bottleneck_dim: the published heads leave it so.
+        """
+        for weight in (self.hidden_weight, self.bottleneck_weight):
             nn.init.trunc_normal_(weight, std=0.02)
+        bound = self.bottleneck_dim**-0.5
+        nn.init.uniform_(self.direction, -bound, bound)
         nn.init.zeros_(self.hidden_bias)
         nn.init.zeros_(self.bottleneck_bias)
         nn.init.ones_(self.gain)

@@ -60,6 +60,10 @@ def test_initial_weights() -> None:
     torch.manual_seed(0)
     heads = ClusteringHeads(num_heads=4, embedding_dim=64, num_clusters=100)
     assert 0.019 < heads.hidden_weight.std() < 0.021
+    linear = nn.Linear(256, 100, bias=False).weight  # the last layer keeps PyTorch's own initialisation
+    for initial in (linear, heads.direction):
+        assert 0.0624 < initial.abs().max() <= 1 / 16
+        assert 0.035 < initial.std() < 0.037  # (1/16) / √3
     assert not torch.equal(heads.hidden_weight[0], heads.hidden_weight[1])
     assert heads(torch.randn(32, 64)).abs().max() <= 1 + 1e-5  # unit gains bound the logits by 1
 
