@@ -23,7 +23,7 @@ class UtilizationRatio(Callback):
     Each rank assigns its share; counts meet in one all-reduce, which every rank joins.
 
     Args:
-        batches: (rank, world size) → batches (row indices [B], standardised embeddings [B, D]) of that rank's share.
+        batches: (rank, world size) → batches (row indices [B], what the heads read [B, D]) of that rank's share.
         images: row indices [B] → uint8 images [B, C, H, W], for the picture.
     """
 

@@ -23,7 +23,7 @@ class PairIndices(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Standardised embeddings of P images, and of one neighbour each."""
+    """What the heads read of P images, and of one neighbour each."""
 
     images: Tensor  # float32 [P, D]
     neighbours: Tensor  # float32 [P, D]
@@ -54,13 +54,20 @@ class EmbeddingDataModule(L.LightningDataModule):
         batch_size: pairs per optimizer step, of all devices together.
         num_neighbours: k; the neighbour of a pair is drawn uniformly from the k nearest.
         seed: decides the order of images and the neighbours drawn.
+        standardise: bring each dimension to mean 0 and standard deviation 1 over the data set first.
 
     Raises:
         UserError: too few images for the batch size or for num_neighbours.
     """
 
     def __init__(
-        self, embeddings: Embeddings, neighbours: Tensor, batch_size: int, num_neighbours: int, seed: int = 0
+        self,
+        embeddings: Embeddings,
+        neighbours: Tensor,
+        batch_size: int,
+        num_neighbours: int,
+        seed: int = 0,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
         num_images = len(embeddings.values)
@@ -69,12 +76,12 @@ class EmbeddingDataModule(L.LightningDataModule):
             raise UserError(
                 f"num_neighbours={num_neighbours}: a data set of {num_images} images has {num_images - 1} at most"
             )
-        self.embeddings = embeddings
+        self.embeddings, self.standardise = embeddings, standardise
         self.batch_size = batch_size
         self.steps_per_epoch = num_images // batch_size  # the last, partial batch of each epoch is dropped
         stream = SampleStream(num_images, seed, epoch_size=self.steps_per_epoch * batch_size)
         self.pairs = EmbeddingPairs(stream, neighbours[:, :num_neighbours])
-        self._standardised: Tensor | None = None  # [N, D], made when asked for, on the device that asks
+        self._head_inputs: Tensor | None = None  # [N, D], made when asked for, on the device that asks
 
     @property
     def dim(self) -> int:
@@ -89,25 +96,25 @@ class EmbeddingDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: PairIndices, dataloader_idx: int) -> PairBatch:
         """Gathers the embeddings of the pairs, on the device that the indices have been moved to."""
-        standardised = self._on_device(batch.indices.device)
-        return PairBatch(standardised[batch.indices], standardised[batch.neighbours], batch.indices)
+        inputs = self._on_device(batch.indices.device)
+        return PairBatch(inputs[batch.indices], inputs[batch.neighbours], batch.indices)
 
     def evaluation_batches(
         self, rank: int = 0, world_size: int = 1, batch_size: int = 4096, device: str | torch.device | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each image once over all ranks: (indices int64 [b], standardised embeddings float32 [b, D])."""
-        standardised = self._on_device(device)
-        share = torch.arange(rank, len(standardised), world_size, device=standardised.device)
+        """Each image once over all ranks: (indices int64 [b], what the heads read float32 [b, D])."""
+        inputs = self._on_device(device)
+        share = torch.arange(rank, len(inputs), world_size, device=inputs.device)
         for indices in share.split(batch_size):
-            yield indices, standardised[indices]
+            yield indices, inputs[indices]
 
     def teardown(self, stage: str) -> None:
         """Lets go of the copy on the device, whose memory the next training needs."""
-        self._standardised = None
+        self._head_inputs = None
 
     def _on_device(self, device: str | torch.device | None) -> Tensor:
-        """The standardised embeddings on a device; where they are for None."""
-        if self._standardised is None:
-            self._standardised = self.embeddings.standardised()
-        self._standardised = self._standardised.to(device)
-        return self._standardised
+        """What the heads read of all images, on a device; where it is for None."""
+        if self._head_inputs is None:
+            self._head_inputs = self.embeddings.head_inputs(self.standardise)
+        self._head_inputs = self._head_inputs.to(device)
+        return self._head_inputs

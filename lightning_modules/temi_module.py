@@ -60,7 +60,7 @@ class TEMIModule(LightningModule):
     # One training step ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """`batch`: standardised embeddings `images` and `neighbours` [P, D], and the images' `indices` [P]."""
+        """`batch`: what the heads read, `images` and `neighbours` [P, D], and the images' `indices` [P]."""
         embeddings = torch.cat([batch.images, batch.neighbours])  # [2P, D]
         with torch.no_grad():
             teacher_logits = self.teacher(embeddings)  # [H, 2P, C]
@@ -146,7 +146,7 @@ class TEMIModule(LightningModule):
         return int((self.last_epoch_losses if complete else self.epoch_losses).argmin())
 
     def predict(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """The best teacher head's cluster ids, int64 [N], and confidences, float32 [N], of standardised embeddings."""
+        """The best teacher head's cluster ids, int64 [N], and confidences, float32 [N], of what the heads read."""
         batches = (batch.to(self.device) for batch in embeddings.split(BATCH_SIZE))
         return assign(self.teacher.head(self.best_head), batches, self.settings.teacher_temperature)
 

@@ -34,9 +34,13 @@ class Embeddings:
     std: Tensor
     meta: dict[str, Any]
 
-    def standardised(self) -> Tensor:
-        """(values − mean) / std, 0 where a dimension never changes, float32 [N, D]: what TEMI is trained on."""
-        return standardised(self.values, self.mean, self.std)
+    def scaling(self, standardise: bool) -> tuple[Tensor, Tensor]:
+        """What clustering heads subtract from an embedding, and divide it by, [D] each: 0 and 1 for raw embeddings."""
+        return (self.mean, self.std) if standardise else (torch.zeros_like(self.mean), torch.ones_like(self.std))
+
+    def head_inputs(self, standardise: bool) -> Tensor:
+        """What clustering heads read, float32 [N, D]: `values`, or (values − mean) / std, 0 where nothing changes."""
+        return standardised(self.values, self.mean, self.std) if standardise else self.values
 
     @property
     def fingerprint(self) -> str:

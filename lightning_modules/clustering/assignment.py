@@ -22,7 +22,7 @@ def assign(head: ClusteringHeads, embeddings: Iterable[Tensor], temperature: flo
 
     Args:
         head: a single head (see `ClusteringHeads.head`).
-        embeddings: batches [B, D], standardised as in training, on the head's device.
+        embeddings: batches [B, D], scaled as in training, on the head's device.
         temperature: divides the logits; changes the confidence, not the cluster.
 
     Returns:
@@ -39,12 +39,12 @@ def assign(head: ClusteringHeads, embeddings: Iterable[Tensor], temperature: flo
 
 @dataclass(frozen=True)
 class ClusteringHead:
-    """All it takes to assign an image: one teacher head, how to standardise an embedding, and which backbone made it.
+    """All it takes to assign an image: one teacher head, how it wants embeddings scaled, and which backbone made them.
 
     Attributes:
         head: a `ClusteringHeads` with one head.
-        mean: [D], mean of the training embeddings.
-        std: [D], their standard deviation.
+        mean: [D], what is subtracted from an embedding: the mean of the training embeddings, or 0 for raw embeddings.
+        std: [D], what it is divided by then: their standard deviation, or 1.
         backbone_identity: what the backbone says of itself; embeddings of another backbone mean nothing to this head.
         temperature: that of the softmax behind the confidence.
     """
@@ -59,13 +59,16 @@ class ClusteringHead:
     def num_clusters(self) -> int:
         return self.head.num_clusters
 
+    def inputs(self, raw_embeddings: Tensor) -> Tensor:
+        """What the head reads of embeddings [N, D] as the backbone gives them."""
+        return standardised(raw_embeddings, self.mean, self.std)
+
     def assign(self, raw_embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Cluster ids, int64 [N], and confidences, float32 [N], of embeddings [N, D] as the backbone gives them.
 
         A dimension in which the training images were all alike tells nothing, however much it changes in new images.
         """
-        batches = (standardised(batch, self.mean, self.std) for batch in raw_embeddings.split(BATCH_SIZE))
-        return assign(self.head, batches, self.temperature)
+        return assign(self.head, map(self.inputs, raw_embeddings.split(BATCH_SIZE)), self.temperature)
 
     def save(self, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
         """Writes the artifact `clustering-head`; `meta` joins what is recorded of its making."""

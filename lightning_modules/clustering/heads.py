@@ -65,7 +65,7 @@ class ClusteringHeads(nn.Module):
         """Logits of every head.
 
         Args:
-            embeddings: [B, D], standardised per dimension.
+            embeddings: [B, D], standardised per dimension or raw: `clustering.standardise`.
 
         Returns:
             [H, B, C].

@@ -102,7 +102,7 @@ def probable_clusters(point: GridPoint, source: ImageSource) -> int:
     """The number of clusters whose mean probability over the data set is above 1/C."""
     head = ClusteringHead.load(point.condition.head_path(source))
     utilization = ClusterUtilization(head.num_clusters, used_when="probable")
-    for standardised in point.condition.embeddings(source).standardised().split(4096):
-        logits = head.head(standardised)[0]  # [b, C]
+    for batch in point.condition.embeddings(source).values.split(4096):
+        logits = head.head(head.inputs(batch))[0]  # [b, C]
         utilization.update(logits.argmax(dim=1), (logits / head.temperature).softmax(dim=1))
     return int(utilization.compute()["num_used"])

@@ -70,6 +70,7 @@ class Clustering:
             batch_size=settings.batch_size,
             num_neighbours=settings.num_neighbours,
             seed=self.condition.seed,
+            standardise=settings.standardise,
         )
 
     def train_temi(self, data: EmbeddingDataModule, trainer: TrainerSettings, overwrite: bool = False) -> PseudoLabels:
@@ -97,8 +98,9 @@ class Clustering:
             log_every_steps=max(1, min(50, data.steps_per_epoch)),
             overwrite=overwrite,
         )
-        cluster_ids, confidence = (found.cpu() for found in module.predict(embeddings.standardised()))
-        head = module.clustering_head(embeddings.mean, embeddings.std, embeddings.meta["backbone"])
+        inputs, scaling = embeddings.head_inputs(settings.standardise), embeddings.scaling(settings.standardise)
+        cluster_ids, confidence = (found.cpu() for found in module.predict(inputs))
+        head = module.clustering_head(*scaling, embeddings.meta["backbone"])
         if module.global_rank == 0:
             made_from = {"dataset": self.source.name, **self.condition.head_made_from(self.source)}
             for file in (self.folder / "head.safetensors", self.condition.head_path(self.source)):

@@ -227,7 +227,7 @@ def test_evaluation_shows_each_image_once_over_all_ranks(embeddings: Embeddings)
     batches = [batch for rank in range(3) for batch in data.evaluation_batches(rank, world_size=3, batch_size=7)]
     indices = torch.cat([indices for indices, _ in batches])
     assert sorted(indices.tolist()) == list(range(50))
-    torch.testing.assert_close(torch.cat([values for _, values in batches]), embeddings.standardised()[indices])
+    torch.testing.assert_close(torch.cat([values for _, values in batches]), embeddings.head_inputs(True)[indices])
 
 
 def test_impossible_pairs_are_refused_in_words(embeddings: Embeddings):

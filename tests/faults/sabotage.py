@@ -218,14 +218,14 @@ def nan_in_embedding() -> None:
     """Image 17's embedding holds NaN."""
     from datamodules.embeddings.embeddings import Embeddings
 
-    original = Embeddings.standardised
+    original = Embeddings.head_inputs
 
-    def standardised(self: Any) -> torch.Tensor:
-        values = original(self)
+    def head_inputs(self: Any, standardise: bool) -> torch.Tensor:
+        values = original(self, standardise).clone()
         values[17, 3] = torch.nan
         return values
 
-    Embeddings.standardised = standardised  # type: ignore[method-assign]
+    Embeddings.head_inputs = head_inputs  # type: ignore[method-assign]
 
 
 def nan_in_student() -> None:

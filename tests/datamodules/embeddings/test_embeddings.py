@@ -54,7 +54,8 @@ def test_embeddings_of_digits_are_their_pixels_standardised_by_the_data_set(tmp_
     np.testing.assert_allclose(embeddings.values, pixels, atol=1e-6)
     np.testing.assert_allclose(embeddings.mean, pixels.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(embeddings.std, pixels.std(axis=0), atol=1e-6)
-    standardised = embeddings.standardised()
+    assert torch.equal(embeddings.head_inputs(False), embeddings.values)
+    standardised = embeddings.head_inputs(True)
     assert standardised.isfinite().all()  # some of the 64 pixels are never lit: their std is 0
     assert (standardised[:, embeddings.std < 1e-9] == 0).all()
     np.testing.assert_allclose(standardised[:, embeddings.std > 1e-6].std(dim=0, correction=0), 1, atol=1e-4)
