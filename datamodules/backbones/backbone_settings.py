@@ -28,6 +28,9 @@ class BackboneSettings(Settings):
     url: str | None = setting(None, "of an author's checkpoint")
     path: str | None = setting(None, "folder or file of the weights; null: downloaded", identifies=False, path=True)
     output: str | None = setting(None, "cls_token, mean_patch_tokens, pooler, or projected (CLIP's)")
+    interpolation: str | None = setting(
+        None, "resizing filter of a transformers model; null: its processor's", choices=("bilinear", "bicubic")
+    )
     arguments: dict[str, Any] | None = setting(None, "of an author's network, where it differs from timm's")
     prefix: str | None = setting(None, "of the weights' names in an author's checkpoint")
     unused: list[str] | None = setting(None, "what the names of weights begin with that are not taken")
@@ -35,3 +38,8 @@ class BackboneSettings(Settings):
     batch_size: int = setting(1024, "images per forward pass", low=1)
     licence: str | None = setting(None, "of the weights")
     source: str | None = setting(None, "where the weights are published")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interpolation is not None and self.kind != "transformers":
+            self.refuse("interpolation", f"null is expected, as backbone={self.name} is of the kind {self.kind}")

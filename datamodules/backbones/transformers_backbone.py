@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, grey_as_rgb
+from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
 from datamodules.backbones.backbone_files import model_files
 from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.errors import UserError
@@ -20,14 +21,24 @@ class TransformersBackbone(Backbone):
     """A vision model of the Hugging Face library, from its folder; input size and normalisation from its processor.
 
     `output` is what is taken of it: `cls_token` or `mean_patch_tokens` after the last norm, `pooler`, or `projected`,
-    CLIP's image embedding in the space that it shares with text (not normalised).
+    CLIP's image embedding in the space that it shares with text (not normalised). `interpolation` is the filter that
+    images are resized with; None: the processor's own.
     """
 
-    def __init__(self, name: str, folder: Path, output: str, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, folder: Path, output: str, identity: dict[str, Any], interpolation: str | None = None
+    ) -> None:
         super().__init__(name, identity)
         self.output = output
         self.model: Any
         self.model, self.processor = _load(folder, output)
+        if interpolation is not None:
+            self.processor.resample = Image.Resampling[interpolation.upper()]
+
+    @classmethod
+    def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
+        identity = super().identify(settings, size, cache_dir)
+        return identity | ({"interpolation": settings.interpolation} if settings.interpolation else {})
 
     @classmethod
     def files(cls, settings: BackboneSettings) -> list[Path]:
@@ -38,7 +49,8 @@ class TransformersBackbone(Backbone):
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        return cls(settings.name, cls.files(settings)[0].parent, str(settings.output), identity)
+        folder = cls.files(settings)[0].parent
+        return cls(settings.name, folder, str(settings.output), identity, settings.interpolation)
 
     @property
     def preparation(self) -> Preparation:

@@ -115,7 +115,7 @@ FAMILIES: dict[str, tuple[Files, Oracle]] = {
     "dino": (
         saved(
             lambda: HF.ViTModel(HF.ViTConfig(**TINY_VIT), add_pooling_layer=False),
-            HF.ViTImageProcessor(**SQUARE, resample=3),
+            HF.ViTImageProcessor(**SQUARE, resample=2),  # as on the hub; the YAML asks for bicubic interpolation
         ),
         class_token(HF.ViTModel, add_pooling_layer=False),
     ),
@@ -225,7 +225,10 @@ def test_pictures_are_prepared_as_by_the_librarys_own_processor(
         images = random_images(*shape)
         picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
         if settings.kind == "transformers":
-            expected = pillow_processor(folder)(picture, return_tensors="pt")["pixel_values"]
+            processor = pillow_processor(folder)
+            if settings.interpolation:
+                processor.resample = Image.Resampling[settings.interpolation.upper()]
+            expected = processor(picture, return_tensors="pt")["pixel_values"]
         else:
             expected = timm.data.create_transform(**backbone.processing)(picture)[None]  # type: ignore[arg-type]
         pixels = backbone.preparation(images)
@@ -246,6 +249,23 @@ def pillow_processor(folder: Path) -> Any:
         return {"pixel_values": ((values - mean) / std)[None]}
 
     return process
+
+
+def test_interpolation_is_the_one_that_is_set(made: Callable[[str], tuple[Path, dict[str, Any]]]) -> None:
+    """Bicubic for DINO whatever its processor says, and part of the identity; others have a filter of their own."""
+    _, overrides = made("dino")
+    images, identities, pixels = random_images(1, 3, 20, 20), set(), []
+    for interpolation in (None, "bilinear", "bicubic"):
+        settings = settings_of("dino_vitb16", **overrides, interpolation=interpolation)
+        backbone = build_backbone(settings, resolution=8, channels=3)
+        identities.add(str(backbone.identity))
+        pixels.append(backbone.preparation(images))
+    assert len(identities) == 3
+    assert torch.equal(pixels[0], pixels[1])
+    assert (pixels[2] - pixels[1]).abs().max() > 0.1
+    assert settings_of("dino_vitb16").interpolation == "bicubic"
+    with pytest.raises(UserError, match=r"backbone\.interpolation=bicubic: null is expected.*kind timm"):
+        settings_of("timm", interpolation="bicubic")
 
 
 def test_timm_names_the_nearest_models() -> None:
