@@ -34,7 +34,7 @@ help:  ## This list
 	@echo '  STUDY=granularity for make study: a file in configs/study'
 	@echo '  RUN=              for make report: folder of a study or of any other run; default: the newest study'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
-	@echo '  ONLY=             for make bench: neighbours, temi, edm or embed; for make check-gpu: some of its parts'
+	@echo '  ONLY=             for make bench: neighbours, temi, edm, embed or standardise; for make check-gpu: some of its parts'
 	@echo '  DRY=1             for make check-gpu: try the check itself, on a CPU, with tiny sizes'
 	@echo '  OUT=              for make check-gpu: the folder of all that it writes; default: docs/gpu and runs/check-gpu'
 	@echo '  PYTHON=           an interpreter that has the packages already; default: .venv, made on first use'

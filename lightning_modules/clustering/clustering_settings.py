@@ -28,7 +28,7 @@ class TEMISettings(ClusteringSettings):
     neighbour_search: str = setting(
         "exact", "approximate: for millions of images on a CPU; needs faiss-cpu", choices=("exact", "approximate")
     )
-    standardise: bool = setting(True, "each dimension of the embeddings to mean 0 and standard deviation 1 first")
+    standardise: bool = setting(False, "each dimension of the embeddings to mean 0 and standard deviation 1 first")
     objective: str = setting("temi", "what is minimised", choices=("temi", "wmi", "pmi", "scan"))
     beta: float = setting(0.6, "0.6 spreads the images over all clusters, 1 lets the number used saturate", above=0)
     num_heads: int = setting(50, "heads trained side by side; the one with the lowest loss assigns", low=1)

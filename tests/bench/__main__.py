@@ -1,6 +1,7 @@
 """`make bench`: how fast the parts are, against the usual way of writing them. Ratios are taken in one run.
 
-`make bench ONLY=temi` runs one part.
+`make bench ONLY=temi` runs one part. `standardise` is about quality, not speed, takes minutes, and runs only
+when asked for.
 """
 
 # isort: skip_file
@@ -16,20 +17,23 @@ import torch
 from bench_edm import bench_edm
 from bench_embed import bench_embed
 from bench_neighbours import bench_neighbours
+from bench_standardise import bench_standardise
 from bench_temi import bench_temi
 
 PARTS = {"embed": bench_embed, "neighbours": bench_neighbours, "temi": bench_temi, "edm": bench_edm}
+ON_REQUEST = {"standardise": bench_standardise}
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
     chosen = sys.argv[1:] or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        sys.exit(f"error: no such part: {', '.join(sorted(unknown))}. There are: {', '.join(PARTS)}.")
+    parts = PARTS | ON_REQUEST
+    if unknown := set(chosen) - set(parts):
+        sys.exit(f"error: no such part: {', '.join(sorted(unknown))}. There are: {', '.join(parts)}.")
     print(f"PyTorch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
     print(f"{'':<58} {'usual':>9} {'ours':>9}")
     for part in chosen:
-        PARTS[part]()
+        parts[part]()
 
 
 if __name__ == "__main__":

@@ -202,6 +202,17 @@ def test_pairs_are_an_image_and_one_of_its_nearest(embeddings: Embeddings):
     torch.testing.assert_close(batch.neighbours, standardised[pairs.neighbours])
 
 
+def test_raw_embeddings_reach_heads_as_they_are(embeddings: Embeddings):
+    neighbours = find_neighbours(embeddings.values, 3).indices
+    data = EmbeddingDataModule(embeddings, neighbours, batch_size=12, num_neighbours=3, standardise=False)
+    pairs = next(iter(data.train_dataloader()))
+    batch = data.on_after_batch_transfer(pairs, 0)
+    assert torch.equal(batch.images, embeddings.values[pairs.indices])
+    assert torch.equal(batch.neighbours, embeddings.values[pairs.neighbours])
+    mean, std = embeddings.scaling(standardise=False)  # what a head's file holds then
+    assert torch.equal((embeddings.values - mean) / std, embeddings.values)
+
+
 def test_an_epoch_of_pairs_shows_no_image_twice(embeddings: Embeddings):
     data = EmbeddingDataModule(embeddings, find_neighbours(embeddings.values, 3).indices, 12, num_neighbours=3)
     batches = list(islice(data.train_dataloader(), 2 * data.steps_per_epoch))

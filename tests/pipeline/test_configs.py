@@ -37,9 +37,11 @@ def test_published_settings_of_cifar(dataset: str, clusters: int):
     settings = composed(f"dataset={dataset}")
     assert settings.backbone.name == "dino_vitb16"
     assert holds(
-        settings.clustering, num_clusters=clusters, beta=0.6, num_neighbours=50, batch_size=512, max_epochs=200
+        settings.clustering, num_clusters=clusters, beta=0.6, num_neighbours=50, batch_size=1024, max_epochs=100
     )
-    assert holds(settings.clustering, num_heads=50, lr=1e-4, warmup_epochs=20, teacher_momentum=0.996)
+    assert holds(
+        settings.clustering, standardise=False, num_heads=16, lr=1e-4, warmup_epochs=20, teacher_momentum=0.996
+    )
     assert holds(settings.training, batch_size=1024, duration_kimg=200_000, lr=1e-3, lr_rampup_kimg=10_000)
     assert holds(settings.training, augment_probability=0.12, ema_halflife_kimg=500, ema_rampup_ratio=0.05)
     assert holds(settings.optimizer, betas=[0.9, 0.999], eps=1e-8)
@@ -58,8 +60,8 @@ def test_published_settings_of_64_pixels(dataset: str):
 
 def test_clustering_settings_of_imagenet():
     settings = composed("dataset=folder", "clustering=temi_imagenet")
-    assert holds(settings.clustering, num_neighbours=25, num_clusters=1000, batch_size=1024, max_epochs=100)
-    assert holds(settings.clustering, method="temi", beta=0.6, num_heads=50)
+    assert holds(settings.clustering, num_neighbours=25, num_clusters=1000, batch_size=128, max_epochs=100)
+    assert holds(settings.clustering, method="temi", beta=0.6, num_heads=16, standardise=True)
 
 
 def test_the_readme_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
