@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, ConfigTypeError, MissingMandatoryVa
 
 from pipeline.settings.commands import COMMANDS, module_name
 from pipeline.settings.hints import suggest
+from pipeline.settings.loader import CheckedLoader
 from pipeline.settings.schemas import SharedSettings, schema_of
 from pipeline.settings.words import key_of, readable
 from storage.errors import UserError
@@ -37,6 +38,7 @@ def compose_config(name: str, words: Sequence[str]) -> DictConfig:
     """What Hydra makes of the words, `hydra` among its keys."""
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, CheckedLoader)
         return loader.load_configuration(module_name(name), readable(words), run_mode=RunMode.RUN)
 
 

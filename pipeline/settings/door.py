@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import re
 import shlex
 import shutil
 import sqlite3
@@ -29,19 +28,13 @@ from pipeline.settings.commands import maker_of, module_name
 from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settings
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
+from pipeline.settings.options import options_and_settings, spelled_out
 from pipeline.settings.words import key_of, readable
 from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
 
 SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
 MAKE_INPUTS = "CEDM_MAKE_INPUTS"  # set for what a run of a sweep starts: make what is missing, instead of telling how
-# Settings by which Hydra would import and call what they name, before anything here could look at it.
-NAMES_CODE = re.compile(
-    r"""(?:^|[\s.,{"'+~])_target_["']?\s*[=:]"""  # as a key, wherever it stands
-    r"|^[+~]*hydra\.(?:job_logging|hydra_logging|callbacks)\b"
-    r"|^[+~]*hydra\.(?:launcher|sweeper)\b.*\$"
-    r"|^[+~]*hydra=\s*{"
-)
 
 
 class OwnProcessNeeded(Exception):  # noqa: N818, as nothing is wrong
@@ -56,15 +49,15 @@ def run_command(name: str, words: Sequence[str]) -> int:
     typed = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of printing them
     try:
-        refuse_words(words)
-        if {"-h", "--help"} & set(words):
-            print(help_text(name, compose_config(name, [word for word in words if not word.startswith("-")])))
+        options, given = options_and_settings(words)
+        if "--help" in options:
+            print(help_text(name, compose_config(name, given)))
             return 0
-        sys.argv = [typed[0], *readable(words)]  # what Hydra reads
+        sys.argv = [typed[0], *spelled_out(options), *readable(given)]  # what Hydra reads
         codes: list[int] = []
         task = functools.partial(run_task, name, [typed[0], name, *words], codes)
         entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=module_name(name))(task)
-        if not {"-m", "--multirun"} & set(words):
+        if "--multirun" not in options:
             entry()
             return max(codes, default=0)
         with sweep_failures() as failures:
@@ -222,15 +215,6 @@ def report_sweep(failures: Path) -> int:
     lines = [line.split(" ", 1) for line in failures.read_text().splitlines()]
     listed = "\n".join(f"  exit code {code}: {words}" for code, words in lines)
     return tell(f"{len(lines)} {'run' if len(lines) == 1 else 'runs'} of the sweep failed:\n{listed}", code=1)
-
-
-def refuse_words(words: Sequence[str]) -> None:
-    """Raise a `UserError` for words that would run code or delete a setting."""
-    for typed in filter(NAMES_CODE.search, words):
-        raise UserError(f"{typed}: _target_ is not allowed: settings may not name code to run.")
-    for typed in words:
-        if typed.startswith("~"):
-            raise UserError(f"{typed}: a setting can't be deleted with ~; use key=null.")
 
 
 def leave_at_once(error: BaseException) -> NoReturn:

@@ -6,20 +6,7 @@ from collections.abc import Sequence
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
-PLUGINS = {  # packages that bring Hydra's launchers and sweepers
-    "hydra/launcher": {
-        "joblib": "hydra-joblib-launcher",
-        "submitit_local": "hydra-submitit-launcher",
-        "submitit_slurm": "hydra-submitit-launcher",
-        "ray": "hydra-ray-launcher",
-        "rq": "hydra-rq-launcher",
-    },
-    "hydra/sweeper": {
-        "optuna": "hydra-optuna-sweeper",
-        "ax": "hydra-ax-sweeper",
-        "nevergrad": "hydra-nevergrad-sweeper",
-    },
-}
+from pipeline.settings.allowed import PLUGINS
 
 
 def explain_word(error: Exception, name: str, known: Sequence[str]) -> str:
@@ -42,8 +29,9 @@ def explain_word(error: Exception, name: str, known: Sequence[str]) -> str:
 def unknown_option(error: MissingConfigException) -> str:
     """The message for `group=option` where there is no such option."""
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    package = PLUGINS.get(group, {}).get(option)
-    if package is not None:
+    plugin = PLUGINS.get(group, {}).get(option)
+    if plugin is not None:
+        package = plugin.package
         return f"{group}={option}: it is a plugin of Hydra that is not installed here. Run: pip install {package}"
     options = sorted(error.options or ())
     return f"{group}={option}: there is no such {group}.{suggest(option, options)}\nThere are: {', '.join(options)}."

@@ -23,11 +23,8 @@ def quoted(value: object) -> str:
 
 
 def readable(words: Sequence[str]) -> list[str]:
-    """The words in Hydra's grammar: options such as `-m` before settings, values that begin with `~` in quotes."""
-    tilde_quoted = (
-        re.sub(r"^(\+{0,2}[\w./@]+)=(~.*)", lambda found: word(found[1], found[2]), typed) for typed in words
-    )
-    return sorted(tilde_quoted, key=lambda typed: re.match(r"\+{0,2}\w[\w./@:-]*=|~", typed) is not None)
+    """The settings in Hydra's grammar: values that begin with `~` in quotes."""
+    return [re.sub(r"^(\+{0,2}[\w./@]+)=(~.*)", lambda found: word(found[1], found[2]), typed) for typed in words]
 
 
 def key_of(override: str) -> str:

@@ -95,7 +95,10 @@ ELSEWHERE = [  # without the word, in settings by which Hydra makes something of
     ["++hydra.job_logging.handlers.x.class=logging.FileHandler", "++hydra.job_logging.handlers.x.filename=canary"],
     ["hydra/job_logging=default", "hydra.job_logging.handlers.file.filename=canary"],
     ["+hydra.callbacks.x='${oc.decode:${oc.env:EVIL}}'"],
-    ["+hydra.callbacks.x='${oc.create:'{\"\\\\x5ftarget_\": logging.FileHandler, filename: canary}'}'"],
+    ["+hydra.callbacks.x='${oc.create:${oc.env:EVIL}}'"],
+    ["hydra.searchpath=[pkg://canary]"],
+    ["hydra.launcher._target_=logging.FileHandler", "-m"],
+    ["++hydra.job.env_set.PYTHONSTARTUP=canary"],
 ]
 EVIL = {"EVIL": "{_target_: logging.FileHandler, filename: canary}"}
 
@@ -115,8 +118,61 @@ def test_hostile_targets(forks: Forks, trials: Trials, tmp_path: Path) -> None:
 
 def test_hostile_hydra(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     """Logs of a class that is named, and a `_target_` from a variable of the environment, or spelled otherwise."""
-    for rng, settings in trials.each("7 hostile settings of Hydra's own: nothing is called", ELSEWHERE, least=7):
+    for rng, settings in trials.each("10 hostile settings of Hydra's own: nothing is called", ELSEWHERE, 10):
         refuse(forks, settings, tmp_path / f"{rng.random()}")
+
+
+OPTIONS = [
+    ["--experimental-rerun", "a.pickle"], ["--experimental-rerun=a.pickle"], ["--exp=a.pickle"], ["--e", "a.pickle"],
+    ["--", "--experimental-rerun=a.pickle"], ["-m", "--experimental-r=a.pickle"],
+    ["--config-dir", "--experimental-rerun=a.pickle"], ["--config-path=pkg://canary"], ["-cp", "pkg://canary"],
+    ["-sc", "install=bash"],
+]  # fmt: skip
+
+
+def test_hostile_options(forks: Forks, trials: Trials, tmp_path: Path) -> None:
+    for rng, words in trials.each("10 options of Hydra's that run a pickle or import a package: none", OPTIONS, 10):
+        folder = tmp_path / f"{rng.random()}"
+        folder.mkdir()
+        (folder / "a.pickle").write_bytes(pickle.dumps(Canary(folder / "canary")))
+        (folder / "canary.py").write_text("open('canary', 'w')")
+        job = forks.start("train", *EDM, *words, "run_dir=run", folder=folder)
+        assert job.wait() == 2, job.words()
+        assert {path.name for path in folder.iterdir()} == {"out0.txt", "err0.txt", "a.pickle", "canary.py"}
+
+
+CALL = "_target_: logging.FileHandler, filename: canary"
+FILES = {  # options of a network in a folder of the user's
+    "callback": f"# @package _global_\nhydra: {{callbacks: {{x: {{{CALL}}}}}}}",
+    "package": f"# @package hydra.callbacks\nx: {{{CALL}}}",
+    "log": f"# @package hydra.job_logging\n{{{LOG}}}",
+    "environment": "# @package hydra.job.env_set\nPYTHONSTARTUP: canary",
+    "elsewhere": f"x: [{{{CALL}}}]",
+    "tag": "x: !!python/object/apply:pathlib.Path.touch [canary]",
+    "bomb": "a0: &a0 [1,1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1}]\n" for i in range(1, 40)),
+    "itself": "x: &x [*x]",
+    "references": "\n".join(f"v{i}: '${{network.v{i + 1}}}${{network.v{i + 1}}}'" for i in range(40)) + "\nv40: a",
+    "large": "x: " + "1" * 200_000,
+    "deep": "x: " + "[" * 5000 + "]" * 5000,
+    "circle": "defaults: [circle]",
+    "text": "x: [",
+}
+
+
+def test_hostile_config_files(forks: Forks, trials: Trials, tmp_path: Path) -> None:
+    row = "13 files of --config-dir that name code, or are YAML bombs: refused in 20 s"
+    for rng, (name, content) in trials.each(row, list(FILES.items()), least=13):
+        folder = tmp_path / name
+        (folder / "own/network").mkdir(parents=True)
+        (folder / "own/network" / f"{name}.yaml").write_text(content)
+        (folder / "own/network/fine.yaml").write_text("defaults: [ddpmpp_small]\ndropout: 0.2\n")
+        words = ["--config-dir=own", f"network={name}"]
+        if rng.random() < 0.3:
+            words = ["--config-dir=own", "-m", f"network={name},{name}"]
+        job = forks.start("train", *EDM, *words, "run_dir=run", folder=folder)
+        assert job.wait(20) == 2, job.words()
+        assert "Traceback" not in job.words()
+        assert {path.name for path in folder.iterdir()} <= {"out0.txt", "err0.txt", "own", "multirun.yaml"}
 
 
 def test_the_word_may_be_part_of_a_name(forks: Forks, tmp_path: Path) -> None:

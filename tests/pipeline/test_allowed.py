@@ -1,0 +1,101 @@
+"""What of Hydra's can be typed, and what a folder of the user's can hold."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.settings.allowed import PLUGINS, refuse_composed
+from pipeline.settings.compose import compose_config
+from pipeline.settings.loader import MOST_VALUES, written_out
+from pipeline.settings.options import options_and_settings, spelled_out
+from storage.errors import UserError
+
+from .conftest import Cedm
+
+
+def test_options_are_read_in_one_way_only() -> None:
+    options, settings = options_and_settings(["seed=1", "-m", "-cd", "a=b", "x=2", "dataset.path=-1"])
+    assert spelled_out(options) == ["--multirun", "--config-dir=a=b"]
+    assert settings == ["seed=1", "x=2", "dataset.path=-1"]
+    assert spelled_out(options_and_settings(["-i", "x=2"])[0]) == ["--info=all"]
+    assert spelled_out(options_and_settings(["-c=job", "--resolve"])[0]) == ["--cfg=job", "--resolve"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--mult"], ["-mr"], ["-cjob"], ["-m", "-c", "job"], ["--resolve"], ["--cfg=x"], ["--"], ["-cd"]]
+)
+def test_other_options(words: list[str]) -> None:
+    with pytest.raises(UserError):
+        options_and_settings(words)
+
+
+def with_plugin(group: str, name: str, **keys: Any) -> DictConfig:
+    """A composed configuration as the plugin would leave it, which need not be installed."""
+    container: Any = OmegaConf.to_container(compose_config("train", []))
+    container["hydra"][group.rpartition("/")[2]] = {"_target_": PLUGINS[group][name].target, **keys}
+    return OmegaConf.create(container)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "keys"),
+    [
+        ("hydra/launcher", "joblib", {"n_jobs": 2, "pre_dispatch": "2*n_jobs", "backend": None}),
+        ("hydra/launcher", "submitit_local", {"timeout_min": 60, "submitit_folder": "${hydra.sweep.dir}/.submitit/%j"}),
+        ("hydra/launcher", "submitit_slurm", {"partition": "gpu", "setup": None, "additional_parameters": {"x": 1}}),
+        ("hydra/sweeper", "optuna", {"sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 1}, "n_trials": 2}),
+    ],
+)
+def test_plugins_of_hydra_with_their_keys(group: str, name: str, keys: dict[str, Any]) -> None:
+    refuse_composed(with_plugin(group, name, **keys))
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "keys"),
+    [
+        ("hydra/launcher", "joblib", {"pre_dispatch": "__import__('os').system('touch canary')"}),
+        ("hydra/launcher", "joblib", {"x": {"_target_": "os.system"}}),
+        ("hydra/launcher", "basic", {"_args_": ["x"]}),
+        ("hydra/launcher", "submitit_slurm", {"setup": ["touch canary"]}),
+        ("hydra/launcher", "submitit_slurm", {"comment": "a\ntouch canary #"}),
+        ("hydra/launcher", "submitit_slurm", {"additional_parameters": {"a\ntouch canary": 1}}),
+        ("hydra/sweeper", "optuna", {"custom_search_space": "os.system"}),
+        ("hydra/sweeper", "optuna", {"storage": "redis://host"}),
+        ("hydra/sweeper", "optuna", {"sampler": {"_target_": "optuna.samplers._base.os.system"}}),
+    ],
+)
+def test_keys_by_which_plugins_run_code(group: str, name: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        refuse_composed(with_plugin(group, name, **keys))
+
+
+@pytest.mark.parametrize("plugin", ["hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/sweeper=optuna"])
+def test_a_plugin_that_is_not_installed(cedm: Cedm, plugin: str) -> None:
+    result = cedm("train", "-m", plugin, "seed=1,2")
+    assert result.code == 2
+    assert "pip install hydra-" in result.err
+
+
+@pytest.mark.parametrize("place", ["own", "file://own"])
+def test_search_path(cedm: Cedm, place: str) -> None:
+    Path("own/network").mkdir(parents=True)
+    Path("own/network/mine.yaml").write_text("defaults: [ddpmpp_small]\ndropout: 0.23\n")
+    result = cedm("train", f"hydra.searchpath=[{place}]", "network=mine", "--cfg", "job")
+    assert "dropout: 0.23" in result.out
+
+
+def test_resolvers_make_no_settings_of_a_text() -> None:
+    assert compose_config("train", ["seed=${oc.env:HOME}"]).cache_dir == "cache"
+    for resolver in ("oc.create", "oc.decode"):
+        assert not OmegaConf.has_resolver(resolver)
+
+
+def test_values_with_aliases_written_out() -> None:
+    def count(text: str) -> int:
+        return written_out(yaml.compose(text, Loader=yaml.SafeLoader), {})
+
+    assert count("[1, [2, 3]]") == 5
+    assert count("{a: &a [1, 2], b: *a}") == 9
+    assert count("x: &x [*x]") > MOST_VALUES
