@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.file_kinds import kind_of, start_of
+from storage.control_characters import CONTROL, escaped
 from storage.errors import UserError
 
 NPY, ZIP = b"\x93NUMPY", b"PK"  # what files begin with
@@ -87,6 +88,8 @@ def read_csv(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path}: line {wrong} has not {len(first)} columns, as the first line {','.join(first)} has.")
     headless = len(first) == 1 and is_number(first[0])
     heading = [""] if headless else [name.strip() for name in first]
+    if unclean := next((text for _, row in lines for text in row if CONTROL.search(text.replace("\t", ""))), None):
+        raise UserError(f"{path}: '{escaped(unclean)}' holds a control character. Remove it.")
     if len(set(heading)) < len(heading):
         raise UserError(f"{path}: the first line {','.join(heading)} names a column twice.")
     rows = [row for _, row in lines[not headless :]]

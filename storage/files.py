@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from storage.control_characters import CONTROL
 from storage.errors import DamagedArtifactError, UserError, disk_is_full
 from storage.fingerprints import canonical_json
 
@@ -153,6 +154,7 @@ def set_aside(path: Path) -> Path:
 def write_json(path: str | Path, data: Any) -> None:
     """Writes `data` as indented JSON, whole or not at all; NaN and infinities, which JSON lacks, become null."""
     text = json.dumps(without_nan(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = CONTROL.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)  # in its texts
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

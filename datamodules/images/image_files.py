@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import struct
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from datamodules.images.own_output import around, is_own_output, is_run, outermo
 from datamodules.images.reader import EncodedReader, Labels, Reader
 from datamodules.images.unchanged import refuse_changed, state_of
 from datamodules.plain_files import ZIP, refuse_other_kinds
+from storage.control_characters import escaped
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import UserError, WrongPathError
 from storage.files import is_own
@@ -240,7 +240,9 @@ def sort_out(name: str, reader: Reader) -> bool:
             reader.left_out[f"{suffix} files" if suffix else "files without a suffix"] += 1
         return False
     if printable(name) != name:
-        reader.unusable[printable(name)] = "its name holds a line break, or bytes that are no UTF-8 text; rename it"
+        reader.unusable[printable(name)] = (
+            "its name holds control characters or bytes that are no UTF-8 text; rename it"
+        )
         return False
     return True
 
@@ -252,8 +254,7 @@ def is_visible(name: str) -> bool:
 
 def printable(name: str) -> str:
     """A file name as a terminal and JSON can show it: bytes that are no text as \\xff."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
+    return escaped(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def refuse_no_images(path: Path, reader: Reader) -> None:

@@ -21,6 +21,7 @@ from callbacks.stop_request import Stopped, request, stop_at_once
 from pipeline.running.parents import STARTER_VARIABLE, end_with_parent
 from pipeline.running.processes import RUN_FOLDER_VARIABLE
 from pipeline.settings.door import run_command
+from pipeline.settings.machine import unbreakable
 
 LOG_FILE = "log.txt"
 # Variables that tell a process its part in a run of several: torchrun's and Lightning's, SLURM's, and our own.
@@ -122,7 +123,7 @@ def logged(order: Order) -> Iterator[None]:
         try:
             for number in (1, 2):
                 os.dup2(log.fileno(), number)
-            with redirect_stdout(log), redirect_stderr(log):
+            with redirect_stdout(unbreakable(log)), redirect_stderr(log):
                 yield
         finally:
             for number, descriptor in zip((1, 2), kept, strict=True):

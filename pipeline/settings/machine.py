@@ -56,14 +56,26 @@ def unbreakable(stream: TextIO | None) -> TextIO:
     """A terminal that ends no training: what it cannot show is escaped, and once its reader is gone, dropped.
 
     `PYTHONIOENCODING=ascii` cannot show `→`; `| head -1` and a dead `tee` read no further; a closed stdout is None.
+    What it would obey, such as an escape sequence in the name of a file, is escaped too.
     """
     if stream is None:
         return Path(os.devnull).open("w")  # open as long as the process
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
-    stream.write = dropping_the_rest(stream, stream.write)  # type: ignore[method-assign]
+    stream.write = dropping_the_rest(stream, showing(stream.write))  # type: ignore[method-assign]
     stream.flush = dropping_the_rest(stream, stream.flush)  # type: ignore[method-assign]
     return stream
+
+
+def showing(write: Callable[[str], int]) -> Callable[[str], int]:
+    """`write` of a stream, for texts that hold names of other people's."""
+    from storage.control_characters import shown  # ours, as `import_our_own` has been here
+
+    def write_shown(text: str) -> int:
+        write(shown(text))
+        return len(text)
+
+    return write_shown
 
 
 def dropping_the_rest(stream: TextIO, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.settings.door import start
 from pipeline.settings.words import key_of, word
+from storage.control_characters import shown
 from storage.errors import UserError
 
 SETTINGS = {
@@ -104,7 +105,7 @@ def main() -> None:
     try:
         *before, (last, words) = command_lines(sys.argv[1], variables)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(shown(f"error: {error}"))
     for name, own in before:
         if code := start(name, own, {}):
             sys.exit(code)

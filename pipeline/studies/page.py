@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline.pictures.chart import Chart, plotly_figure
 from pipeline.pictures.table import Table
+from storage.control_characters import shown
 from storage.files import atomic_path
 
 
@@ -72,7 +73,7 @@ def write_markdown(path: Path, page: Page) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """A text file, whole or not at all; where it lies."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(shown(text), encoding="utf-8")
     return path
 
 
