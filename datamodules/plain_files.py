@@ -6,17 +6,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.file_kinds import kind_of, start_of
+from storage.bounds import MOST_TEXT, check_npy_header, refuse_inflating, refuse_large
 from storage.control_characters import CONTROL, escaped
 from storage.errors import UserError
 
 NPY, ZIP = b"\x93NUMPY", b"PK"  # what files begin with
+MOST_LINE = 1 << 20  # characters of a line of a table
 MOST = 10_000_000  # tables as long as the highest number are made
 
 
@@ -24,6 +26,8 @@ def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of an `.npy` file; mapped into memory and not read with `mmap_mode="r"`."""
     refuse_other_kinds(path, NPY, "an .npy file")
     with told_of_arrays(path):
+        with path.open("rb") as file:
+            check_npy_header(file, path.stat().st_size)
         array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
         return array
 
@@ -57,6 +61,7 @@ def told_of_arrays(path: Path) -> Iterator[None]:
 def load_pt(path: Path) -> Any:
     """What `torch.save` wrote: tensors, numbers, text, and containers of them, on the CPU."""
     try:
+        refuse_inflating(path, path.stat().st_size)
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
@@ -74,9 +79,10 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     Raises:
         UserError: the file is empty or no CSV file in UTF-8, a heading occurs twice, or lines differ in length.
     """
+    refuse_large(path, MOST_TEXT, "a CSV file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(short_lines(path, file))
             lines = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}).") from error
@@ -94,6 +100,14 @@ def read_csv(path: Path) -> dict[str, list[str]]:
         raise UserError(f"{path}: the first line {','.join(heading)} names a column twice.")
     rows = [row for _, row in lines[not headless :]]
     return {name: [row[place] for row in rows] for place, name in enumerate(heading)}
+
+
+def short_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises `UserError` where one is longer than a line of a table can be."""
+    for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), ""), 1):
+        if len(line) == MOST_LINE:
+            raise UserError(f"{path}: line {number} is longer than {MOST_LINE:,} characters. One image per line.")
+        yield line
 
 
 def is_number(text: str) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from storage.artifacts import read_artifact, write_artifact
+from storage.bounds import refuse_npz
 from storage.errors import UserError
 from storage.files import atomic_path
 
@@ -65,10 +65,12 @@ class Statistics:
         expected = "expected an .npz file with mu [D] and sigma [D, D], as EDM's reference statistics"
         try:
             with np.load(path, allow_pickle=False) as arrays:
+                for name in ("mu", "sigma"):
+                    refuse_npz(arrays, name, Path(path).stat().st_size)
                 mean, cov = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; {expected}") from error
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile) as error:
+        except Exception as error:  # a damaged or made-up archive can raise anything
             raise UserError(f"{path}: can't be read ({error}); {expected}") from error
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise UserError(f"{path}: mu is {list(mean.shape)} and sigma {list(cov.shape)}; {expected}")

@@ -71,7 +71,9 @@ def read_artifact(path: str | Path, kind: str) -> Artifact:
             # The file is memory-mapped: verify and hand out a copy, which nobody can change behind our back.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         intact = header.pop("sha256", None) == _checksum(header, tensors)
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged or made-up file can raise anything
         problem = f"truncated, damaged, or no artifact of this project ({type(error).__name__}: {error})."
         raise DamagedArtifactError(kind, path, problem) from error
     if isinstance(header.get("format"), int) and header["format"] > FORMAT_VERSION:
@@ -122,7 +124,7 @@ def _taken_by(path: Path, kind: str, made_from: Mapping[str, Any]) -> str | None
         artifact = read_artifact(path, header["kind"])  # a flipped bit in the header is damage
     except PermissionError:
         return "cannot be read by this user"
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError):
         return None
     others = _others(artifact.meta, made_from)
     return f"holds {header['kind']}" + ("" if header["kind"] != kind else f" made from other {', '.join(others)}")

@@ -16,11 +16,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from storage.bounds import refuse_large
 from storage.control_characters import CONTROL
 from storage.errors import DamagedArtifactError, UserError, disk_is_full
 from storage.fingerprints import canonical_json
 
 MADE_FROM, CONTENT = "made_from", "content"  # keys of a remembered JSON file
+MOST_JSON = 1 << 28  # bytes of a JSON file that this project writes: a survey of millions of bad files is the largest
 SEAL = "sha256"  # the key of a sealed JSON file's checksum
 WORKPLACE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the folders in which files are written before they get their name
 WRITER = ".cedm-writer"  # in each of them: what its writer holds locked, and nobody else's folder has
@@ -172,11 +174,12 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
         DamagedArtifactError: the file is not what was written.
     """
     try:
+        refuse_large(Path(path), MOST_JSON, "a file of this kind")
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         intact = data.pop(SEAL, None) == hashlib.sha256(canonical_json(data)).hexdigest()
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError, UserError):
         intact = False
     if not intact:
         raise DamagedArtifactError("JSON", Path(path), "damaged or altered; its checksum does not match its content.")

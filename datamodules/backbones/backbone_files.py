@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from datamodules.backbones.backbone_settings import BackboneSettings
+from storage.bounds import refuse_large
 from storage.errors import UserError, WrongPathError
 
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
@@ -48,12 +49,24 @@ def _weight_files(settings: BackboneSettings, repository: str) -> list[Path]:
             'AutoImageProcessor)]" (or set a backbone.revision that holds safetensors).',
             "FOLDER",
         )
-    names = sorted(set(json.loads(found.read_text())["weight_map"].values())) if found.name == INDEX else []
+    names = shard_names(found) if found.name == INDEX else []
     shards = [_find(settings, repository, name) for name in names]
     if None in shards:
         problem = f"holds no {names[shards.index(None)]}, which {INDEX} names"
         raise UserError(f"{_place(settings, repository)}: {problem}.")
     return [found, *filter(None, shards)]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files of weights that a model's index names. Raises `UserError` where it is no such index."""
+    refuse_large(index, 1 << 26, "an index of weights")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a name leads out of the folder")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: no index of weights ({type(error).__name__}: {error}).") from error
+    return names
 
 
 def _place(settings: BackboneSettings, repository: str) -> str:

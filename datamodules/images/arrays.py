@@ -13,6 +13,7 @@ from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels, Reader
 from datamodules.images.unchanged import GONE, refuse_changed, state_of
 from datamodules.plain_files import ZIP, load_npy, refuse_other_kinds, told_of_arrays
+from storage.bounds import refuse_npz
 from storage.digests import file_digest, file_state
 from storage.errors import UserError, WrongPathError
 
@@ -121,6 +122,7 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
     refuse_other_kinds(path, ZIP, "an .npz file")
     with told_of_arrays(path), np.load(path, allow_pickle=False) as archive:
         image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
+        refuse_npz(archive, image_key, path.stat().st_size)
         images, name = archive[image_key], f"{path}::{image_key}"
         checked_range(name, images, settings.value_range)
         refuse_other_layouts(name, images.shape, settings.channels)
@@ -139,13 +141,12 @@ def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, sett
     if settings.labels is not None or found not in archive.files:
         return None
     try:
+        refuse_npz(archive, str(found), path.stat().st_size)
         return labels_from_array(f"{path}::{found}", archive[found], count)
     except UserError as error:  # of another length
         return Labels(None, note=str(error).rstrip("."))
-    except ValueError:  # numpy loads no objects
-        return Labels(
-            None, note=f"{path}::{found}: holds Python objects; one number or name for each image is expected"
-        )
+    except ValueError as error:  # Python objects, which are not loaded, or a header that lies
+        return Labels(None, note=f"{path}::{found}: {error}; one number or name for each image is expected")
 
 
 def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, ...], what: str) -> str:

@@ -23,6 +23,7 @@ from storage.errors import UserError
 
 T = TypeVar("T")
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # from samples of 2 and 4 bits to 8
+MOST_IMAGE = 1 << 30  # bytes of one file: Pillow's limit of 89 megapixels, at 12 bytes each
 CHUNK = 64  # images that one thread works on at a stretch
 
 # Pillow only warns up to twice its limit; `open_image` refuses above the limit itself.
@@ -80,7 +81,11 @@ def load_image(file: Path | bytes, name: str) -> Image.Image:
 def bytes_of(file: Path | bytes) -> bytes:
     """The bytes of a file, which may be at hand already. Raises `UnusableImageError`."""
     try:
-        return file if isinstance(file, bytes) else file.read_bytes()
+        if isinstance(file, bytes):
+            return file
+        if (size := file.stat().st_size) > MOST_IMAGE:
+            raise UnusableImageError(f"{size:,} bytes, more than the {MOST_IMAGE:,} that an image here can have")
+        return file.read_bytes()
     except OSError as error:
         raise UnusableImageError(f"{error.filename} cannot be read ({error.strerror})") from error
 

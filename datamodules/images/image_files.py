@@ -2,11 +2,10 @@
 
 import io
 import os
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,20 +13,19 @@ import numpy as np
 
 from datamodules.file_kinds import ARRAYS, HDF5, MATLAB, kind_of, start_of
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.decoding import UnusableImageError
+from datamodules.images.decoding import MOST_IMAGE, UnusableImageError
 from datamodules.images.formats import refused_suffixes, suffixes
-from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json
+from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json, most_labels, read_labels
 from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
 from datamodules.images.unchanged import refuse_changed, state_of
 from datamodules.plain_files import ZIP, refuse_other_kinds
+from storage.bounds import Entry
 from storage.control_characters import escaped
 from storage.digests import file_digest, file_digests, file_state
 from storage.errors import UserError, WrongPathError
 from storage.files import is_own
 from storage.fingerprints import fingerprint
-
-LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
 
 # What to do with a folder or ZIP that holds such files and no images.
 OTHER_KINDS = {
@@ -91,7 +89,9 @@ class FolderReader(EncodedReader):
 
     def own_labels(self) -> Labels | None:
         path = self.root / LABELS_FILE
-        return labels_in_dataset_json(path, path.read_bytes(), self.ids) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return labels_in_dataset_json(path, read_labels(path, len(self.ids)), self.ids)
 
     def _walk(self) -> Iterator[str]:
         """Ids of the images; each real folder is entered once, however many links lead to it, and none of a run."""
@@ -153,13 +153,11 @@ class ZipReader(EncodedReader):
             problem = f"not a readable ZIP file ({error or type(error).__name__}). Copy or make it again"
             raise WrongPathError(f"{path}: {problem}.", "FILE.zip") from error
         self.folders = {info.filename.rstrip("/") for info in infos if info.is_dir() and is_visible(info.filename)}
-        self._has_labels = any(info.filename == LABELS_FILE for info in infos)
+        labels = next((info for info in infos if info.filename == LABELS_FILE), None)
+        self._labels_entry = None if labels is None else Entry.of(labels)
         images = sorted(self._sort_out(infos), key=lambda info: info.filename)
         self.ids = [info.filename for info in images]
-        self._entries = np.array(
-            [(info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type) for info in images],
-            dtype=np.int64,
-        ).reshape(-1, 5)
+        self._entries = np.array([astuple(Entry.of(info)) for info in images], dtype=np.int64).reshape(-1, 5)
         refuse_no_images(path, self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,18 +166,10 @@ class ZipReader(EncodedReader):
     def file(self, row: int) -> tuple[bytes, str]:
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
-        offset, compressed_size, size, crc, method = self._entries[row].tolist()
         try:
-            header = os.pread(self._file.fileno(), LOCAL_HEADER_BYTES, offset)
-            start = offset + LOCAL_HEADER_BYTES + sum(struct.unpack("<HH", header[26:]))  # after name and extra field
-            content = os.pread(self._file.fileno(), compressed_size, start)
-            if method == zipfile.ZIP_DEFLATED:
-                content = zlib.decompressobj(-15).decompress(content, size or 1)
-        except (OSError, struct.error, zlib.error) as error:
-            raise UnusableImageError(f"truncated or damaged in the ZIP ({error})") from error
-        if len(content) != size or zlib.crc32(content) != crc:
-            raise UnusableImageError("damaged in the ZIP: its bytes do not match their checksum")
-        return content, self.ids[row]
+            return Entry(*self._entries[row].tolist()).read(self._file, MOST_IMAGE), self.ids[row]
+        except (OSError, ValueError) as error:
+            raise UnusableImageError(str(error)) from error
 
     def refuse_changed(self, row: int) -> None:
         refuse_changed(self._file.fileno() if self._file else self.path, self._state, str(self.path))
@@ -196,13 +186,13 @@ class ZipReader(EncodedReader):
         self._entries = self._entries[rows]
 
     def own_labels(self) -> Labels | None:
-        if not self._has_labels:
+        if self._labels_entry is None:
             return None
         path = self.path / LABELS_FILE
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                text = archive.read(LABELS_FILE)
-        except Exception as error:  # a damaged or encrypted entry can raise anything
+            with self.path.open("rb") as file:
+                text = self._labels_entry.read(file, most_labels(len(self.ids)))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}). Set dataset.labels=none to leave it out.") from error
         return labels_in_dataset_json(path, text, self.ids)
 

@@ -16,6 +16,7 @@ import numpy as np
 from datamodules.images.label_values import SHOWN, labels_from_values, numbered
 from datamodules.images.reader import Labels
 from datamodules.plain_files import load_npy, read_csv
+from storage.bounds import refuse_large
 from storage.errors import UserError
 
 LABELS_FILE = "dataset.json"
@@ -65,7 +66,7 @@ def read_label_file(path: Path, ids: list[str]) -> Labels:
     if path.suffix == ".npy":
         return labels_from_array(path, load_npy(path), len(ids))
     if path.suffix == ".json":
-        known, values = pairs_in_json(path, path.read_bytes())
+        known, values = pairs_in_json(path, read_labels(path, len(ids)))
         if not known:
             raise UserError(f"{path}: says that there are no labels (null).")
         return matched_labels(path, known, values, ids)
@@ -75,6 +76,17 @@ def read_label_file(path: Path, ids: list[str]) -> Labels:
     if not {"id", "label"} <= columns.keys():
         raise UserError(f"{path}: the columns id,label are expected; found {','.join(columns) or 'numbers alone'!r}.")
     return matched_labels(path, columns["id"], columns["label"], ids)
+
+
+def most_labels(count: int) -> int:
+    """Bytes that a JSON file of the labels of `count` images, and of as many others, can have."""
+    return (1 << 24) + count * 2048
+
+
+def read_labels(path: Path, count: int) -> bytes:
+    """The bytes of such a file. Raises `UserError` where it is larger, or cannot be read."""
+    refuse_large(path, most_labels(count), f"labels of {count:,} images")
+    return path.read_bytes()
 
 
 def labels_in_dataset_json(path: Path, text: bytes, ids: list[str]) -> Labels | None:

@@ -101,7 +101,7 @@ def read_embeddings(path: Path, key: str) -> Tensor:
 
 def is_artifact(path: Path) -> bool:
     """Whether a file is one that this project wrote."""
-    with suppress(SafetensorError), safe_open(path, framework="pt") as file:
+    with suppress(SafetensorError, ValueError), safe_open(path, framework="pt") as file:
         return HEADER_KEY in (file.metadata() or {})
     return False
 
@@ -111,7 +111,12 @@ def _contents(path: Path) -> dict[str, Any]:
     if path.suffix not in READERS:
         raise UserError(f"{path}: a file of assignments ends in {', '.join(READERS)}.")
     content = READERS[path.suffix](path)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
+    named = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
+    for key, value in named.items():
+        if isinstance(value, Tensor) and value.numel() > path.stat().st_size:  # one value under many indices
+            name = key or "the tensor"
+            raise UserError(f"{path}: {name} has {value.numel():,} values, more than the file has bytes.")
+    return named
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:

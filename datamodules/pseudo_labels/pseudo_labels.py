@@ -14,13 +14,14 @@ from torch import Tensor
 
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.assignment_files import is_artifact, read_cluster_ids
-from storage.artifacts import entry_path, read_artifact, write_artifact
+from storage.artifacts import Artifact, entry_path, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
 from storage.fingerprints import file_stem, fingerprint
 
 KIND = "pseudo-labels"
+MOST_CLUSTERS = 10_000_000  # a table of counts is as long
 MADE_FOR = "images"  # key of `meta`: the images that the pseudo-labels were made for
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,16 @@ class PseudoLabels:
     def load(cls, path: str | Path) -> "PseudoLabels":
         """Reads and verifies what `save` wrote."""
         artifact = read_artifact(path, KIND)
+        try:
+            return cls._of(artifact)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: no pseudo-labels of this project ({error}).") from error
+
+    @classmethod
+    def _of(cls, artifact: Artifact) -> "PseudoLabels":
+        num_clusters, ids = artifact.meta["num_clusters"], artifact.tensors["cluster_ids"]
+        if ids.dtype != torch.int64 or not 0 < num_clusters <= MOST_CLUSTERS:
+            raise ValueError(f"cluster ids of {ids.dtype} in {num_clusters} clusters")
         return cls(
             cluster_ids=artifact.tensors["cluster_ids"],
             num_clusters=artifact.meta["num_clusters"],

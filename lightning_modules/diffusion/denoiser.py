@@ -13,6 +13,7 @@ from lightning_modules.diffusion.network_settings import DENOISER_FILE, NetworkS
 from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
+from storage.errors import UserError
 
 INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
 CLUSTERS = ("cluster_frequencies", "cluster_ids")
@@ -141,6 +142,20 @@ class Denoiser(nn.Module):
         artifact = read_artifact(path / DENOISER_FILE if path.is_dir() else path, kind="denoiser")
         tensors = dict(artifact.tensors)
         clusters = {name: tensors.pop(name) for name in CLUSTERS if name in tensors}
-        denoiser = cls.described(artifact.meta, clusters)
-        denoiser.load_state_dict(tensors)
+        try:
+            refuse_promises(artifact.meta["network"], artifact.meta, tensors)
+            denoiser = cls.described(artifact.meta, clusters)
+            denoiser.load_state_dict(tensors)
+        except Exception as error:  # whatever a made-up description ends in
+            problem = str(error).splitlines()[0][:500] if str(error) else type(error).__name__
+            raise UserError(f"{path}: the weights do not fit what the file says of its network ({problem}).") from error
         return denoiser.eval()
+
+
+def refuse_promises(network: Mapping[str, Any], sizes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError for settings of a network that is much larger than its weights, before it is made."""
+    values, channels = sum(tensor.numel() for tensor in tensors.values()), network["model_channels"]
+    blocks = network["num_blocks"] * len(network["channel_mult"])
+    largest = max(sizes["label_dim"], sizes["img_channels"], sizes["augment_dim"], sizes["img_resolution"])
+    if (channels * max(network["channel_mult"])) ** 2 > values or blocks > len(tensors) or largest > max(values, 4096):
+        raise ValueError(f"{values:,} values in {len(tensors):,} tensors are too few for the network described")

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion.denoiser import INTERFACE, Denoiser
+from lightning_modules.diffusion.denoiser import INTERFACE, Denoiser, refuse_promises
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.objective import EDMObjective
+from storage.bounds import refuse_inflating
 
 # What the published constructors take where a network's dictionary leaves it out: settings that are free,
 FREE = {
@@ -94,6 +95,7 @@ def denoiser_from_edm(published: PublishedNetwork) -> Denoiser:
         raise ValueError(f"{sizes}, {sigma_data=}: expected numbers above 0")
     try:
         settings = replace(FREE[model_type], architecture=architecture, **free)
+        refuse_promises(asdict(settings), sizes, published.tensors)
         denoiser = Denoiser(settings, **sizes, objective=EDMObjective(sigma_data=sigma_data))
         denoiser.load_state_dict({name: tensor.float() for name, tensor in published.tensors.items()})
     except Exception as error:  # whatever settings of the wrong kind end in
@@ -135,7 +137,10 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
     """
     content = Path(path).read_bytes()
     try:
-        return _take_apart(_TensorsOnlyUnpickler(io.BytesIO(content)).load())
+        published = _take_apart(_TensorsOnlyUnpickler(io.BytesIO(content)).load())
+        if sum(tensor.numel() for tensor in published.tensors.values()) > len(content):
+            raise ValueError("its tensors have more values than the file has bytes")
+        return published
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or made-up pickle ends in
@@ -197,6 +202,7 @@ def _inert_object(meta: Mapping[str, Any]) -> _Inert:
 
 def _load_storage(data: bytes) -> Any:
     """In place of `torch.storage._load_from_bytes`, which would unpickle freely."""
+    refuse_inflating(io.BytesIO(data), len(data))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -206,8 +212,11 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype=dtype, count=1)[0]
 
 
-class _TensorsOnlyUnpickler(pickle.Unpickler):
-    """Unpickles tensors, numbers and containers; any other name is refused before it is imported."""
+class _TensorsOnlyUnpickler(pickle._Unpickler):
+    """Unpickles tensors, numbers and containers; any other name is refused before it is imported.
+
+    The unpickler written in Python: that in C makes a table as long as the highest number that a file mentions.
+    """
 
     HARMLESS: Mapping[tuple[str, str], Callable[..., Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -245,4 +254,8 @@ def _tensors(module: _Inert, prefix: str = "") -> dict[str, Tensor]:
 
 def _plain(value: Any) -> Any:
     """NumPy scalars, tuples and lists as what JSON knows."""
-    return np.asarray(value).tolist() if isinstance(value, np.generic | list | tuple) else value
+    if isinstance(value, list | tuple):
+        if len(value) > 100 or any(isinstance(item, list | tuple | dict | np.ndarray) for item in value):
+            raise ValueError("a setting that is no number and no short list of numbers")
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, np.generic) else value

@@ -13,8 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
-from storage.files import read_sealed_json, remove_abandoned, write_json, write_sealed_json
+from storage.files import MOST_JSON, read_sealed_json, remove_abandoned, write_json, write_sealed_json
 from storage.fingerprints import canonical_json
 from storage.settings import Settings, plain
 
@@ -154,8 +155,9 @@ def holds_run(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None where there is none, or no whole one."""
     try:
+        refuse_large(path, MOST_JSON, "a summary")
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, UserError):
         return None
 
 

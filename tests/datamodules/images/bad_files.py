@@ -129,7 +129,7 @@ REFUSED_IN_FOLDERS = [
     Refused("broken-link.png", lambda path: path.symlink_to("nowhere.png"), "a link that leads nowhere"),
     Refused("circle.png", lambda path: path.symlink_to(path.name), "a link that leads nowhere"),
     Refused("pipe.png", os.mkfifo, "no regular file"),
-    Refused("line\nbreak.png", PNG, "line break"),
+    Refused("line\nbreak.png", PNG, "control characters"),
     Refused(os.fsdecode(b"caf\xe9.png"), PNG, "no UTF-8 text"),
 ]
 
