@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.stop_request import stop_at_once
 from pipeline.settings.commands import maker_of, module_name
+from pipeline.settings.compile_cache import with_compile_cache
 from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settings
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
@@ -85,9 +86,11 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
             settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
             settings.check_files()
             remove_abandoned_entries(settings.cache_dir)
-            command = load_command(name)
+            run = functools.partial(load_command(name), settings)
+            if settings.trainer.compile:
+                run = functools.partial(with_compile_cache, run, settings.cache_dir)
             with stop_at_once():
-                return with_inputs(functools.partial(command, settings), make=sweep or MAKE_INPUTS in os.environ)
+                return with_inputs(run, make=sweep or MAKE_INPUTS in os.environ)
         code = outcome[0]
     except OwnProcessNeeded:
         code = run_alone(name)

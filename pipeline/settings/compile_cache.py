@@ -1,0 +1,121 @@
+"""What torch.compile writes: kept in the cache, cleared and made again where a killed process left a part of it."""
+
+import gc
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from storage.errors import UserError
+from storage.files import MARK, is_own, own_folder
+
+T = TypeVar("T")
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # where PyTorch keeps it; a user's own is used, and never cleared
+OURS = "CEDM_COMPILE_CACHE"  # what this project has set that variable to
+
+
+def with_compile_cache(run: Callable[[], T], cache_dir: str) -> T:
+    """What `run()` returns, which compiles networks; where that fails, once more with the compile cache cleared.
+
+    Raises:
+        UserError: the cache is damaged, and is the user's own; or it was cleared, and other processes take part, which
+            have to start anew.
+    """
+    folder = compile_folder(cache_dir)
+    if folder is not None:
+        os.environ |= {VARIABLE: str(folder), OURS: str(folder)}
+    try:
+        return run()
+    except Exception as error:
+        place = os.environ.get(VARIABLE, "")
+        if not is_about_compiling(error, place):
+            raise
+        if folder is None:
+            if place and place in told(error):
+                raise UserError(
+                    f"{VARIABLE}={place}: compiling failed over a file in there ({last_line(error)}). This compile "
+                    "cache is yours and is left as it is. Clear it, or unset the variable for one in cache_dir."
+                ) from error
+            raise
+        clear(folder)
+        note = (
+            f"compiling failed ({last_line(error)}). {folder}, where a killed process may have left a part, was cleared"
+        )
+        if in_a_group():
+            raise UserError(f"{note}. Run the same command again.") from error
+        print(f"Note: {note}; trying once more.", file=sys.stderr)
+    forget_compiled()
+    return run()
+
+
+def compile_folder(cache_dir: str) -> Path | None:
+    """The compile cache in `cache_dir`; None where the user has set another, or where this user has none there.
+
+    PyTorch loads machine code from it, so one that belongs to another user, or that others may write to, is not used.
+    """
+    if VARIABLE in os.environ and os.environ[VARIABLE] != os.environ.get(OURS):
+        return None
+    folder = own_folder(Path(cache_dir).absolute() / "compiled")
+    with suppress(OSError):
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+            return folder
+    return None
+
+
+def is_about_compiling(error: BaseException | None, place: str) -> bool:
+    """Whether an error came up while a network was compiled, or names a file in the compile cache `place`."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    while error is not None:
+        if isinstance(error, TorchDynamoException) or (place and place in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def told(error: BaseException | None) -> str:
+    """The texts of an error and of all that led to it."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+def last_line(error: BaseException) -> str:
+    """The line of an error that says most: the second of PyTorch's `backend='inductor' raised:`."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]
+
+
+def clear(folder: Path) -> None:
+    """Remove what PyTorch has put into our own folder."""
+    if is_own(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARK:
+                path.unlink(missing_ok=True)
+
+
+def in_a_group() -> bool:
+    """Whether this process has joined others, or is about to."""
+    import torch.distributed as dist
+
+    return dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def forget_compiled() -> None:
+    """Let PyTorch compile anew in this process, with the memory of the failed try free."""
+    import torch
+    from torch._inductor.utils import clear_caches
+
+    torch._dynamo.reset()
+    clear_caches()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

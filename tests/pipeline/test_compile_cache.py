@@ -1,0 +1,121 @@
+"""The compile cache: cleared where it is ours and damaged, and never where it is a user's."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings.compile_cache import OURS, VARIABLE, with_compile_cache
+from storage.errors import UserError
+from storage.files import own_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (VARIABLE, OURS):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def failing(times: int, error: Callable[[Path], Exception]) -> Callable[[], list[str]]:
+    """A command that leaves a file in the compile cache and fails so many times; it returns what lies there then."""
+    calls: list[int] = []
+
+    def run() -> list[str]:
+        folder = Path(os.environ[VARIABLE])
+        calls.append(1)
+        (folder / "ab").mkdir(exist_ok=True)
+        (folder / f"ab/{len(calls)}.so").touch()
+        if len(calls) <= times:
+            raise error(folder / "ab/1.so")
+        return sorted(path.name for path in folder.rglob("*.so"))
+
+    return run
+
+
+def too_short(path: Path) -> Exception:
+    return ImportError(f"{path}: file too short")
+
+
+def test_a_damaged_cache_is_cleared_and_compiled_anew_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert with_compile_cache(failing(0, too_short), str(tmp_path)) == ["1.so"]
+    assert with_compile_cache(failing(1, too_short), str(tmp_path)) == ["2.so"]
+    assert "file too short" in capsys.readouterr().err
+    with pytest.raises(ImportError):
+        with_compile_cache(failing(2, too_short), str(tmp_path))
+
+
+def test_other_errors_clear_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"):
+        with_compile_cache(failing(1, lambda path: ValueError("mine")), str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*.so")] == ["1.so"]
+
+
+def test_a_users_compile_cache_is_used_and_never_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kept.so").touch()
+    monkeypatch.setenv(VARIABLE, str(mine))
+    with pytest.raises(UserError, match=f"{VARIABLE}={mine}.*file too short"):
+        with_compile_cache(failing(1, too_short), str(tmp_path / "cache"))
+    assert sorted(path.name for path in mine.rglob("*.so")) == ["1.so", "kept.so"]
+    with pytest.raises(ValueError, match="mine"):
+        with_compile_cache(failing(1, lambda path: ValueError("mine")), str(tmp_path / "cache"))
+    assert sorted(path.name for path in tmp_path.rglob("*.so")) == ["1.so", "kept.so"]
+
+
+def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / "compiled/thesis.tex").touch()
+    with_compile_cache(failing(1, too_short), str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compiled", "compiled-2"]
+    assert (tmp_path / "compiled/thesis.tex").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a folder to another user")
+def test_machine_code_of_another_user_is_not_loaded(tmp_path: Path) -> None:
+    os.chown(own_folder(tmp_path / "compiled"), 65534, 65534)
+    with_compile_cache(lambda: None, str(tmp_path))
+    assert VARIABLE not in os.environ
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_over_a_truncated_compile_cache(tmp_path: Path) -> None:
+    """What a kill in the middle of a link leaves; in a user's own compile cache, and in ours."""
+    settings = [
+        "conditioning=none", "dataset.max_images=64", "network.model_channels=8", "network.num_blocks=1",
+        "network.attn_resolutions=[]", "training.duration_kimg=0.064", "training.batch_size=32", "sampler.steps=2",
+        "evaluation.backbone=null", "evaluation.grid_every_kimg=10", "trainer.compile=true", "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    mine, ours = tmp_path / "mine", tmp_path / "cache/compiled"
+
+    def train(run_dir: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline", "train", *settings, f"run_dir={run_dir}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    def truncated(folder: Path) -> dict[Path, bytes]:
+        for path in folder.rglob("*.so"):
+            os.truncate(path, 100)
+        return {path: path.read_bytes() for path in folder.rglob("*.so")}
+
+    assert train("first", **{VARIABLE: str(mine)}).returncode == 0
+    before = truncated(mine)
+    assert before
+    refused = train("second", **{VARIABLE: str(mine)})
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False), refused.stderr
+    assert VARIABLE in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+    assert train("third").returncode == 0
+    assert truncated(ours)
+    again = train("fourth")
+    assert again.returncode == 0, again.stderr
+    assert "trying once more" in again.stderr
+    shutil.rmtree(tmp_path / "cache")
