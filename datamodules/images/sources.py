@@ -77,7 +77,11 @@ class ImageSource:
     def image(self, index: int) -> Image.Image | np.ndarray:
         """Image number `index`, decoded: a Pillow image as stored, or uint8 [H, W, C]."""
         with self._refused(f"{self.ids[index]!r} cannot be used: "):
-            return self._reader.read(int(self.rows[index]))
+            return self.decoded(index)
+
+    def decoded(self, index: int) -> Image.Image | np.ndarray:
+        """Image number `index`, for who counts the bad ones. Raises `UnusableImageError`."""
+        return self._reader.read(int(self.rows[index]))
 
     def header(self, index: int) -> Image.Image | np.ndarray:
         """Image number `index` with its size and mode, its pixels not decoded. Raises `UnusableImageError`."""

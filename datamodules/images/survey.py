@@ -1,17 +1,21 @@
-"""What a data set holds, told from headers, listings and digests: no image is decoded but the few that are shown."""
+"""What a data set holds: every image is decoded once, and the rest told from listings and digests."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 import torch
 
-from datamodules.images.decoding import UnusableImageError, each_row
+from datamodules.images.arrays import digest
+from datamodules.images.decoding import each_row
+from datamodules.images.images import to_uint8
 from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource, refuse_bad_files
+from storage.errors import UserError
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
@@ -27,6 +31,9 @@ class Survey:
     modes: dict[str, int]  # images by file format and mode, such as `PNG RGBA`
     num_duplicates: int  # images stored as the same bytes as an earlier one
     duplicates: list[tuple[str, str]]  # some of them, each with the earlier one
+    num_distinct: int  # images of different pixels, however they are stored
+    num_blank: int  # images of one colour throughout
+    blank: list[str]  # some of them
     class_counts: list[int] | None  # images per class; None without labels
     class_names: list[str] | None  # None where classes are numbers
     num_unlabelled: int  # images without a label, where others have one
@@ -42,6 +49,17 @@ class Survey:
         places = np.searchsorted(sizes[:, 2].cumsum(), [1, (self.num_images + 1) // 2, self.num_images])
         return sizes[places, :2]
 
+    @property
+    def cut_off(self) -> list[tuple[float, int, int, int]]:
+        """Sizes that are no squares: (share of the pixels beside the central square, width, height, images), sorted."""
+        shares = ((1 - min(w, h) / max(w, h), w, h, count) for w, h, count in self.sizes if w != h)
+        return sorted(shares)
+
+    def enlarged(self, resolution: int) -> list[tuple[int, int]]:
+        """(shorter side, images) of those whose shorter side is below the resolution of training, sorted."""
+        sides = ((min(width, height), count) for width, height, count in self.sizes)
+        return sorted((side, count) for side, count in sides if side < resolution)
+
 
 def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
     """The survey of a source, and the JSON file in the cache that keeps it.
@@ -49,20 +67,23 @@ def survey(source: ImageSource, cache_dir: str | Path) -> tuple[Survey, Path]:
     It is made again when a file may have changed, when others are listed, or under another version of Pillow.
 
     Raises:
-        UserError: images whose headers cannot be used, unless they are skipped; the message counts and names them.
+        UserError: images that cannot be used, unless they are skipped; the message counts and names them.
     """
     labels = None if source.labels is None else [source.labels.tolist(), source.class_names]
-    key = fingerprint([source.state, labels, source.labels_note, str(source.splits), source.left_out, PIL.__version__])
+    told = [source.labels_note, str(source.splits), source.left_out]
+    key = fingerprint([source.state, labels, told, PIL.__version__, [field.name for field in fields(Survey)]])
     path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(source.name, key)}.json"
     return Survey(**remembered_json(path, key, lambda: asdict(_look(source)))), path
 
 
 def _look(source: ImageSource) -> Survey:
-    found = list(each_row(partial(_header, source), len(source), f"looking at {source.name}"))
+    found = list(each_row(partial(_look_at, source), len(source), f"looking at {source.name}"))
     bad = {source.ids[index]: reason for index, reason in enumerate(found) if isinstance(reason, str)}
     if bad:
         refuse_bad_files(source.name, bad, len(source))
-    sizes, modes = (Counter(part) for part in zip(*found, strict=True))
+    looks = [look for look in found if not isinstance(look, str)]
+    sizes, modes = Counter(look.size for look in looks), Counter(look.mode for look in looks)
+    blank = [source.ids[index] for index, look in enumerate(looks) if look.blank]
     first: dict[str, int] = {}
     earlier = [first.setdefault(digest, index) for index, digest in enumerate(source.image_digests())]
     copies = [(source.ids[index], source.ids[other]) for index, other in enumerate(earlier) if other != index]
@@ -77,6 +98,9 @@ def _look(source: ImageSource) -> Survey:
         modes=dict(modes.most_common()),
         num_duplicates=len(copies),
         duplicates=copies[:SHOWN],
+        num_distinct=len({look.pixels for look in looks}),
+        num_blank=len(blank),
+        blank=blank[:SHOWN],
         class_counts=class_counts,
         class_names=source.class_names,
         num_unlabelled=num_unlabelled,
@@ -87,19 +111,26 @@ def _look(source: ImageSource) -> Survey:
     )
 
 
-def _header(source: ImageSource, index: int) -> tuple[tuple[int, int], str] | str:
-    """(width, height) and mode of an image; or why it cannot be used."""
+class _Look(NamedTuple):
+    """What is found out about one image."""
+
+    size: tuple[int, int]  # width, height
+    mode: str  # format and mode, or type and channels of an array
+    blank: bool
+    pixels: str  # their digest
+
+
+def _look_at(source: ImageSource, index: int) -> _Look | str:
+    """What one image is; or why it cannot be used."""
     try:
-        image = source.header(index)
-    except UnusableImageError as error:
+        image = source.decoded(index)
+        stored = source.header(index) if isinstance(image, np.ndarray) else image
+        values = image if isinstance(image, np.ndarray) else to_uint8(image, None, 3).permute(1, 2, 0).numpy()
+    except (UserError, ValueError, OSError) as error:
         return str(error)
-    if isinstance(image, np.ndarray):
-        height, width, channels = image.shape
-        return (width, height), f"{image.dtype}, {channels} channel{'s' if channels > 1 else ''}"
-    with image:
-        return image.size, f"{image.format} {image.mode}"
-
-
-def enlarged(sizes: list[tuple[int, int, int]], resolution: int) -> int:
-    """Images whose shorter side is below the resolution of training."""
-    return sum(count for width, height, count in sizes if min(width, height) < resolution)
+    height, width, channels = values.shape
+    if isinstance(stored, np.ndarray):
+        mode = f"{stored.dtype}, {channels} channel{'s' if channels > 1 else ''}"
+    else:
+        mode = f"{stored.format} {stored.mode}"
+    return _Look((width, height), mode, bool((values == values[0, 0]).all()), f"{values.shape} {digest(values)}")

@@ -96,8 +96,9 @@ def name_of(condition: Condition) -> str:
 
 
 def describe(labels: PseudoLabels, path: Path) -> str:
-    """Two lines for the terminal."""
+    """Some lines for the terminal."""
     counts = labels.counts[labels.counts > 0]
     use = f"{labels.num_used} of {labels.num_clusters} (utilization ratio {labels.utilization_ratio:.3f})"
     sizes = f"{int(counts.min())} to {int(counts.max())} images each"
-    return f"pseudo-labels  {path}\nclusters used  {use}, {sizes}"
+    alone = "\nWarning: all images are in one cluster; `train` needs two or more." if labels.num_used == 1 else ""
+    return f"pseudo-labels  {path}\nclusters used  {use}, {sizes}{alone}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from datamodules.embeddings.embeddings import embeddings_path
 from datamodules.embeddings.neighbours import import_faiss, make_neighbours, neighbours_path
 from datamodules.images.sources import ImageSource, open_source
+from datamodules.images.survey import survey
 from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.data_report import keep_report, report_data
 from pipeline.running.condition import Condition
@@ -41,6 +42,7 @@ def embed(settings: SharedSettings) -> None:
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
+    check_distinct(source, cache_dir)
     identity = condition.backbone_identity
     path = embeddings_path(cache_dir, source, identity)
     done_before = path.exists()
@@ -73,6 +75,15 @@ def embed(settings: SharedSettings) -> None:
             keep_report(report, folder)
             print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
+
+
+def check_distinct(source: ImageSource, cache_dir: str) -> None:
+    """Raise a `UserError` where all images are the same."""
+    if len(source) > 1 and survey(source, cache_dir)[0].num_distinct == 1:
+        raise UserError(
+            f"{source.name}: all {len(source):,} images have the same pixels, so they are one cluster. Look at the "
+            "contact sheet; set another dataset.path, or conditioning=none to train without clusters."
+        )
 
 
 def check_neighbours(source: ImageSource, num_neighbours: int) -> None:

@@ -3,13 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from callbacks.image_grid import image_grid
 from datamodules.images.image_files import printable
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource, evenly_spaced
-from datamodules.images.survey import Survey, enlarged, survey
+from datamodules.images.survey import Survey, survey
 from storage.files import atomic_path
 
 COLUMNS = 10
@@ -48,8 +49,18 @@ def describe(found: Survey, name: str, resolution: int) -> list[str]:
     """The survey as lines for a terminal."""
     said = {"sizes": describe_sizes(found)}
     said["modes"] = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
-    if small := enlarged(found.sizes, resolution):
-        said["enlarged"] = f"{small:,} images are smaller than dataset.resolution={resolution}"
+    if found.cut_off:
+        said["cut off"] = describe_cut_off(found)
+    if small := found.enlarged(resolution):
+        side = small[0][0]
+        said["enlarged"] = (
+            f"{sum(count for _, count in small):,} images are smaller than dataset.resolution={resolution}; of the "
+            f"smallest {side}×{side} pixels are drawn {resolution / side:.2g} times as large"
+        )
+    if found.num_distinct == 1 and found.num_images > 1:
+        said["identical"] = f"all {found.num_images:,} images have the same pixels"
+    if found.num_blank:
+        said["blank"] = f"{found.num_blank:,} images of one colour throughout, such as {found.blank[0]}"
     if found.split:
         said["split"] = printable(found.split)
     if found.class_counts is not None:
@@ -77,6 +88,17 @@ def describe_sizes(found: Survey) -> str:
         return ", ".join(f"{width}×{height} ({count:,})" for width, height, count in found.sizes)
     smallest, median, largest = (f"{width}×{height}" for width, height in found.areas.tolist())
     return f"{len(found.sizes):,} different: smallest {smallest}, median {median}, largest {largest}"
+
+
+def describe_cut_off(found: Survey) -> str:
+    """How many images are not square, and how much of them training does not see."""
+    counts = np.array([count for _, _, _, count in found.cut_off])
+    share, *_ = found.cut_off[int(np.searchsorted(counts.cumsum(), (counts.sum() + 1) // 2))]  # the median
+    most, width, height, _ = found.cut_off[-1]
+    return (
+        f"{counts.sum():,} images are not square: training sees the central square, without {share:.0%} of the pixels "
+        f"(median; {most:.0%} of {width}×{height})"
+    )
 
 
 def describe_classes(counts: list[int], names: list[str] | None) -> str:

@@ -13,6 +13,7 @@ from callbacks.throughput import ImageProgressBar
 from callbacks.utilization import UtilizationRatio
 from datamodules.backbones.clip_text import embed_class_names
 from datamodules.embedding_datamodule import EmbeddingDataModule
+from datamodules.embeddings.embeddings import Embeddings
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
 from datamodules.stream import split_batch
@@ -33,7 +34,9 @@ from pipeline.running.condition import Condition
 from pipeline.running.fit import fit, hyperparameters
 from pipeline.running.run_folder import write_summary
 from pipeline.running.trainer_settings import TrainerSettings
+from storage.errors import UserError
 
+SAME = 1e-5  # embeddings of equal images differ by less, as a share of the largest value: rounding
 UTILIZATION_LOOKS = 20  # how often the whole data set is assigned during the training
 METHODS = {"temi": "TEMI", "kmeans": "k-means", "labels": "given labels", "random": "random clusters", "clip": "CLIP"}
 
@@ -63,7 +66,7 @@ class Clustering:
         settings = self.condition.clustering
         assert isinstance(settings, TEMISettings)
         split_batch(settings.batch_size, world_size)
-        embeddings = self.condition.embeddings(self.source)
+        embeddings = self._embeddings()
         return EmbeddingDataModule(
             embeddings,
             self.condition.neighbours(embeddings),
@@ -121,7 +124,7 @@ class Clustering:
             return self._pseudo_labels(source.labels, num_clusters, everyone, names)
         if isinstance(settings, CLIPSettings):
             names = self.condition.class_names(source)
-            images = self.condition.embeddings(source).values
+            images = self._embeddings().values
             texts = embed_class_names(self.condition.backbone, names, settings.prompt)
             cluster_ids, confidence = zero_shot(images, texts.embeddings, texts.logit_scale)
             return self._pseudo_labels(cluster_ids, len(names), confidence, names)
@@ -131,7 +134,7 @@ class Clustering:
         if isinstance(settings, RandomSettings):
             cluster_ids = random_groups(len(source), settings.num_clusters, self.condition.seed)
             return self._pseudo_labels(cluster_ids, settings.num_clusters, everyone)
-        values = self.condition.embeddings(source).values
+        values = self._embeddings().values
         cluster_ids, confidence = kmeans(values, settings.num_clusters, self.condition.seed)
         return self._pseudo_labels(cluster_ids, settings.num_clusters, confidence)
 
@@ -165,6 +168,22 @@ class Clustering:
             title = f"{self.source.name}, {settings.objective.upper()}{beta}"
         named = isinstance(settings, LabelsSettings | CLIPSettings)  # as many clusters as there are names
         return title if named else f"{title}, C = {settings.num_clusters:,}"
+
+    def _embeddings(self) -> Embeddings:
+        """The embeddings of the images.
+
+        Raises:
+            UserError: they are all the same, but for rounding.
+        """
+        embeddings = self.condition.embeddings(self.source)
+        values = embeddings.values
+        if len(values) > 1 and bool((values - values[0]).abs().amax() <= SAME * values.abs().amax()):
+            raise UserError(
+                f"{self.source.name}: all {len(self.source):,} images have the same embedding by "
+                f"backbone={self.condition.backbone.name}, so they are one cluster. Look at the contact sheet of "
+                "`embed`; set another data set or backbone, or conditioning=none to train without clusters."
+            )
+        return embeddings
 
     def _pseudo_labels(
         self, cluster_ids: Tensor, num_clusters: int, confidence: Tensor, names: list[str] | None = None

@@ -160,12 +160,14 @@ class Condition:
             return None
         if self.assignments is None:
             self.check(source)
-            return PseudoLabels.load(self.pseudo_labels_path(source))
-        labels = read_assignments(self.assignments, source)
+            labels = PseudoLabels.load(self.pseudo_labels_path(source))
+        else:
+            labels = read_assignments(self.assignments, source)
         if labels.num_used < 2:
+            origin = f"clustering={self.method}" if self.assignments is None else f"assignments={self.assignments}"
             raise UserError(
-                f"assignments={self.assignments}: all {len(source)} images are in one cluster. "
-                "Set conditioning=none to train without clusters."
+                f"{origin}: all {len(source):,} images are in one cluster, which tells a diffusion model nothing. "
+                "Set conditioning=none to train without clusters, or cluster other images."
             )
         return labels
 

@@ -140,7 +140,7 @@ def test_what_was_understood_is_told_once_made_and_told_again(
         "skipped        1, which cannot be used:\n               web.jpg: a web page",
     ):
         assert line in skipped.out
-    monkeypatch.setattr("datamodules.images.sources.ImageSource.header", None)  # nothing is looked at again
+    monkeypatch.setattr("datamodules.images.sources.ImageSource.decoded", None)  # nothing is looked at again
     again = cedm("embed", *typed, "dataset.on_bad_file=skip")
     assert "duplicates     1, exact" in again.out
     assert "Nothing to do" in again.out
@@ -194,6 +194,63 @@ def test_a_data_set_of_splits_is_trained_on_its_training_images(cedm: Cedm, work
     assert (trained.code, said in trained.out) == (0, True), trained
     assert "data        30 images" in trained.out
     assert "test (10); left out: Train (30)" in cedm("embed", *typed, "dataset.split=test").out
+
+
+def test_what_training_does_not_see_is_told(cedm: Cedm, workplace: Path) -> None:
+    folder = workplace / "mixed"
+    folder.mkdir()
+    for number, image in enumerate(pictures(4)):
+        Image.fromarray(image).save(folder / f"square{number}.png")
+    for number, (width, height) in enumerate([(20, 16), (40, 20), (16, 64)]):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            folder / f"wide{number}.png"
+        )
+    Image.new("RGB", (16, 16), "navy").save(folder / "blank.jpg")
+    Image.new("RGBA", (16, 16), (200, 10, 10, 0)).save(folder / "transparent.png")  # seen as white
+    typed = ["dataset=folder", "dataset.path=mixed", "backbone=pixels", "clustering.num_neighbours=3"]
+    result = cedm("embed", *typed, "dataset.resolution=16")
+    for line in (
+        "cut off        3 images are not square: training sees the central square, without 50% of the pixels (median; "
+        "75% of 16×64)\n",
+        "enlarged       4 images are smaller than dataset.resolution=16; of the smallest 10×10 pixels are drawn 1.6 ",
+        "blank          2 images of one colour throughout, such as blank.jpg\n",
+    ):
+        assert line in result.out
+    report = json.loads(next(Path("runs").rglob("data.json")).read_text())
+    assert (report["num_distinct"], report["num_blank"], report["blank"]) == (9, 2, ["blank.jpg", "transparent.png"])
+    assert not {"cut off", "enlarged", "blank"} & {line[:15].strip() for line in cedm("embed").out.splitlines()}
+
+
+def test_identical_images_end_before_a_model_is_trained(cedm: Cedm, workplace: Path) -> None:
+    for name in ("same", "black"):
+        (workplace / name).mkdir()
+    for number in range(8):
+        image = Image.fromarray(pictures(1)[0])
+        image.save(workplace / f"same/{number}.png", compress_level=number)  # the same pixels in other bytes
+        Image.new("RGB", (10 + number, 10)).save(workplace / f"black/{number}.png")
+    same, black = (["dataset=folder", f"dataset.path={name}", *SMALL] for name in ("same", "black"))
+    stopped = cedm("embed", *same)
+    assert (stopped.code, "all 8 images have the same pixels, so they are one cluster" in stopped.err) == (2, True)
+    assert not Path("runs").exists()
+    assert cedm("embed", *same, "conditioning=none").code == 0
+    assert cedm("embed", *black).code == 0
+    for clustering in (["clustering=kmeans", "clustering.num_clusters=2"], [*TINY_TEMI, "clustering.batch_size=4"]):
+        stopped = cedm("cluster", *black, *clustering)
+        assert (stopped.code, "all 8 images have the same embedding" in stopped.err) == (2, True), stopped.err
+    Path("one.csv").write_text("id,label\n" + "".join(f"{number}.png,dark\n" for number in range(8)))
+    labelled = [*black, "dataset.labels=one.csv", "clustering=labels"]
+    assert "Warning: all images are in one cluster" in cedm("cluster", *labelled).out
+    stopped = cedm("train", *labelled, *TINY_EDM)
+    assert (stopped.code, "Set conditioning=none to train without clusters" in stopped.err) == (2, True)
+    assert not list(Path("runs").rglob("train-*"))
+
+
+def test_all_damaged_images_are_named_before_the_embedding(cedm: Cedm, images: Path) -> None:
+    for name in ("cat/1", "dog/3", "dog/6"):
+        path = images / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:-60])
+    stopped = cedm("embed", "dataset=folder", f"dataset.path={images}", *SMALL)
+    assert (stopped.code, "3 of 12 files cannot be used as images" in stopped.err) == (2, True), stopped.err
 
 
 @pytest.mark.slow
