@@ -5,7 +5,7 @@ from pathlib import Path
 from datamodules.embeddings.embeddings import embeddings_path
 from datamodules.embeddings.neighbours import import_faiss, make_neighbours, neighbours_path
 from datamodules.images.sources import ImageSource, open_source
-from datamodules.images.survey import survey
+from datamodules.images.survey import Survey
 from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.data_report import keep_report, report_data
 from pipeline.running.condition import Condition
@@ -38,11 +38,11 @@ def embed(settings: SharedSettings) -> None:
         check_neighbours(source, temi.num_neighbours)
         if temi.neighbour_search == "approximate":
             import_faiss()  # before the embedding, not after it
-    report = report_data(source, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
+    found, picture = report_data(source, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
-    check_distinct(source, cache_dir)
+    check_distinct(source, found)
     identity = condition.backbone_identity
     path = embeddings_path(cache_dir, source, identity)
     done_before = path.exists()
@@ -51,8 +51,8 @@ def embed(settings: SharedSettings) -> None:
         k, search = temi.num_neighbours, temi.neighbour_search
         neighbours = neighbours_path(cache_dir, embeddings, k, search)
         done_before = done_before and neighbours.exists()
-        found = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
-        recall = "" if search == "exact" else f"  ({search}, recall {found.recall:.3f})"
+        graph = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
+        recall = "" if search == "exact" else f"  ({search}, recall {graph.recall:.3f})"
         print(f"neighbours  {neighbours}{recall}")
     print(f"embeddings  {path}  [{len(source):,} × {embeddings.values.shape[1]}]")
     if done_before:
@@ -72,14 +72,14 @@ def embed(settings: SharedSettings) -> None:
         parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
         folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
         with opened_run_folder(folder, run, settings.overwrite):
-            keep_report(report, folder)
+            keep_report(found, picture, folder)
             print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
 
 
-def check_distinct(source: ImageSource, cache_dir: str) -> None:
+def check_distinct(source: ImageSource, found: Survey) -> None:
     """Raise a `UserError` where all images are the same."""
-    if len(source) > 1 and survey(source, cache_dir)[0].num_distinct == 1:
+    if len(source) > 1 and found.num_distinct == 1:
         raise UserError(
             f"{source.name}: all {len(source):,} images have the same pixels, so they are one cluster. Look at the "
             "contact sheet; set another dataset.path, or conditioning=none to train without clusters."

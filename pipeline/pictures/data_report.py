@@ -1,6 +1,7 @@
 """What `cedm embed` says of the images: how it understood them, what it left out and why, and how they look."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from datamodules.images.image_files import printable
 from datamodules.images.images import decode
 from datamodules.images.sources import ImageSource, evenly_spaced
 from datamodules.images.survey import Survey, survey
-from storage.files import atomic_path
+from storage.files import atomic_path, write_json
 
 COLUMNS = 10
 ROWS = 6
@@ -21,8 +22,8 @@ SHOWN_NAMES = 5
 DARK = 64  # a data set whose brightest shown pixel is below this was probably scaled wrongly
 
 
-def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: Path) -> list[Path]:
-    """Print what the data set holds; returns the files that keep it: the survey, and the contact sheet.
+def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: Path) -> tuple[Survey, Path]:
+    """Print what the data set holds; returns that, and the contact sheet.
 
     Raises:
         UserError: images that cannot be used, counted and named, unless `dataset.on_bad_file=skip`.
@@ -35,14 +36,14 @@ def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: 
     if not picture.exists():
         lines += draw_contact_sheet(source, resolution, channels, picture)
     print("\n".join([*lines, f"contact sheet  {picture}"]))
-    return [path, picture]
+    return found, picture
 
 
-def keep_report(files: list[Path], folder: Path) -> None:
-    """Copies of the report's files in a run folder, under plain names."""
-    for file, name in zip(files, ("data.json", "data.png"), strict=True):
-        with atomic_path(folder / name) as temporary:
-            shutil.copyfile(file, temporary)
+def keep_report(found: Survey, picture: Path, folder: Path) -> None:
+    """The survey and a copy of the contact sheet in a run folder, under plain names."""
+    write_json(folder / "data.json", asdict(found))
+    with atomic_path(folder / "data.png") as temporary:
+        shutil.copyfile(picture, temporary)
 
 
 def describe(found: Survey, name: str, resolution: int) -> list[str]:
