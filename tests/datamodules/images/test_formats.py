@@ -193,6 +193,8 @@ def test_gif(interlaced: bool) -> None:
     hole = int(indices[5, 5])
     seen = np.where(indices[..., None] == hole, 255, PALETTE[indices])
     check(gif(indices, PALETTE, hole, interlaced=interlaced), seen, 0)
+    seen = np.where(indices[..., None] == hole, 255, shown(indices))
+    check(gif(indices, ramp, hole, interlaced=interlaced), seen, 0)
 
 
 def test_a_gif_smaller_than_its_canvas() -> None:
