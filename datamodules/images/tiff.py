@@ -32,7 +32,8 @@ LAYOUTS: dict[tuple[int, int, tuple[int, ...]], set[int]] = {
     (YCBCR, 3, ()): {8},
 }
 PHOTOMETRICS = {
-    -1: "colours that it does not name", 0: "grey with white as zero", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIE L*a*b*",
+    -1: "colours that it does not name",
+    0: "grey with white as zero", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIE L*a*b*",
     9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "raw",
 }  # fmt: skip
 FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
