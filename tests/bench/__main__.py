@@ -17,10 +17,17 @@ import torch
 from bench_edm import bench_edm
 from bench_embed import bench_embed
 from bench_neighbours import bench_neighbours
+from bench_shared import bench_shared
 from bench_standardise import bench_standardise
 from bench_temi import bench_temi
 
-PARTS = {"embed": bench_embed, "neighbours": bench_neighbours, "temi": bench_temi, "edm": bench_edm}
+PARTS = {
+    "embed": bench_embed,
+    "neighbours": bench_neighbours,
+    "temi": bench_temi,
+    "edm": bench_edm,
+    "shared": bench_shared,
+}
 ON_REQUEST = {"standardise": bench_standardise}
 
 
