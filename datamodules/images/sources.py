@@ -22,7 +22,7 @@ from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
 from datamodules.images.reader import UNLABELLED, Labels, Reader
-from datamodules.images.split_folders import find_splits
+from datamodules.images.split_folders import find_splits, other_split
 from storage.errors import UserError, named_by
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
@@ -170,15 +170,20 @@ def choose_split(reader: Reader, settings: DatasetSettings) -> None:
     """Keep the images of the split `dataset.split`, where folders are those of splits.
 
     Raises:
-        UserError: there is no such split.
+        UserError: there is no such split, or nothing in it.
     """
     if reader.folders is None:
         return
-    splits = reader.splits = find_splits(reader.ids, settings.split)
+    folders = reader.folders | {name.rpartition("/")[0] for name in reader.unusable}
+    splits = reader.splits = find_splits(reader.ids, settings.split, folders)
     if splits is not None:
         reader.keep([row for row, image_id in enumerate(reader.ids) if splits.takes(image_id)])
         reader.unusable = {name: reason for name, reason in reader.unusable.items() if splits.takes(name)}
         reader.folders = {name for name in reader.folders if splits.takes(name)}
+        if not reader.ids and not reader.unusable:
+            raise UserError(
+                f"dataset.split={settings.split}: no images in {', '.join(splits.taken)}. {other_split(splits.counts)}"
+            )
 
 
 def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:

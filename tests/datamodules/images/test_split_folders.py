@@ -31,6 +31,14 @@ def tree(root: Path, places: Sequence[str], kind: str) -> Path:
     return root / "tree.zip"
 
 
+def zipped(folder: Path) -> Path:
+    """The folder as a ZIP, as `zip -r` makes it: with entries for the folders."""
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return folder.with_suffix(".zip")
+
+
 TRAIN = ["train/cat/1.png", "train/cat/2.png", "train/dog/3.png"]
 TEST = ["test/cat/4.png", "test/dog/5.png"]
 
@@ -78,6 +86,12 @@ def test_the_classes_lie_below_the_splits(tmp_path: Path, kind: str) -> None:
         (["train/1.png", "test/2.png", "sheet.png", "unlabeled/3.png"], "All", [0, 1, 2, 3], 0),
         (["only/test/1.png", "only/test/2.png"], "test", [0, 1], 1),
         (["train/train/1.png", "test/test/2.png"], "train", [0], 0),
+        (["seg_train/seg_train/sea/1.png", "seg_test/seg_test/sea/2.png", "seg_pred/3.png"], "train", [0], 0),
+        (["DIV2K_train_HR/1.png", "DIV2K_valid_HR/2.png"], "val", [1], 0),
+        (["ILSVRC2012_img_train/n01/1.png", "ILSVRC2012_img_val/n01/2.png"], "train", [0], 0),
+        (["trainA/1.png", "trainB/2.png", "testA/3.png", "testB/4.png"], "train", [0, 1], 0),
+        (["train/1.png", "train_masks/2.png", "test/3.png", "test_masks/4.png"], "train", [0], 0),
+        (["TrainSet/1.png", "TestSet/2.png"], "train", [0], 0),
     ],
 )
 def test_split_folders(places: list[str], split: str, taken: list[int], depth: int) -> None:
@@ -97,6 +111,8 @@ def test_split_folders(places: list[str], split: str, taken: list[int], depth: i
         ["cat/1.png", "dog/2.png"],
         ["a/train/1.png", "a/test/2.png", "b/other/3.png"],
         ["training day/1.png", "testament/2.png", "valley/3.png"],
+        ["bullet_train/1.png", "crash_test/2.png", "bus/3.png"],
+        ["a/train/1.png", "a/test/2.png", "b/bullet_train/3.png"],
         ["1.png", "2.png"],
     ],
 )
@@ -149,3 +165,38 @@ def test_labels_of_a_file_know_the_images_by_their_whole_path(tmp_path: Path) ->
     source = opened("folder", path, labels=str(tmp_path / "l.csv"))
     assert source.labels is not None
     assert source.labels.tolist() == [1, 2, 3]
+
+
+def test_a_class_of_trains_below_splits(tmp_path: Path) -> None:
+    path = tree(tmp_path, ["train/car/1.png", "train/train/2.png", "test/train/3.png", "test/test/4.png"], "folder")
+    assert classes(opened("folder", path, labels="folders")) == ["car", "train"]
+    assert classes(opened("folder", path, labels="folders", split="test")) == ["test", "train"]
+    assert classes(opened("folder", path, labels="folders", split="all")) == ["test", "train", "car", "train"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_no_split_takes_the_place_of_one_without_images(tmp_path: Path, kind: str) -> None:
+    path = tree(tmp_path, ["test/cat/1.png", "test/dog/2.png"], "folder")
+    (path / "train" / "cat").mkdir(parents=True)
+    (path / "train" / "cat" / "1.txt").write_text("not yet downloaded")
+    if kind == "zip":
+        path = zipped(path)
+    with pytest.raises(UserError, match=r"dataset\.split=train: no images in train\. Set dataset\.split=test"):
+        opened(kind, path)
+    assert len(opened(kind, path, split="test")) == 2
+
+
+@pytest.mark.parametrize("on_bad_file", ["stop", "skip"])
+def test_no_split_takes_the_place_of_one_of_bad_files(tmp_path: Path, on_bad_file: str) -> None:
+    path = tree(tmp_path, ["test/cat/1.png", "test/dog/2.png"], "folder")
+    (path / "train").mkdir()
+    (path / "train" / "photo.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 1 files cannot be used as images:\n  'train/photo\.heic'"):
+        opened("folder", path, on_bad_file=on_bad_file)
+
+
+def test_an_empty_folder_called_train_beside_classes_says_nothing(tmp_path: Path) -> None:
+    path = tree(tmp_path, ["cat/1.png", "dog/2.png"], "folder")
+    (path / "train").mkdir()
+    (path / "test").mkdir()
+    assert len(opened("folder", path)) == 2
