@@ -16,7 +16,7 @@ from storage.errors import UserError
 
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
 SMALL = 1 << 26  # bytes that anything may inflate to
-MOST_INFLATION = 100  # of more than that; images and text stay below 30, while zeros reach 1,032
+MOST_INFLATION = 100  # of more than that; zeros reach 1,032
 MOST_TEXT = 1 << 28  # bytes of a CSV file: five million lines of 50
 
 
