@@ -69,9 +69,10 @@ def mean_ratios(measurements: Sequence[Measurement], beta: float = UPPER_BETA) -
 def reaches(C: int, ratio: float, threshold: float) -> bool:
     """Whether the mean ratio of C clusters counts as at the threshold.
 
-    Where C·(1 − threshold) < 1, a single empty cluster would decide. There C counts with one on average over the seeds.
+    Where C·(1 − threshold) < 1, a single empty cluster would decide. There C counts with one on average over the seeds,
+    unless all images are in a single cluster, which is no clustering.
     """
-    return C * (1 - ratio) <= max(1.0, C * (1 - threshold)) + TOLERANCE
+    return C * ratio > 1 + TOLERANCE and C * (1 - ratio) <= max(1.0, C * (1 - threshold)) + TOLERANCE
 
 
 def reaches_by_one(C: int, ratio: float, threshold: float) -> bool:

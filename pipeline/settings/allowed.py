@@ -12,6 +12,8 @@ from storage.errors import UserError
 
 NO_CODE = "settings may not name code to run"
 OWN_SETTINGS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath", "hydra.mode")
+# What Lightning adds to the command line of the processes that it starts beside the first.
+LIGHTNINGS = re.compile(r"hydra\.job\.name=train_ddp_process_\d+|hydra\.output_subdir=null")
 MOST_REFERENCES = 32  # ${…} in a configuration, of which our own files have 7; each can multiply what it refers to
 
 
@@ -112,7 +114,7 @@ def refuse_override(override: Override) -> None:
     key, package = override.key_or_group, override.package or ""
     if "hydra" in re.split(r"[^\w-]+", package):
         raise UserError(refused_setting(typed))
-    if re.split(r"[^\w-]", key)[0] != "hydra":
+    if re.split(r"[^\w-]", key)[0] != "hydra" or LIGHTNINGS.fullmatch(typed):
         return
     if key == "hydra.searchpath" and not package:
         value = override.value()

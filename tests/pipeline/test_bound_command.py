@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,16 +146,17 @@ def test_two_jobs_at_a_time_give_the_table_of_one(cedm: Cedm, workplace: Path) -
     """Through Ray on this machine. A clustering that fails is named in its own words, and keeps the others."""
     assert cedm("embed").code == 0
     settings = [*SHORT, "bound.grid=[2,5]", "trainer.accelerator=cpu", "seed=3"]
+    assert cedm("embed", "cache_dir=other").code == 0
+    one = cedm("bound", *settings, "trainer.devices=1", "cache_dir=other", "run_dir=one")
+    assert one.code == 0, one.err
     blocked = workplace / "two/clusterings/clusters2-beta0.6-seed3"
     blocked.mkdir(parents=True)
     (blocked / "settings.json").write_text("{")
+    shutil.copy("one/settings.json", "two")
     failed = cedm("bound", *settings, "trainer.devices=2", "run_dir=two")
     assert (failed.code, "1 of 3 clusterings failed:\nclusters2-beta0.6-seed3: exit code" in failed.err) == (2, True)
     (blocked / "settings.json").unlink()
     two = cedm("bound", *settings, "trainer.devices=2", "run_dir=two")
     assert two.code == 0, two.err
-    assert cedm("embed", "cache_dir=other").code == 0
-    one = cedm("bound", *settings, "trainer.devices=1", "cache_dir=other", "run_dir=one")
-    assert one.code == 0, one.err
     assert Path("two/bound.csv").read_text() == Path("one/bound.csv").read_text()
     assert summary("two")["measurements"] == summary("one")["measurements"]

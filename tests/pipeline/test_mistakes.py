@@ -69,7 +69,7 @@ def image_folder(folder: Path, count: int) -> Path:
         ("train", ["conditioning=none", "evaluation.num_images=1"], ["evaluation.num_images=1"]),
         ("train", ["conditioning=none", "run_dir=/dev/null/x"], ["run_dir="]),
         ("train", ["conditioning=none", "training.max_batch_per_device=0"], ["max_batch_per_device=0"]),
-        ("train", ["assignments=same.npy"], ["all 1797 images are in one cluster"]),
+        ("train", ["assignments=same.npy"], ["all 1,797 images are in one cluster"]),
         ("train", ["assignments=huge.npy"], ["huge.npy"]),
         ("train", ["assignments=short.npy"], ["10 cluster ids for 1797 images of digits"]),
         ("cluster", ["clustering.objective=tem"], ["temi, wmi"]),

@@ -66,6 +66,8 @@ def used(C: int, *counts: int) -> list[Measurement]:
         (used(49, 47), None),  # 0.959, two empty ones
         (used(50, 48), 50),  # 0.96 exactly
         (used(100, 96), 100),
+        (used(2, 1, 2), 2),
+        (used(2, 1, 1), None),  # all images in one cluster
         ([*used(10, 9), *used(100, 95)], 10),  # no C is dropped for being small
         ([*used(10, 8), *used(20, 20)], 20),
     ],
