@@ -18,7 +18,7 @@ from pipeline.running.job_worker import LOG_FILE, Order
 from pipeline.running.resources import Resources
 from pipeline.running.run_folder import read_summary
 from pipeline.settings.door import program
-from pipeline.settings.words import config_folder, word
+from pipeline.settings.words import config_folders, word
 
 CACHED = ("pseudo_labels", "embeddings")  # what a finished job's summary may point to in the cache
 ERROR = re.compile(r"(?:.*[|\]].*?)?(error: .*)")  # at the start of a line, or behind a progress bar on the same one
@@ -47,7 +47,7 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """All that is typed behind the command."""
-        return [*config_folder(), *self.words, word("run_dir", self.folder)]
+        return [*config_folders(), *self.words, word("run_dir", self.folder)]
 
     def __str__(self) -> str:
         return shlex.join([program(), self.command, *self.arguments])

@@ -30,7 +30,7 @@ from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settin
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
 from pipeline.settings.options import options_and_settings, spelled_out
-from pipeline.settings.words import key_of, readable
+from pipeline.settings.words import config_folders, key_of, readable
 from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
 
@@ -187,7 +187,7 @@ def run_alone(name: str) -> int:
 
 def start(name: str, words: Sequence[str], environment: dict[str, str]) -> int:
     """Run a command in a process of its own to its end; its exit code."""
-    command = [sys.executable, "-m", "pipeline", name, *words]
+    command = [sys.executable, "-m", "pipeline", name, *config_folders(), *words]
     with subprocess.Popen(command, env=os.environ | environment) as process:
         try:
             return process.wait()
@@ -251,7 +251,7 @@ def program() -> str:
 def typed_command(name: str) -> str:
     """Command `name` with those settings of the running one that it knows, to be typed next or before."""
     typed = (word for word in typed_words() if key_of(word) not in ("run_dir", "overwrite"))
-    return shlex.join([program(), name, *understood(name, tuple(typed))])
+    return shlex.join([program(), name, *config_folders(), *understood(name, tuple(typed))])
 
 
 @functools.cache

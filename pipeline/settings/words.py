@@ -37,9 +37,11 @@ def is_typed(key: str) -> bool:
     return HydraConfig.initialized() and key in map(key_of, HydraConfig.get().overrides.task)
 
 
-def config_folder() -> list[str]:
-    """`--config-dir=FOLDER` where the user typed it: what another command needs to know the same YAML files."""
+def config_folders() -> list[str]:
+    """`--config-dir=FOLDER` and `hydra.searchpath=[…]` as typed: what another command needs to know the same files."""
     if not HydraConfig.initialized():
         return []
     sources = HydraConfig.get().runtime.config_sources
-    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    others = [quoted(source.path) for source in sources if source.provider == "hydra.searchpath in command-line"]
+    return [*own, f"hydra.searchpath=[{','.join(others)}]"] if others else own

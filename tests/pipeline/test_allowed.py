@@ -1,5 +1,6 @@
 """What of Hydra's can be typed, and what a folder of the user's can hold."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_search_path(cedm: Cedm, place: str) -> None:
     Path("own/network/mine.yaml").write_text("defaults: [ddpmpp_small]\ndropout: 0.23\n")
     result = cedm("train", f"hydra.searchpath=[{place}]", "network=mine", "--cfg", "job")
     assert "dropout: 0.23" in result.out
+
+
+@pytest.mark.parametrize("place", ["--config-dir={}", "hydra.searchpath=[{}]"])
+def test_the_next_command_knows_the_yaml_files_that_the_user_brought(cedm: Cedm, place: str) -> None:
+    Path("own files/dataset").mkdir(parents=True)
+    Path("own files/dataset/mine.yaml").write_text("name: mine\nkind: digits\nmax_images: 200\n")
+    result = cedm("embed", place.format("own files"), "dataset=mine")
+    assert result.code == 0, result.err
+    _, command, *words = shlex.split(result.out.rpartition("Next: ")[2])
+    assert cedm(command, *words, "clustering=kmeans", "clustering.num_clusters=2", "--cfg", "job").code == 0
+    missing = cedm("train", place.format("own files"), "dataset=mine")
+    _, command, *words = shlex.split(missing.err.rpartition("Make it with: ")[2])
+    result = cedm(command, *words, "clustering=kmeans", "clustering.num_clusters=2", "--cfg", "job")
+    assert "max_images: 200" in result.out, result.err
 
 
 def test_resolvers_make_no_settings_of_a_text() -> None:
