@@ -43,7 +43,7 @@ def plain_value(value: Any) -> int | str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
     if isinstance(value, str):
-        text = value.strip()
+        text = value.encode(errors="backslashreplace").decode().strip()  # JSON can hold halves of characters
         is_missing = text.lower() in ("", "nan") or (is_number(text) and float(text) == UNLABELLED)
         return None if is_missing else text
     if isinstance(value, float):

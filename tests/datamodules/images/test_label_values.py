@@ -33,6 +33,7 @@ from datamodules.images.label_values import labels_from_values
         (["n01440764", "n01440764"], [0, 0], ["n01440764"]),
         (["9" * 5000, "1"], None, None),  # no float holds it
         ([b"cat", b"dog"], [0, 1], ["cat", "dog"]),
+        (["\ud800cat", "dog"], [0, 1], ["\\ud800cat", "dog"]),  # half a character, which no file can hold
         (["0.5", "1"], None, None),
         ([0.5, 1.0], None, None),
         ([1e300, 1.0], [1, 0], ["1", str(int(1e300))]),
