@@ -1,5 +1,7 @@
 """`cedm export-dataset`: images and cluster ids → a data set that other people's trainers read."""
 
+import shlex
+
 from datamodules.images.sources import open_source
 from pipeline.pictures.table import write_csv
 from pipeline.running.condition import Condition, pseudo_labels_fingerprint
@@ -13,12 +15,13 @@ from pipeline.running.run_folder import (
     write_summary,
 )
 from pipeline.settings.schemas import ExportDatasetSettings
+from pipeline.settings.words import word
 
 # What reads it back, for the last line.
 READ_BY = {
-    "edm_zip": "dataset=zip dataset.path={0}",
-    "folders": "dataset=folder dataset.path={0} dataset.labels=folders",
-    "hf": "dataset=hf dataset.path={0} dataset.label_key=cluster",
+    "edm_zip": ["dataset=zip"],
+    "folders": ["dataset=folder", "dataset.labels=folders"],
+    "hf": ["dataset=hf", "dataset.label_key=cluster"],
 }
 
 
@@ -50,4 +53,7 @@ def export_dataset(settings: ExportDatasetSettings) -> None:
     else:
         print("Nothing to do: this data set is exported.")
     print(f"images      {summary['written']}  ({summary['num_images']:,} in {summary['num_classes']:,} classes)")
-    print(f"classes     {folder / 'classes.csv'}\nRead by     {READ_BY[settings.format].format(summary['written'])}")
+    words = [*READ_BY[settings.format], word("dataset.path", summary["written"])]
+    if source.splits is not None and settings.format != "hf":  # the names of the split folders are in the ids
+        words.append(f"dataset.split={settings.dataset.split}")
+    print(f"classes     {folder / 'classes.csv'}\nRead by     {shlex.join(words)}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def test_what_is_exported_is_read_back_to_the_same_clusters(cedm: Cedm, images: 
         clusters[name] = int(rows[label]["cluster"])
     assert clusters == dict(zip(images, CLUSTERS, strict=True))
     assert "Nothing to do" in cedm("export_dataset", *words).out
+
+
+@pytest.mark.parametrize("form", ["edm_zip", "folders"])
+@pytest.mark.parametrize(("split", "count"), [("all", 5), ("test", 2)])
+def test_the_command_that_reads_it_back_takes_all_of_it(
+    cedm: Cedm, images: dict[str, bytes], form: str, split: str, count: int
+) -> None:
+    Path("images/a").rename("images/train")
+    Path("images/b/c").rename("images/test")
+    Path("images/b/c=1").rename("images/test/c")
+    Path("images/b/4.jpg").rename("images/train/4.jpg")
+    ids = sorted(path.relative_to("images").as_posix() for path in Path("images").rglob("*.*g"))
+    Path("clusters.csv").write_text("\n".join(["id,cluster", *(f"{name},{len(name) % 2}" for name in ids)]))
+    words = ["dataset=folder", "dataset.path=images", "assignments=clusters.csv", f"dataset.split={split}"]
+    result = cedm("export_dataset", *words, f"format={form}", "run_dir=a run")
+    assert result.code == 0, result.err
+    read_by = shlex.split(result.out.rpartition("Read by ")[2])
+    result = cedm("embed", *read_by, "backbone=pixels", "clustering=kmeans")
+    assert f": {count} images" in result.out, result.err
 
 
 def test_a_zip_is_that_of_edm(cedm: Cedm, images: dict[str, bytes]) -> None:
