@@ -17,6 +17,7 @@ from storage.errors import UserError
 LOCAL_HEADER_BYTES = 30  # of a ZIP entry, before its name
 SMALL = 1 << 26  # bytes that anything may inflate to
 MOST_INFLATION = 100  # of more than that; zeros reach 1,032
+MOST_HEADER = 1 << 14  # bytes of an .npy file's header; numpy believes 10,000
 MOST_TEXT = 1 << 28  # bytes of a CSV file: five million lines of 50
 
 
@@ -91,15 +92,28 @@ def refuse_inflating(file: Path | IO[bytes], size: int) -> None:
                 raise ValueError(f"its part {info.filename!r} would inflate to {info.file_size:,} bytes")
 
 
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in an `.npy` file, from its first bytes: a header says itself how long it is.
+
+    Raises:
+        ValueError: it is longer than numpy writes one, or is no header.
+    """
+    start = io.BytesIO(file.read(MOST_HEADER))
+    first, others = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+    try:
+        shape, _, dtype = first(start) if np.lib.format.read_magic(start) == (1, 0) else others(start)
+    except Exception as error:  # NumPy reads the header as Python, so it can raise what a parser raises
+        raise ValueError(str(error)) from error
+    return shape, dtype
+
+
 def check_npy_header(file: IO[bytes], most: int) -> None:
     """Read the header of an `.npy` file, and check that it promises an array of at most `most` bytes.
 
     Raises:
         ValueError: it promises more, has a negative or an empty size, or is no header.
     """
-    version = np.lib.format.read_magic(file)
-    read: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+    shape, dtype = read_npy_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
     if any(length < 0 for length in shape) or dtype.itemsize == 0 or (0 in shape and max(shape) > most):

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from pipeline.evaluation.sampling import Sampler, check_guidance, describe_label
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
 from pipeline.settings.schemas import AverageCommandSettings, EvaluateCommandSettings, GenerateCommandSettings
+from storage.bounds import read_npy_header
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -40,7 +41,6 @@ LOSSY = {  # formats, by Pillow's names, that lose detail or may, with the names
     "AVIF": re.compile(r"(?i)\.avif$"),
     "GIF": re.compile(r"(?i)\.gif$"),
 }
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class GeneratedFiles:
@@ -113,23 +113,15 @@ def image_array(path: Path) -> str | None:
                     hint = " Statistics are for reference=." if {"mu", "sigma"} <= {*names} else ""
                     raise UserError(f"generated={path}: holds {', '.join(names)}, but no arr_0. {EXPECTED}{hint}")
                 with archive.open(f"{key}.npy") as file:
-                    dtype = header_dtype(file)
+                    dtype = read_npy_header(file)[1]
         else:
             with path.open("rb") as file:
-                dtype = header_dtype(file)
+                dtype = read_npy_header(file)[1]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"generated={path}: cannot be read as an array ({error}). {EXPECTED}") from error
     if dtype != np.uint8:
         raise UserError(f"generated={path}: an array of {dtype}. {EXPECTED}")
     return key
-
-
-def header_dtype(file: IO[bytes]) -> np.dtype:
-    """The type of the values of an `.npy` file, from its header alone."""
-    version = np.lib.format.read_magic(file)
-    if version not in HEADERS:
-        raise ValueError(f"a header of version {version}")
-    return HEADERS[version](file)[2]
 
 
 class GeneratedByModel:
