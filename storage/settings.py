@@ -103,7 +103,7 @@ class Settings:
         for own in fields(self):
             about, value = own.metadata.get("about"), getattr(self, own.name)
             if about is not None and not about.allows(value):
-                self.refuse(own.name, f"{about.expects()} is expected")
+                self.refuse(own.name, f"{about.expects() or 'a number'} is expected")
             if about is not None and about.path and isinstance(value, str):
                 object.__setattr__(self, own.name, str(Path(value).expanduser()))
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from datamodules.images.formats import suffixes
 from storage.cache import FOLDERS
 from storage.digests import DATABASE
 from storage.files import is_own
@@ -14,10 +15,15 @@ LARGEST_SETTINGS = 1 << 20  # bytes
 
 
 def is_own_output(folder: Path, files: Collection[str]) -> bool:
-    """Whether a folder that holds these files is a run or a cache, told by what is written into each of them."""
+    """Whether a folder that holds these files is a run or a cache, told by what is written into each of them.
+
+    A cache's own folder holds no pictures. Where there are some beside `file_digests.sqlite`, a user chose a folder of
+    images for `cache_dir`, and only the folders in it are the cache's.
+    """
+    is_cache = DATABASE in files and not any(PurePosixPath(name).suffix.lower() in suffixes() for name in files)
     entries = bool(files) and all(name.endswith((".safetensors", ".lock", ".damaged")) for name in files)
     part_of_cache = folder.name in FOLDERS and entries
-    return is_own(folder) or DATABASE in files or part_of_cache or (SETTINGS_FILE in files and is_run(folder))
+    return is_own(folder) or is_cache or part_of_cache or (SETTINGS_FILE in files and is_run(folder))
 
 
 def is_run(folder: Path) -> bool:

@@ -29,6 +29,7 @@ def images(workplace: Path) -> Path:
     [
         (".", []),
         (".", ["cache_dir=.", "dataset.labels=folders"]),
+        (".", ["cache_dir=a", "dataset.labels=folders"]),
         ("{}", ["run_dir=../{name}/a/run", "cache_dir=b/cache"]),
         ("../link", ["run_dir={}/run", "dataset.labels=folders"]),
     ],
