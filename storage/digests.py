@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from storage.errors import disk_is_full
+from storage.errors import UserError, disk_is_full
 from storage.files import set_aside
 
 DATABASE = "file_digests.sqlite"  # in the cache
@@ -28,6 +28,10 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
 
     With a `cache_dir`, digests are remembered there by (path, size, mtime, ctime, inode), so that an unchanged file is
     not read twice.
+
+    Raises:
+        OSError: a file cannot be read.
+        UserError: there can be no folder `cache_dir`.
     """
     if cache_dir is None:
         return [_hash_file(Path(path)) for path in paths]
@@ -39,6 +43,10 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
         if disk_is_full(error):
             raise
         log.warning("%s cannot be used (%s): all files are read.", database, error)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        if database.parent.is_dir():  # it is one of the files
+            raise
+        raise UserError(f"cache_dir={cache_dir}: no folder can be made there ({error.strerror}).") from error
     except sqlite3.DatabaseError as error:
         if _set_aside(database, error):
             return _remembered_digests(paths, database)

@@ -66,9 +66,14 @@ class SharedSettings(Settings):
         """
         if self.init_from is not None:
             denoiser_file(self.init_from, "init_from")
-        folders = [Path(place) for place in (self.run_dir, self.dataset.path) if place is not None]
-        if len(folders) == 2 and folders[1].is_dir() and folders[0].resolve() == folders[1].resolve():
-            self.refuse("run_dir", "the images lie there, and the run's pictures would be more. Another is expected")
+        if self.run_dir is not None and self.dataset.path is not None:
+            from datamodules.images.own_output import is_folder_of_images
+
+            run, images = Path(self.run_dir).resolve(), Path(self.dataset.path).resolve()
+            if images.is_dir() and (run == images or (run.is_relative_to(images) and is_folder_of_images(run))):
+                self.refuse(
+                    "run_dir", "the images lie there, and the run's pictures would be more. Another is expected"
+                )
 
 
 @dataclass(frozen=True)

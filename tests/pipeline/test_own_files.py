@@ -52,12 +52,21 @@ def test_work_inside_the_data_set_finds_the_same_images_each_time(
     shutil.rmtree(images.parent / "link", ignore_errors=True)
 
 
-def test_a_run_is_not_written_among_the_images(cedm: Cedm, images: Path) -> None:
+@pytest.mark.parametrize("place", [".", "a", "deep"])
+def test_a_run_is_not_written_among_the_images(cedm: Cedm, images: Path, place: str) -> None:
+    (images / "deep").mkdir()
+    (images / "b").rename(images / "deep/b")
     before = sorted(images.rglob("*"))
-    result = cedm("embed", *MINE, *KMEANS, "dataset.path=.", f"run_dir={images}", "cache_dir=../cache")
+    result = cedm("embed", *MINE, *KMEANS, "dataset.path=.", f"run_dir={images / place}", "cache_dir=../cache")
     assert result.code == 2
     assert "run_dir=" in result.err
     assert sorted(images.rglob("*")) == before
+
+
+def test_a_cache_that_cannot_be_blames_no_image(cedm: Cedm, images: Path) -> None:
+    for place in ("a/0.png", "a/0.png/cache"):
+        result = cedm("embed", *MINE, *KMEANS, "dataset.path=.", f"cache_dir={place}")
+        assert (result.code, f"cache_dir={place}: no folder can be made there" in result.err) == (2, True), result.err
 
 
 @pytest.mark.parametrize("format", ["png", "zip", "npy"])
