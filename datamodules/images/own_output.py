@@ -1,7 +1,6 @@
 """What this project itself has written below a data set: its runs and its cache, whose pictures are no images of it."""
 
 import json
-import os
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -33,18 +32,6 @@ def is_run(folder: Path) -> bool:
     with suppress(OSError, ValueError, AttributeError, RecursionError):
         if path.stat().st_size <= LARGEST_SETTINGS:
             return {"settings", "inputs"} <= json.loads(path.read_text(encoding="utf-8")).keys()
-    return False
-
-
-def is_folder_of_images(folder: Path) -> bool:
-    """Whether a folder of no run holds images of a user's at any depth, by their names."""
-    if (folder / SETTINGS_FILE).exists() or any(folder.glob("snapshots/*.ckpt")):
-        return False
-    for path, folders, files in os.walk(folder):
-        if is_own_output(Path(path), files):
-            folders.clear()
-        elif any(PurePosixPath(name).suffix.lower() in suffixes() for name in files):
-            return True
     return False
 
 

@@ -27,8 +27,8 @@ TRAINING_IDENTITY = (
 )  # fmt: skip
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
-    r"(images|grids|snapshots|averages|hf|candidates|clusterings|settings\.json|data\.(json|png)|images\.(zip|npy)"
-    r"|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
+    r"(images|grids|snapshots|averages|tensorboard|hf|candidates|clusterings|settings\.json|data\.(json|png)"
+    r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|report\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
@@ -153,12 +153,13 @@ def holds_run(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None where there is none, or no whole one."""
+    """The object that a JSON file holds; None where there is none, or no whole one."""
     try:
         refuse_large(path, MOST_JSON, "a summary")
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError, UserError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -195,6 +196,10 @@ def refuse_foreign_files(folder: Path) -> None:
     if holds_run(folder):
         return
     foreign = sorted(path.name for path in folder.glob("*") if OUTPUTS.fullmatch(path.name))
+    if (folder / SUMMARY_FILE).exists() and not {"command", "versions"} <= (
+        read_json(folder / SUMMARY_FILE) or {}
+    ).keys():
+        foreign.append(SUMMARY_FILE)  # that of a stage without a folder of its own may be written again
     if foreign:
         raise UserError(
             f"run_dir={folder}: it holds {', '.join(foreign[:5])}, which no run has written, and a run would write "
@@ -241,8 +246,9 @@ def write_summary_beside(
     That may hold this very run, stopped before its end, when another run made the same in the meantime.
 
     Raises:
-        UserError: it holds another run.
+        UserError: it holds another run, or a user's files.
     """
+    refuse_foreign_files(folder)
     if read_settings(folder) not in (None, settings) and read_summary(folder, command) is None:
         raise UserError(f"run_dir={folder} holds another run. Set another run_dir for {command}.")
     print(f"summary     {write_summary(folder, command, results, inputs)}")

@@ -1,5 +1,7 @@
 """The typed settings of every command: the config groups, each of which its own room describes, and the keys beside."""
 
+import mimetypes
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.studies.study_settings import StudySettings
+from storage.files import MARK
 from storage.settings import REQUIRED, Settings, setting
 
 
@@ -67,13 +70,21 @@ class SharedSettings(Settings):
         if self.init_from is not None:
             denoiser_file(self.init_from, "init_from")
         if self.run_dir is not None and self.dataset.path is not None:
-            from datamodules.images.own_output import is_folder_of_images
-
             run, images = Path(self.run_dir).resolve(), Path(self.dataset.path).resolve()
-            if images.is_dir() and (run == images or (run.is_relative_to(images) and is_folder_of_images(run))):
+            if images.is_dir() and (run == images or (run.is_relative_to(images) and holds_images(run))):
                 self.refuse(
                     "run_dir", "the images lie there, and the run's pictures would be more. Another is expected"
                 )
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder that is none of a run's holds images at any depth, by their names."""
+    for _, folders, files in os.walk(folder):
+        if {"settings.json", MARK} & {*files} or "snapshots" in folders:  # a run, or a part of the cache
+            folders.clear()
+        elif any((mimetypes.guess_type(name)[0] or "").startswith("image/") for name in files):
+            return True
+    return False
 
 
 @dataclass(frozen=True)

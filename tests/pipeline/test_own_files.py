@@ -63,6 +63,18 @@ def test_a_run_is_not_written_among_the_images(cedm: Cedm, images: Path, place: 
     assert sorted(images.rglob("*")) == before
 
 
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[1]", "mine"])
+def test_a_summary_of_another_program_stays(cedm: Cedm, workplace: Path, content: str) -> None:
+    (workplace / "mine").mkdir()
+    (workplace / "mine/summary.json").write_text(content)
+    words = ["dataset.max_images=100", *KMEANS]
+    for _ in range(2):  # the second finds everything in the cache
+        result = cedm("embed", *words, "run_dir=mine")
+        assert (result.code, "it holds summary.json" in result.err) == (2, True), result.err
+        assert (workplace / "mine/summary.json").read_text() == content
+        assert cedm("embed", *words, "run_dir=own").code == 0
+
+
 def test_a_cache_that_cannot_be_blames_no_image(cedm: Cedm, images: Path) -> None:
     for place in ("a/0.png", "a/0.png/cache"):
         result = cedm("embed", *MINE, *KMEANS, "dataset.path=.", f"cache_dir={place}")
