@@ -1,5 +1,6 @@
 """The denoiser D(x; σ): a network with its preconditioning and its encoder, and its file."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -144,6 +145,9 @@ class Denoiser(nn.Module):
         clusters = {name: tensors.pop(name) for name in CLUSTERS if name in tensors}
         try:
             refuse_promises(artifact.meta["network"], artifact.meta, tensors)
+            refuse_clusters(clusters, artifact.meta["label_dim"])
+            if not 0 < artifact.meta["sigma_data"] < math.inf:
+                raise ValueError(f"sigma_data={artifact.meta['sigma_data']}; a number above 0 is expected")
             denoiser = cls.described(artifact.meta, clusters)
             denoiser.load_state_dict(tensors)
         except Exception as error:  # whatever a made-up description ends in
@@ -159,3 +163,15 @@ def refuse_promises(network: Mapping[str, Any], sizes: Mapping[str, Any], tensor
     largest = max(sizes["label_dim"], sizes["img_channels"], sizes["augment_dim"], sizes["img_resolution"])
     if (channels * max(network["channel_mult"])) ** 2 > values or blocks > len(tensors) or largest > max(values, 4096):
         raise ValueError(f"{values:,} values in {len(tensors):,} tensors are too few for the network described")
+
+
+def refuse_clusters(clusters: Mapping[str, Tensor], label_dim: int) -> None:
+    """Raise a ValueError for frequencies that no labels can be drawn by, and ids that are none."""
+    for name, values in clusters.items():
+        if values.shape != (label_dim,):
+            raise ValueError(f"{name} of shape {[*values.shape]} for {label_dim} clusters")
+    ids, frequencies = clusters.get("cluster_ids"), clusters.get("cluster_frequencies")
+    if ids is not None and (ids.dtype != torch.int64 or bool((ids < 0).any())):
+        raise ValueError(f"cluster_ids {ids.tolist()[:8]} of {ids.dtype}; whole numbers from 0 are expected")
+    if frequencies is not None and not (bool((frequencies >= 0).all()) and 0 < float(frequencies.sum()) < math.inf):
+        raise ValueError(f"cluster_frequencies {frequencies.tolist()[:8]} are no shares of images")

@@ -6,6 +6,7 @@ import torch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.encoders import PixelEncoder
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from storage.artifacts import write_artifact
 from storage.errors import UserError
 
 SETTINGS = NetworkSettings(model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8], dropout=0.1)
@@ -88,3 +89,31 @@ def test_file_of_an_unconditional_denoiser(tmp_path):
     loaded = Denoiser.from_pretrained(tmp_path / "denoiser.safetensors")
     assert loaded.cluster_frequencies is None
     assert loaded.cluster_ids is None
+
+
+@pytest.mark.parametrize(
+    ("clusters", "description"),
+    [
+        ({"cluster_frequencies": torch.tensor([0.5, -0.5, 1.0])}, {}),
+        ({"cluster_frequencies": torch.tensor([float("nan"), 0.5, 0.5])}, {}),
+        ({"cluster_frequencies": torch.zeros(3)}, {}),
+        ({"cluster_frequencies": torch.ones(2)}, {}),
+        ({"cluster_ids": torch.tensor([-1, 2, 5])}, {}),
+        ({"cluster_ids": torch.tensor([0.5, 2, 5])}, {}),
+        ({"cluster_ids": torch.arange(4)}, {}),
+        ({}, {"sigma_data": "0.5"}),
+        ({}, {"sigma_data": 0}),
+    ],
+)
+def test_files_of_clusters_that_nothing_can_be_drawn_from(tmp_path, clusters, description):
+    """As another program may write them, with the right checksum."""
+    network = NetworkSettings("ddpmpp", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[])
+    denoiser = Denoiser(network, img_resolution=8, img_channels=1, label_dim=3)
+    tensors = {"cluster_frequencies": torch.ones(3), "cluster_ids": torch.arange(3)}
+    path = tmp_path / "denoiser.safetensors"
+    write_artifact(path, "denoiser", {**denoiser.state_dict(), **tensors}, denoiser.description)
+    assert Denoiser.from_pretrained(path).cluster_ids is not None
+    content = {**denoiser.state_dict(), **tensors, **clusters}
+    write_artifact(path, "denoiser", content, {**denoiser.description, **description})
+    with pytest.raises(UserError, match="do not fit what the file says"):
+        Denoiser.from_pretrained(path)
