@@ -126,7 +126,7 @@ def _taken_by(path: Path, kind: str, made_from: Mapping[str, Any]) -> str | None
         return "cannot be read by this user"
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError):
         return None
-    others = _others(artifact.meta, made_from)
+    others = ["settings" if key == "made_from" else key for key in _others(artifact.meta, made_from)]
     return f"holds {header['kind']}" + ("" if header["kind"] != kind else f" made from other {', '.join(others)}")
 
 
