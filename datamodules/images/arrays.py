@@ -1,6 +1,7 @@
 """Images as arrays: in memory, in an `.npy` file that stays on disk, or in an `.npz`. Any number of channels."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,10 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
         checked_range(name, images, settings.value_range)
         refuse_other_layouts(name, images.shape, settings.channels)
         own_labels = labels_in_archive(path, archive, image_key, len(images), settings)
-    return ArrayReader(images, settings.value_range, name, own_labels)
+        others = [key for key in archive.files if key != image_key and re.search("images|^x_", key, re.I)]
+    reader = ArrayReader(images, settings.value_range, name, own_labels)
+    reader.left_out.update(f"array {key} (dataset.image_key={key} takes it)" for key in others)
+    return reader
 
 
 def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, settings: DatasetSettings) -> Labels | None:

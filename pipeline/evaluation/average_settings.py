@@ -22,7 +22,7 @@ class AverageSettings(SamplingSettings):
         super().__post_init__()
         lengths = self.lengths
         valid = all(isinstance(each, int | float) and 0 < each < 12**-0.5 for each in lengths)
-        if not (lengths and valid and len(set(lengths)) == len(lengths)):
+        if not (lengths and valid and len({f"{each:g}" for each in lengths}) == len(lengths)):
             self.refuse("length", "a number above 0 and below 0.2887, or a list of different ones, is expected")
 
     @property

@@ -78,6 +78,8 @@ def check_guidance(sampler: SamplerSettings, denoiser: Denoiser, path: Path) -> 
 
     Warns where the file does not tell, as one that was imported may not.
     """
+    if sampler.guidance == 1 and sampler.guide != "label":
+        raise UserError(f"sampler.guide={sampler.guide}: guidance=1 is no guidance. Set guidance=1.25, for one.")
     if sampler.guidance != 1 and sampler.guide == "sliding_window":
         sampler.window_size(denoiser.img_resolution, downsampling(denoiser))
     if not sampler.guided_by_label:

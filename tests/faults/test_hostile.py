@@ -172,7 +172,7 @@ def test_hostile_config_files(forks: Forks, trials: Trials, tmp_path: Path) -> N
         job = forks.start("train", *EDM, *words, "run_dir=run", folder=folder)
         assert job.wait(20) == 2, job.words()
         assert "Traceback" not in job.words()
-        assert {path.name for path in folder.iterdir()} <= {"out0.txt", "err0.txt", "own", "multirun.yaml"}
+        assert {path.name for path in folder.iterdir()} <= {"out0.txt", "err0.txt", "own", "runs"}
 
 
 def test_the_word_may_be_part_of_a_name(forks: Forks, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_a_training_keeps_an_early_model_that_guides_the_late_one(cedm: Cedm, wo
 
     asked = ["sampler.guide=auto", f"steps={STEPS}", "num=2"]
     assert cedm("generate", "ckpt=run", *asked, "guidance=2.5", "run_dir=guided").code == 0
-    assert cedm("generate", "ckpt=run", *asked, "run_dir=plain").code == 0
+    assert cedm("generate", "ckpt=run", *asked[1:], "run_dir=plain").code == 0
+    unguided = cedm("generate", "ckpt=run", *asked)
+    assert (unguided.code, "no guidance" in unguided.err) == (2, True), unguided.err
 
     def guided(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         return 2.5 * model(x, sigma) - 1.5 * guide(x, sigma)
@@ -58,8 +60,10 @@ def test_no_guide_is_kept_where_none_is_wanted(cedm: Cedm, workplace: Path) -> N
 
 
 def test_windows_guide_a_model_without_labels_or_training(cedm: Cedm, model: Path, workplace: Path) -> None:
-    words = [f"ckpt={model}", "num=2", f"steps={STEPS}", "sampler.guide=sliding_window"]
-    for name, more in {"plain": [], "guided": ["guidance=3"], "larger": ["guidance=3", "sampler.window=7"]}.items():
+    plain = [f"ckpt={model}", "num=2", f"steps={STEPS}"]
+    assert cedm("generate", *plain, "run_dir=plain").code == 0
+    words = [*plain, "sampler.guide=sliding_window"]
+    for name, more in {"guided": ["guidance=3"], "larger": ["guidance=3", "sampler.window=7"]}.items():
         assert cedm("generate", *words, *more, f"run_dir={name}").code == 0
     assert abs(image(workplace / "guided") - image(workplace / "plain")).max() > 1
     assert abs(image(workplace / "guided") - image(workplace / "larger")).max() > 1

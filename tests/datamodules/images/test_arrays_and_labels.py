@@ -94,6 +94,7 @@ def test_an_archive_names_its_arrays(tmp_path: Path) -> None:
     images = random_images(6, 4, 4, 3)
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(6)[:, None] % 3, val_images=images[:2])
     source = opened("array", tmp_path / "x.npz")
+    assert list(source.left_out) == ["array val_images (dataset.image_key=val_images takes it)"]
     assert source.labels is not None
     assert (len(source), source.labels.tolist()) == (6, [0, 1, 2, 0, 1, 2])
     assert len(opened("array", tmp_path / "x.npz", image_key="val_images", label_key=None, max_images=2)) == 2
