@@ -48,7 +48,9 @@ class Job:
         """The process of a rank; where Lightning starts the others, they are children of rank 0."""
         if rank < len(self.pids):
             return self.pids[rank]
-        children = Path(f"/proc/{self.pids[0]}/task/{self.pids[0]}/children").read_text().split()
+        listed, deadline = Path(f"/proc/{self.pids[0]}/task/{self.pids[0]}/children"), time.monotonic() + 5
+        while len(children := listed.read_text().split()) < rank and time.monotonic() < deadline:
+            time.sleep(0.05)  # the kernel may leave one out while another comes or goes
         return int(children[rank - 1])
 
     def wait(self, timeout_s: float = 120) -> int:
