@@ -33,7 +33,7 @@ def prepare_process() -> None:
     """Settings of the process that have to come before PyTorch's threads and memory."""
     # Waiting OpenMP threads spin for long by default: on a machine that other programs use too, they starve the very
     # thread that they wait for, and training is ten times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     sys.stdout = unbreakable(sys.stdout)
     sys.stderr = unbreakable(sys.stderr)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-OURS = {"GOMP_SPINCOUNT": "20000"}  # `pipeline.settings.machine.prepare_process`
+OURS = {"GOMP_SPINCOUNT": "1000"}  # `pipeline.settings.machine.prepare_process`
 WAYS: Mapping[str, Mapping[str, str]] = {
     "as OpenMP does by itself": {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "GOMP_SPINCOUNT=20000, as every command sets it": OURS,
+    "GOMP_SPINCOUNT=1000, as every command sets it": OURS,
 }
 SECONDS = 15.0
 
