@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LOWEST_NMI = 70.0  # percent, of TEMI's 40 clusters against the ten digits; measured: 70.5
+LOWEST_NMI = 68.0  # percent, of TEMI's 40 clusters against the ten digits; seeds 0, 1, 2: 70.5, 71.9, 73.2
 LARGEST_DISTANCE = 0.34  # fd_pixels of 500 images after 120 kimg; measured: 0.239
 
 
