@@ -18,7 +18,9 @@ def test_a_sweep_with_two_processes(trials: Trials, tmp_path: Path) -> None:
         assert job.wait(110) == 0, job.words()
         runs = sorted((folder / "my runs").iterdir())
         assert [run.name for run in runs] == ["1, {a}", "2, {a}"]
-        assert not (folder / "runs").exists()  # no rank has chosen a folder of its own
+        # No rank has chosen a folder of its own: below runs/ lies the sweep's own record, once, and nothing else.
+        assert [entry.name for entry in (folder / "runs").iterdir()] == ["sweeps"]
+        assert len(list((folder / "runs").rglob("multirun.yaml"))) == 1
         summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
         assert summaries[0]["loss"] != summaries[1]["loss"]
         assert all((run / "denoiser.safetensors").exists() for run in runs)
