@@ -68,11 +68,11 @@ def await_end(folder: Path, seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path, name: str) -> None:
+def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path) -> None:
     """The snapshots stay, and the same command goes on from them."""
-    cases = [TWO, TWO[:1]] if name == "bound" else [TWO]
-    for rng, devices in trials.each(f"kill -9 to {name} with 2 jobs at work: gone in 10 s, goes on at once", cases):
+    cases = [("study", TWO), ("bound", TWO), ("auto", TWO), ("bound", TWO[:1])]
+    row = "kill -9 to study, bound or auto with jobs at work: gone in 10 s, goes on at once"
+    for rng, (name, devices) in trials.each(row, cases):
         folder = tmp_path / f"{rng.random()}"
         begin(name, folder, *devices).signal(signal.SIGKILL, "rank 0")
         await_end(folder, JOBS_GONE_WITHIN_S)
@@ -85,11 +85,12 @@ def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path, name: 
         await_end(folder, JOBS_GONE_WITHIN_S)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path, number: int, code: int) -> None:
-    row = f"{signal.Signals(number).name} to bound: its jobs write snapshots, code {code}"
-    cases = [TWO, TWO[:1]] if number == signal.SIGTERM else [TWO[:1], TWO]
-    for rng, devices in trials.each(row, cases):
+def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path) -> None:
+    term, interrupt = (signal.SIGTERM, 143), (signal.SIGINT, 130)
+    cases = [(term, TWO), (interrupt, TWO[:1]), (interrupt, TWO), (term, TWO[:1])]
+    for rng, ((number, code), devices) in trials.each(
+        "SIGTERM (code 143) or SIGINT (130) to bound: its jobs write snapshots", cases
+    ):
         folder = tmp_path / f"{rng.random()}"
         job = begin("bound", folder, *devices)
         job.signal(number, "rank 0")
