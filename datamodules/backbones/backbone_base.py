@@ -15,7 +15,7 @@ from storage.digests import file_digest
 
 # uint8 images [B, C, H, W] to the inputs of a network, on the same device
 Preparation = Callable[[Tensor], Tensor]
-Size = tuple[int, int]  # resolution and channels of the training images; only `pixels` depends on them
+Size = tuple[int, int, str]  # resolution, channels and fit of the training images; only `pixels` depends on them
 
 
 class Backbone(nn.Module, ABC):

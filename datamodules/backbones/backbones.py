@@ -21,17 +21,18 @@ def build_backbone(
     channels: int,
     cache_dir: str | Path | None = None,
     setting: str = "backbone.path",
+    fit: str = "crop",
 ) -> Backbone:
     """Builds a backbone from its settings, frozen and in evaluation mode, on the CPU.
 
     Weights that are not on this machine are downloaded. Raises `UserError` where that fails.
 
     Args:
-        resolution, channels: of the training images; only `pixels` depends on them.
+        resolution, channels, fit: of the training images; only `pixels` depends on them.
         cache_dir: where digests of files are remembered.
         setting: what the user sets to say where the weights are, for messages.
     """
-    identity = backbone_identity(settings, resolution, channels, cache_dir, setting)
+    identity = backbone_identity(settings, resolution, channels, cache_dir, setting, fit)
     with named_by(setting):
         backbone = _kind(settings).build(settings, identity).requires_grad_(False).eval()
         side = backbone.resolution or 32
@@ -45,10 +46,11 @@ def backbone_identity(
     channels: int,
     cache_dir: str | Path | None = None,
     setting: str = "backbone.path",
+    fit: str = "crop",
 ) -> dict[str, Any]:
     """What a backbone's features depend on, without building it: digests of its files, and which output is taken."""
     with named_by(setting):
-        return _kind(settings).identify(settings, (resolution, channels), cache_dir)
+        return _kind(settings).identify(settings, (resolution, channels, fit), cache_dir)
 
 
 def _kind(settings: BackboneSettings) -> type[Backbone]:

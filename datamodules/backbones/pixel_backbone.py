@@ -13,8 +13,10 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 class PixelBackbone(Backbone):
     """Pixel values scaled to −1…1, flattened."""
 
-    def __init__(self, name: str, resolution: int, channels: int) -> None:
+    def __init__(self, name: str, resolution: int, channels: int, fit: str = "crop") -> None:
         identity = {"kind": "pixels", "resolution": resolution, "channels": channels}
+        if fit != "crop":
+            identity["fit"] = fit
         super().__init__(name, identity, resolution, channels)
 
     @classmethod
@@ -23,7 +25,7 @@ class PixelBackbone(Backbone):
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        return cls(settings.name, identity["resolution"], identity["channels"])
+        return cls(settings.name, identity["resolution"], identity["channels"], identity.get("fit", "crop"))
 
     @property
     def preparation(self) -> Preparation:

@@ -42,8 +42,14 @@ class DatasetSettings(Settings):
     name: str = setting("digits", "names the folders of runs and the files in the cache")
     kind: str = setting("digits", "how the images are stored", choices=tuple(KINDS))
     path: str | None = setting(None, "where they lie; see KINDS", identifies=False, path=True)
-    resolution: int = setting(8, "pixels of a side; images are cropped to a square and resized", low=8)
+    resolution: int = setting(8, "pixels of a side of the training images", low=8)
     channels: int = setting(1, "1 grey, 3 RGB; arrays: as many as they have", low=1)
+    fit: str = setting(
+        "crop",
+        "how an image becomes a square: crop takes the central one, pad adds bars in the colour of its border, "
+        "stretch changes its proportions",
+        choices=("crop", "pad", "stretch"),
+    )
     max_images: int | None = setting(None, "an evenly spaced part of the data set; null: all", low=1)
     labels: str | None = setting(
         None, "folders, none, or a file; null: those that the data set brings", identifies=False, path=True

@@ -1,8 +1,10 @@
 """Pixels: any image to uint8 tensors of one size, kept in memory or decoded when asked for.
 
-The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter.
+The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter. Instead of the
+crop there is a square with bars beside the image, or the image stretched to one (`dataset.fit`).
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -19,8 +21,8 @@ from storage.errors import UserError
 MODES = {1: "L", 3: "RGB"}
 
 
-def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: int) -> Tensor:
-    """The image as uint8 [C, R, R]: cropped to the central square, then resized (LANCZOS) where the size differs.
+def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: int, fit: str = "crop") -> Tensor:
+    """The image as uint8 [C, R, R]: a square as `fit` says (see `SQUARES`), resized (LANCZOS) where the size differs.
 
     A `resolution` of None leaves it whole and at its own size, [C, H, W], for backbones that do their own resizing.
     """
@@ -28,7 +30,7 @@ def to_uint8(image: Image.Image | np.ndarray, resolution: int | None, channels: 
         return torch.from_numpy(image.transpose(2, 0, 1).copy())  # [C, R, R]
     pictures = eight_bit_pictures(image, channels)
     if resolution is not None:
-        pictures = [square(picture, resolution) for picture in pictures]
+        pictures = [SQUARES[fit](picture, resolution) for picture in pictures]
     values = np.concatenate([np.atleast_3d(np.array(picture)) for picture in pictures], axis=2)  # [H, W, C]
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
@@ -82,12 +84,36 @@ def from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def square(picture: Image.Image, resolution: int) -> Image.Image:
+def cropped(picture: Image.Image, resolution: int) -> Image.Image:
     """The central square of a picture, resized."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
     return square.resize((resolution, resolution), Image.Resampling.LANCZOS)  # a copy where that is its size
+
+
+def padded(picture: Image.Image, resolution: int) -> Image.Image:
+    """The whole picture, resized, between two bars of the median colour of its border."""
+    values = np.atleast_3d(np.asarray(picture))  # [H, W, C]
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])  # [2·(H+W), C]
+    colour = tuple(np.median(border, axis=0).astype(int).tolist())
+    square = Image.new(picture.mode, (resolution, resolution), colour)
+    width, height = (max(1, round(side * resolution / max(picture.size))) for side in picture.size)
+    left, top = (resolution - width) // 2, (resolution - height) // 2
+    square.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+    return square
+
+
+def stretched(picture: Image.Image, resolution: int) -> Image.Image:
+    """The whole picture, resized to a square whatever its proportions."""
+    return picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+SQUARES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+    "crop": cropped,
+    "pad": padded,
+    "stretch": stretched,
+}
 
 
 class ImageStore:
@@ -133,6 +159,6 @@ def decode(source: ImageSource, index: int, resolution: int | None, channels: in
     """
     image = source.image(index)
     try:
-        return to_uint8(image, resolution, channels)
+        return to_uint8(image, resolution, channels, source.fit)
     except (UserError, ValueError, OSError) as error:
         raise UserError(f"{source.name}: {source.ids[index]!r}: {error}") from error

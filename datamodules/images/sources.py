@@ -40,6 +40,7 @@ class ImageSource:
         cache_dir: where digests of files are remembered.
         skipped: the bad files, which are left out, each with the reason.
         skippable: whether bad files may be left out, for messages.
+        fit: how an image becomes a square, for whoever decodes one; the images stay the same.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class ImageSource:
         cache_dir: str | Path | None = None,
         skipped: Mapping[str, str] | None = None,
         skippable: bool = True,
+        fit: str = "crop",
     ) -> None:
+        self.fit = fit
         self.name, self.kind = name, reader.kind
         labels = labels or Labels(None)
         self.class_names = labels.class_names  # one per class, or None
@@ -107,7 +110,7 @@ class ImageSource:
         """The data set that this is a part of, without labels; itself where it is no part."""
         if len(self) == self.total:
             return self
-        return ImageSource(self.name, self._reader, cache_dir=self._cache_dir, skipped=self.skipped)
+        return ImageSource(self.name, self._reader, cache_dir=self._cache_dir, skipped=self.skipped, fit=self.fit)
 
     @cached_property
     def state(self) -> str:
@@ -163,7 +166,7 @@ def open_source(
     if unusable and (not skip or unusable.keys() >= set(reader.ids)):
         refuse_bad_files(settings.name, unusable, len({*reader.ids, *unusable}), skippable and not skip)
     labels = labels_of(settings, reader)
-    return ImageSource(settings.name, reader, labels, settings.max_images, cache_dir, unusable, skippable)
+    return ImageSource(settings.name, reader, labels, settings.max_images, cache_dir, unusable, skippable, settings.fit)
 
 
 def choose_split(reader: Reader, settings: DatasetSettings) -> None:

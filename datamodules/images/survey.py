@@ -50,14 +50,15 @@ class Survey:
         return sizes[places, :2]
 
     @property
-    def cut_off(self) -> list[tuple[float, int, int, int]]:
-        """Sizes that are no squares: (share of the pixels beside the central square, width, height, images), sorted."""
+    def not_square(self) -> list[tuple[float, int, int, int]]:
+        """Sizes that are no squares: (share of the longer side beyond the shorter, width, height, images), sorted."""
         shares = ((1 - min(w, h) / max(w, h), w, h, count) for w, h, count in self.sizes if w != h)
         return sorted(shares)
 
-    def enlarged(self, resolution: int) -> list[tuple[int, int]]:
-        """(shorter side, images) of those whose shorter side is below the resolution of training, sorted."""
-        sides = ((min(width, height), count) for width, height, count in self.sizes)
+    def enlarged(self, resolution: int, fit: str) -> list[tuple[int, int]]:
+        """(side, images) of those whose side is below the resolution, sorted: the shorter side; padded, the longer."""
+        side_of = max if fit == "pad" else min
+        sides = ((side_of(width, height), count) for width, height, count in self.sizes)
         return sorted((side, count) for side, count in sides if side < resolution)
 
 

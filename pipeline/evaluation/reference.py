@@ -79,11 +79,12 @@ class Extractors:
             backbone.identity = {**backbone.identity, **WHOLE_IMAGE}
         return backbone
 
-    def _arguments(self, name: str) -> tuple[BackboneSettings, int, int, str, str]:
-        """Those of `build_backbone`; the last is the setting that names the file of the weights."""
+    def _arguments(self, name: str) -> tuple[BackboneSettings, int, int, str, str, str]:
+        """Those of `build_backbone`; the last but one is the setting that names the file of the weights."""
         setting = f"{'' if name in self.weights else '+'}evaluation.weights.{name}"
         setting = "backbone.path" if name == self.own.name else setting
-        return self.settings(name), self.dataset.resolution, self.dataset.channels, self.cache_dir, setting
+        dataset = self.dataset
+        return self.settings(name), dataset.resolution, dataset.channels, self.cache_dir, setting, dataset.fit
 
     def build_or_own(self, name: str, say: Callable[[str], None]) -> Backbone:
         """The extractor, or the run's own backbone where its weights cannot be had, which `say` tells the user."""
@@ -177,6 +178,7 @@ class Extractors:
             "resolution": self.dataset.resolution,
             "channels": self.dataset.channels,
             "extractor": extractor.identity,
+            **({} if self.dataset.fit == "crop" else {"fit": self.dataset.fit}),
         }
 
 

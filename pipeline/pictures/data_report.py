@@ -29,8 +29,9 @@ def report_data(source: ImageSource, resolution: int, channels: int, cache_dir: 
         UserError: images that cannot be used, counted and named, unless `dataset.on_bad_file=skip`.
     """
     found, path = survey(source, cache_dir)
-    picture = path.with_name(f"{path.stem}-{resolution}x{channels}.png")
-    lines = describe(found, source.name, resolution)
+    fit = "" if source.fit == "crop" else f"-{source.fit}"
+    picture = path.with_name(f"{path.stem}-{resolution}x{channels}{fit}.png")
+    lines = describe(found, source.name, resolution, source.fit)
     if source.own_output:
         lines.append(f"{'not listed':<15}{', '.join(source.own_output)}: runs and cache of this project")
     if not picture.exists():
@@ -46,13 +47,14 @@ def keep_report(found: Survey, picture: Path, folder: Path) -> None:
         shutil.copyfile(picture, temporary)
 
 
-def describe(found: Survey, name: str, resolution: int) -> list[str]:
+def describe(found: Survey, name: str, resolution: int, fit: str) -> list[str]:
     """The survey as lines for a terminal."""
     said = {"sizes": describe_sizes(found)}
     said["modes"] = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
-    if found.cut_off:
-        said["cut off"] = describe_cut_off(found)
-    if small := found.enlarged(resolution):
+    if found.not_square:
+        what, text = describe_not_square(found, fit)
+        said[what] = text
+    if small := found.enlarged(resolution, fit):
         side = small[0][0]
         said["enlarged"] = (
             f"{sum(count for _, count in small):,} images are smaller than dataset.resolution={resolution}; of the "
@@ -91,15 +93,24 @@ def describe_sizes(found: Survey) -> str:
     return f"{len(found.sizes):,} different: smallest {smallest}, median {median}, largest {largest}"
 
 
-def describe_cut_off(found: Survey) -> str:
-    """How many images are not square, and how much of them training does not see."""
-    counts = np.array([count for _, _, _, count in found.cut_off])
-    share, *_ = found.cut_off[int(np.searchsorted(counts.cumsum(), (counts.sum() + 1) // 2))]  # the median
-    most, width, height, _ = found.cut_off[-1]
-    return (
-        f"{counts.sum():,} images are not square: training sees the central square, without {share:.0%} of the pixels "
-        f"(median; {most:.0%} of {width}×{height})"
-    )
+def describe_not_square(found: Survey, fit: str) -> tuple[str, str]:
+    """What becomes of images that are not square, in a word and in a line: how many, and how much of them."""
+    counts = np.array([count for _, _, _, count in found.not_square])
+    share, *_ = found.not_square[int(np.searchsorted(counts.cumsum(), (counts.sum() + 1) // 2))]  # the median
+    most, width, height, _ = found.not_square[-1]
+    size = f"{width}×{height}"
+    what, text = {
+        "crop": (
+            "cut off",
+            f"training sees the central square, without {share:.0%} of the pixels (median; {most:.0%} of {size})",
+        ),
+        "pad": ("padded", f"bars are {share:.0%} of what training sees (median; {most:.0%} of {size})"),
+        "stretch": (
+            "stretched",
+            f"the shorter side is drawn {1 / (1 - share):.2g} times as long (median; of {size} {1 / (1 - most):.2g} times)",
+        ),
+    }[fit]
+    return what, f"{counts.sum():,} images are not square: {text}"
 
 
 def describe_classes(counts: list[int], names: list[str] | None) -> str:

@@ -55,7 +55,8 @@ class Condition:
     @cached_property
     def backbone_identity(self) -> dict[str, Any]:
         """What tells the backbone from any other: its kind, its weights' digests, its processing."""
-        return backbone_identity(self.backbone, self.dataset.resolution, self.dataset.channels, self.cache_dir)
+        dataset = self.dataset
+        return backbone_identity(self.backbone, dataset.resolution, dataset.channels, self.cache_dir, fit=dataset.fit)
 
     @property
     def method(self) -> str:

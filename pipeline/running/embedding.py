@@ -91,7 +91,9 @@ class Embedder:
 
     def _build(self) -> Backbone:
         dataset = self.condition.dataset
-        return build_backbone(self.condition.backbone, dataset.resolution, dataset.channels, self.condition.cache_dir)
+        return build_backbone(
+            self.condition.backbone, dataset.resolution, dataset.channels, self.condition.cache_dir, fit=dataset.fit
+        )
 
     def precision(self, device: torch.device) -> str:
         """`embedding.precision`; auto is bfloat16 on GPUs that compute in it, float32 elsewhere."""

@@ -34,6 +34,7 @@ OUTPUTS = re.compile(
 )
 # Settings that are younger than runs which lack them, and what these were made with.
 BEFORE: dict[str, dict[str, Any]] = {
+    "dataset": {"fit": "crop"},
     "sampler": {"labels": "independent", "guide": "label", "window": None},
     "training": {"posthoc_snapshots": 0},
 }

@@ -22,12 +22,17 @@ def test_a_folder_that_another_process_works_in_is_refused(cedm: Cedm, overwrite
         assert [path.name for path in Path("run").iterdir()] == [".lock"]
 
 
-def test_a_run_from_before_labels_could_be_chosen_drew_them_independently(tmp_path: Path) -> None:
-    write_sealed_json(tmp_path / "settings.json", {"settings": {"sampler": {"steps": 18}, "seed": 0}, "inputs": {}})
+def test_a_run_from_before_a_setting_was_there_has_its_old_meaning(tmp_path: Path) -> None:
+    before = {"sampler": {"steps": 18}, "dataset": {"name": "digits"}, "seed": 0}
+    write_sealed_json(tmp_path / "settings.json", {"settings": before, "inputs": {}})
 
     def settings(labels: str) -> dict[str, Any]:
         return {
-            "settings": {"sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None}, "seed": 0},
+            "settings": {
+                "sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None},
+                "dataset": {"name": "digits", "fit": "crop"},
+                "seed": 0,
+            },
             "inputs": {},
         }
 

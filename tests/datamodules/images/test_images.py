@@ -42,6 +42,25 @@ def test_the_centre_is_cropped_before_resizing():
     assert to_uint8(pixels, None, 3).shape == (3, 4, 12)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_whole_image_between_bars_or_stretched(turned: bool):
+    """A wide image of a white border and a grey middle, by hand: 12×4 pixels on a square of 12 or 6."""
+    pixels = np.full((4, 12, 3), 250, np.uint8)
+    pixels[1:3, 2:10] = (100, 90, 80)
+    image = Image.fromarray(pixels.transpose(1, 0, 2) if turned else pixels)
+    square = (
+        to_uint8(image, 12, 3, "pad").permute(2, 1, 0) if turned else to_uint8(image, 12, 3, "pad").permute(1, 2, 0)
+    )
+    assert (square[4:8].numpy() == pixels).all()
+    assert (square[:4] == 250).all()
+    assert (square[8:] == 250).all()
+    assert to_uint8(image.resize((50, 1)), 6, 3, "pad").shape == (3, 6, 6)  # of less than one row, one is left
+    row = random_rgb(1, 12)
+    assert (to_uint8(row.repeat(4, axis=0), 12, 3, "stretch").permute(1, 2, 0).numpy() == row).all()
+    bands = np.concatenate([pixels, pixels[..., :2]], axis=2)  # [4, 12, 5]
+    assert torch.equal(to_uint8(bands, 12, 5, "pad")[:3], to_uint8(pixels, 12, 3, "pad"))
+
+
 def test_channels_that_an_image_has_not_are_refused():
     with pytest.raises(UserError, match="3 channels, where 4 are expected"):
         to_uint8(random_rgb(2, 2), 2, 4)
