@@ -107,7 +107,7 @@ def describe_not_square(found: Survey, fit: str) -> tuple[str, str]:
         "pad": ("padded", f"bars are {share:.0%} of what training sees (median; {most:.0%} of {size})"),
         "stretch": (
             "stretched",
-            f"the shorter side is drawn {1 / (1 - share):.2g} times as long (median; of {size} {1 / (1 - most):.2g} times)",
+            f"the shorter side is drawn {1 / (1 - share):.2g} times as long (median; of {size} {1 / (1 - most):.2g})",
         ),
     }[fit]
     return what, f"{counts.sum():,} images are not square: {text}"

@@ -216,14 +216,12 @@ def test_what_training_does_not_see_is_told(cedm: Cedm, workplace: Path) -> None
         "blank          2 images of one colour throughout, such as blank.jpg\n",
     ):
         assert line in result.out
-    for fit, lines in {
-        "pad": ["padded         3 images are not square: bars are 50% of what training sees (median; 75% of 16×64)\n"],
-        "stretch": [
-            "stretched      3 images are not square: the shorter side is drawn 2 times as long (median; 4 times of"
-        ],
+    for fit, line in {
+        "pad": "padded         3 images are not square: bars are 50% of what training sees (median; 75% of 16×64)\n",
+        "stretch": "stretched      3 images are not square: the shorter side is drawn 2 times as long (median; ",
     }.items():
         again = cedm("embed", *typed, "dataset.resolution=16", f"dataset.fit={fit}")
-        assert all(line in again.out for line in lines), again
+        assert line in again.out, again
         assert "Nothing to do" not in again.out  # the pixels are others
     report = json.loads(next(Path("runs").rglob("data.json")).read_text())
     assert (report["num_distinct"], report["num_blank"], report["blank"]) == (9, 2, ["blank.jpg", "transparent.png"])

@@ -48,9 +48,7 @@ def test_the_whole_image_between_bars_or_stretched(turned: bool):
     pixels = np.full((4, 12, 3), 250, np.uint8)
     pixels[1:3, 2:10] = (100, 90, 80)
     image = Image.fromarray(pixels.transpose(1, 0, 2) if turned else pixels)
-    square = (
-        to_uint8(image, 12, 3, "pad").permute(2, 1, 0) if turned else to_uint8(image, 12, 3, "pad").permute(1, 2, 0)
-    )
+    square = to_uint8(image, 12, 3, "pad").permute((2, 1, 0) if turned else (1, 2, 0))  # [short, long, C]
     assert (square[4:8].numpy() == pixels).all()
     assert (square[:4] == 250).all()
     assert (square[8:] == 250).all()
