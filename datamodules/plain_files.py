@@ -1,9 +1,10 @@
 """Arrays and tables in files of other programs, read without running code from them."""
 
 import csv
+import itertools
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -18,6 +19,9 @@ from storage.control_characters import CONTROL, escaped
 from storage.errors import UserError
 
 NPY, ZIP = b"\x93NUMPY", b"PK"  # what files begin with
+TABLES = (".csv", ".tsv")
+DELIMITERS = (",", ";", "\t")
+LOOKED_AT = 100  # lines that tell which of them it is
 MOST_LINE = 1 << 20  # characters of a line of a table
 MOST = 10_000_000  # tables as long as the highest number are made
 
@@ -74,32 +78,68 @@ def load_pt(path: Path) -> Any:
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file by their heading; one column of numbers may have none, and is then called ''.
+    """The columns of a table by their heading; one column of numbers may have none, and is then called ''.
 
     Raises:
-        UserError: the file is empty or no CSV file in UTF-8, a heading occurs twice, or lines differ in length.
+        UserError: the file is empty or no table in UTF-8, a heading occurs twice, or lines differ in length.
     """
     refuse_large(path, MOST_TEXT, "a CSV file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(short_lines(path, file))
-            lines = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}).") from error
-    if not lines:
-        raise UserError(f"{path}: the file is empty.")
-    first = lines[0][1]
-    wrong = next((number for number, row in lines if len(row) != len(first)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: line {wrong} has not {len(first)} columns, as the first line {','.join(first)} has.")
+    first, *others = lines = list(lines_of_table(path))
     headless = len(first) == 1 and is_number(first[0])
     heading = [""] if headless else [name.strip() for name in first]
-    if unclean := next((text for _, row in lines for text in row if CONTROL.search(text.replace("\t", ""))), None):
+    if unclean := next((text for row in lines for text in row if CONTROL.search(text.replace("\t", ""))), None):
         raise UserError(f"{path}: '{escaped(unclean)}' holds a control character. Remove it.")
     if len(set(heading)) < len(heading):
         raise UserError(f"{path}: the first line {','.join(heading)} names a column twice.")
-    rows = [row for _, row in lines[not headless :]]
+    rows = lines if headless else others
     return {name: [row[place] for row in rows] for place, name in enumerate(heading)}
+
+
+def lines_of_table(path: Path) -> Iterator[list[str]]:
+    """The fields of each line of a table that are separated by commas, semicolons or tabs; empty lines are left out.
+
+    Raises:
+        UserError: the file is empty or no table in UTF-8, or lines differ in length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = delimiter_of(path, list(itertools.islice(short_lines(path, file), LOOKED_AT)))
+            file.seek(0)
+            first: list[str] = []
+            reader = csv.reader(short_lines(path, file), delimiter=delimiter)
+            for row in filter(None, reader):
+                first = first or row
+                if len(row) != len(first):
+                    shown = delimiter.join(first)
+                    raise UserError(f"{path}: line {reader.line_num} has not {len(first)} columns, as {shown!r} has.")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}).") from error
+    if not first:
+        raise UserError(f"{path}: the file is empty.")
+
+
+def delimiter_of(path: Path, lines: list[str]) -> str:
+    """What separates the fields of a table's first lines: of commas, semicolons and tabs those that all of them hold.
+
+    Raises:
+        UserError: two of them divide all lines alike.
+    """
+    found = []
+    for delimiter in DELIMITERS:
+        counts = {len(row) for row in csv.reader(lines, delimiter=delimiter) if row}
+        if len(counts) == 1 and counts != {1}:
+            found.append(delimiter)
+    if len(found) > 1:
+        both = " and by ".join(map(repr, found))
+        raise UserError(f"{path}: its lines can be divided by {both}. Save it with one of them, and quote the other.")
+    return found[0] if found else next((one for one in DELIMITERS if lines and one in lines[0]), ",")
+
+
+def column_of(columns: Iterable[str], name: str) -> str | None:
+    """The heading `name`, or the only one that differs from it by capitals alone."""
+    alike = [name] if name in columns else [one for one in columns if one.lower() == name.lower()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def short_lines(path: Path, file: TextIO) -> Iterator[str]:

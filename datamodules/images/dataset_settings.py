@@ -54,6 +54,9 @@ class DatasetSettings(Settings):
     labels: str | None = setting(
         None, "folders, none, or a file; null: those that the data set brings", identifies=False, path=True
     )
+    label_columns: list[str] | None = setting(
+        None, "what a CSV file of labels calls the ids and the labels; null: id and label", identifies=False
+    )
     on_bad_file: str = setting(
         "stop", "skip: try all files first, leave out bad ones", choices=("stop", "skip"), identifies=False
     )
@@ -70,6 +73,9 @@ class DatasetSettings(Settings):
             self.refuse("name", "it names folders: letters, digits, '.', '_', '+' and '-' will do")
         if self.path is not None and not KINDS[self.kind].path:
             self.refuse("path", f"dataset={self.name} has no use for a path. Leave it out, or set dataset=folder")
+        columns = self.label_columns
+        if columns is not None and (len(columns) != 2 or columns[0] == columns[1]):
+            self.refuse("label_columns", "[IDS,LABELS] is expected, such as [image_id,dx]")
         span = self.value_range
         if span is not None and not (len(span) == 2 and span[0] < span[1]):
             self.refuse("value_range", "[LOW,HIGH] is expected, such as [0,1]")

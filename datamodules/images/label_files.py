@@ -5,7 +5,6 @@ way of the images: where it is no label of each image, there are none, and a not
 """
 
 import json
-import unicodedata
 from collections.abc import Sequence, Set
 from os.path import commonprefix
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.images.image_names import same_text, spelled_as
 from datamodules.images.label_values import SHOWN, labels_from_values, numbered
 from datamodules.images.reader import Labels
-from datamodules.plain_files import load_npy, read_csv
+from datamodules.plain_files import TABLES, column_of, load_npy, read_csv
 from storage.bounds import refuse_large
 from storage.errors import UserError
 
@@ -55,27 +55,41 @@ def labels_from_folders(path: str, ids: list[str], folders: Set[str], shared: li
     return labels
 
 
-def read_label_file(path: Path, ids: list[str]) -> Labels:
-    """Labels from a CSV with the columns `id` and `label` (numbers or names), a `.json` like EDM's, or an `.npy`.
+def read_label_file(path: Path, ids: list[str], columns: Sequence[str] | None = None) -> Labels:
+    """Labels from a table with the columns `id` and `label` (numbers or names), a `.json` like EDM's, or an `.npy`.
+
+    Args:
+        columns: what a table calls the two, where not so.
 
     Raises:
         UserError: there is no such file, it cannot be read, or it is about other images.
     """
     if not path.is_file():
         raise UserError(f"dataset.labels={path}: no such file. Set dataset.labels=folders or dataset.labels=FILE.csv.")
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if columns is not None and suffix not in TABLES:
+        kinds = " or ".join(TABLES)
+        raise UserError(f"dataset.label_columns={list(columns)}: {path} is no table, {kinds}. Leave it out.")
+    if suffix == ".npy":
         return labels_from_array(path, load_npy(path), len(ids))
-    if path.suffix == ".json":
+    if suffix == ".json":
         known, values = pairs_in_json(path, read_labels(path, len(ids)))
         if not known:
             raise UserError(f"{path}: says that there are no labels (null).")
         return matched_labels(path, known, values, ids)
-    if path.suffix != ".csv":
-        raise UserError(f"dataset.labels={path}: a file of labels ends in .csv, .json or .npy.")
-    columns = read_csv(path)
-    if not {"id", "label"} <= columns.keys():
-        raise UserError(f"{path}: the columns id,label are expected; found {','.join(columns) or 'numbers alone'!r}.")
-    return matched_labels(path, columns["id"], columns["label"], ids)
+    if suffix not in TABLES:
+        raise UserError(f"dataset.labels={path}: a file of labels ends in {', '.join(TABLES)}, .json or .npy.")
+    table = read_csv(path)
+    id_name, label_name = columns or ("id", "label")
+    of_ids, of_labels = column_of(table, id_name), column_of(table, label_name)
+    if of_ids is None or of_labels is None:
+        given = ",".join(table) or "numbers alone"
+        example = ",".join(list(table)[:2] if len(table) > 1 else ["image_id", "dx"])
+        raise UserError(
+            f"{path}: the columns {id_name},{label_name} are expected; found {given!r}. Name those of the ids and of "
+            f"the labels: dataset.label_columns=[{example}]."
+        )
+    return matched_labels(path, table[of_ids], table[of_labels], ids)
 
 
 def most_labels(count: int) -> int:
@@ -131,21 +145,18 @@ def matched_labels(path: Path, known: Sequence[str], values: Sequence[Any], ids:
     """Labels for the images `ids`, from the `values` of the images `known`; an image that is not among them has none.
 
     Raises:
-        ForeignFileError: none is among them.
+        ForeignFileError: none is among them, or it cannot be told which.
     """
-    wanted, by_id = {same_text(image_id) for image_id in ids}, dict[str, Any]()
-    for image_id, value in zip(map(same_text, known), values, strict=True):
-        if image_id in wanted and repr(before := by_id.setdefault(image_id, value)) != repr(value):
+    image_names = spelled(path, known, ids)
+    wanted, by_name = set(image_names), dict[str, Any]()
+    for name, value in zip(map(same_text, known), values, strict=True):
+        if name in wanted and repr(before := by_name.setdefault(name, value)) != repr(value):
             shown = " and ".join(repr(one)[:SHOWN] for one in (before, value))
-            why = f"{image_id!r} has two labels, {shown}; one for each image is expected"
+            why = f"{name!r} has two labels, {shown}; one for each image is expected"
             return Labels(None, note=f"{path}: {why}")
-    if not by_id:
-        others = f"; the labels are for {known[0]!r} and {len(known) - 1:,} more" if known else ""
-        raise ForeignFileError(
-            f"{path}: {len(ids)} of {len(ids)} images have no label, the first is {ids[0]!r}{others}. "
-            "An id is the image's path below the folder, or its name in the ZIP."
-        )
-    return labels_from_values([by_id.get(same_text(image_id)) for image_id in ids], str(path))
+    if not by_name:
+        raise ForeignFileError(unlabelled(path, ids, known, len(ids)))
+    return labels_from_values([by_name.get(name) for name in image_names], str(path))
 
 
 def in_order(path: Path, known: list[str], labels: list[Any], ids: list[str]) -> list[Any]:
@@ -154,23 +165,32 @@ def in_order(path: Path, known: list[str], labels: list[Any], ids: list[str]) ->
     Raises:
         UserError: an image without a label, or one with two different ones.
     """
-    by_id: dict[str, Any] = {}
-    for image_id, label in zip(known, labels, strict=True):
-        if (before := by_id.setdefault(same_text(image_id), label)) != label:
-            raise UserError(f"{path}: {image_id!r} has two labels, {before!r} and {label!r}.")
-    unlabelled = [image_id for image_id in ids if same_text(image_id) not in by_id]
-    if unlabelled:
-        others = f"; the labels are for {known[0]!r} and {len(known) - 1:,} more" if known else ""
-        raise UserError(
-            f"{path}: {len(unlabelled)} of {len(ids)} images have no label, the first is {unlabelled[0]!r}{others}. "
-            "An id is the image's path below the folder, or its name in the ZIP."
-        )
-    return [by_id[same_text(image_id)] for image_id in ids]
+    image_names = spelled(path, known, ids)
+    by_name: dict[str, Any] = {}
+    for name, label in zip(map(same_text, known), labels, strict=True):
+        if (before := by_name.setdefault(name, label)) != label:
+            raise UserError(f"{path}: {name!r} has two labels, {before!r} and {label!r}.")
+    lacking = [image_id for image_id, name in zip(ids, image_names, strict=True) if name not in by_name]
+    if lacking:
+        raise UserError(unlabelled(path, lacking, known, len(ids)))
+    return [by_name[name] for name in image_names]
 
 
-def same_text(name: str) -> str:
-    """A name in the one Unicode form that `ü` has, composed: macOS stores it as `u` and two dots."""
-    return unicodedata.normalize("NFC", name)
+def spelled(path: Path, known: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """The ids of images as a file spells them. Raises `ForeignFileError` where it cannot be told which is which."""
+    try:
+        return spelled_as(known, ids)
+    except UserError as error:
+        raise ForeignFileError(f"{path}: {error}.") from error
+
+
+def unlabelled(path: Path, lacking: Sequence[str], known: Sequence[str], count: int) -> str:
+    """The message about images that a file does not know."""
+    others = f"; the labels are for {known[0]!r} and {len(known) - 1:,} more" if known else ""
+    return (
+        f"{path}: {len(lacking)} of {count} images have no label, the first is {lacking[0]!r}{others}. "
+        "An id is the image's path below the folder, or its name in the ZIP."
+    )
 
 
 def labels_from_array(where: Path | str, values: np.ndarray, count: int) -> Labels:

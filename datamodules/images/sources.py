@@ -191,12 +191,14 @@ def choose_split(reader: Reader, settings: DatasetSettings) -> None:
 
 def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
     """Labels as `dataset.labels` says, else those that the data set brings."""
+    if settings.label_columns is not None and settings.labels in (None, "none", "folders"):
+        settings.refuse("label_columns", "it goes with dataset.labels=FILE.csv")
     if settings.labels is None:
         return reader.own_labels()
     if settings.labels == "none":
         return Labels(None, note="dataset.labels=none leaves them out")
     if settings.labels != "folders":
-        return read_label_file(Path(settings.labels), reader.ids)
+        return read_label_file(Path(settings.labels), reader.ids, settings.label_columns)
     if reader.folders is None:
         raise UserError(f"{settings.name}: dataset.labels=folders is for folders and ZIPs. Set dataset.labels=FILE.")
     ids, folders, where, shared = reader.ids, reader.folders, str(settings.path), None

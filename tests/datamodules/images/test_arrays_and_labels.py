@@ -1,5 +1,6 @@
 """Arrays with any channels and ranges, Hugging Face data sets, and labels from folders and files."""
 
+import csv
 import json
 import os
 import pickle
@@ -264,7 +265,7 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
     assert labels_from(decomposed)[0] == [7] * 4
     for text, message in (
         ("", "empty"),
-        ("name,class\na,1\n", "found 'name,class'"),
+        ("name,class\na,1\n", r"found 'name,class'.*dataset\.label_columns=\[name,class\]"),
         (
             "id,label\na.png,1\n",
             "4 of 4 images have no label, the first is 'train/cat/1.png'; the labels are for 'a.png'",
@@ -273,6 +274,49 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             labels_from(text)
+
+
+def test_tables_as_other_programs_write_them(tree: Path, tmp_path: Path) -> None:
+    """Separated by `;` or tabs, ids without suffix or folders, headings in capitals, some images missing."""
+
+    def labels_from(text: str, columns: list[str] | None = None, suffix: str = ".csv") -> list[int]:
+        (tmp_path / f"l{suffix}").write_text(text)
+        source = opened("folder", tree, labels=str(tmp_path / f"l{suffix}"), label_columns=columns)
+        assert source.labels is not None
+        return source.labels.tolist()
+
+    rows = (("lesion", "image_id", "dx"), ("a,b", "4", "nv"), ("", "1", "bkl"), ("c", "3", "nv"), ("d", "gone", "x"))
+    for delimiter, suffix in ((",", ".csv"), (";", ".csv"), ("\t", ".csv"), ("\t", ".tsv")):
+        with (tmp_path / "table").open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows(rows)
+        text = (tmp_path / "table").read_text()
+        assert labels_from(text, ["image_id", "dx"], suffix) == [0, -1, 1, 1]
+        with pytest.raises(UserError, match=r"found 'lesion,image_id,dx'.*dataset\.label_columns="):
+            labels_from(text, None, suffix)
+        with pytest.raises(UserError, match="the columns image_id,DX2 are expected"):
+            labels_from(text, ["image_id", "DX2"], suffix)
+    assert labels_from("ID;Label\ntrain/cat/1;5\ntrain/dog/3;7\n") == [5, -1, 7, -1]  # without suffixes
+    assert labels_from("Id,LABEL\n3.png,7\n2.png,5\n") == [-1, 5, 7, -1]  # without folders
+    assert labels_from("ID,id,label\n1,3.png,7\n") == [-1, -1, 7, -1]  # the exact name counts
+    with pytest.raises(UserError, match="4 of 4 images have no label"):
+        labels_from("id,label\ntest/cat/1.png,0\n")  # in another folder is another image
+    with pytest.raises(UserError, match=r"divided by ',' and by ';'.*Save it with one of them"):
+        labels_from("id,label;x\n3.png,7;y\n")
+    Image.fromarray(random_images(4, 4, 3)).save(tree / "train/dog/1.png")
+    with pytest.raises(UserError, match=r"'1' may be 'train/cat/1\.png' or 'train/dog/1\.png'"):
+        labels_from("id,label\n1,0\n3,0\n")
+    assert labels_from("id,label\n2,0\n3,0\n") == [-1, 0, -1, 0, -1]  # which are one image each
+
+
+def test_columns_of_labels_are_those_of_a_table(tree: Path, tmp_path: Path) -> None:
+    save(tmp_path / "l.npy", np.arange(4))
+    for settings, message in (
+        ({"labels": str(tmp_path / "l.npy"), "label_columns": ["a", "b"]}, r"l\.npy is no table"),
+        ({"label_columns": ["a", "b"]}, r"it goes with dataset\.labels=FILE\.csv"),
+        ({"label_columns": ["a"]}, r"\[IDS,LABELS\] is expected"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened("folder", tree, **settings)  # type: ignore[arg-type]
 
 
 def test_labels_in_other_files(tree: Path, tmp_path: Path) -> None:
