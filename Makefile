@@ -1,7 +1,8 @@
 # Cluster-conditioned diffusion. `make help` lists targets, variables and defaults.
 
 # What was set for these arrives in the commands as it was typed: exported, and so read by no shell.
-VARIABLES := DATASET DATA BACKBONE CLUSTERING CLUSTERS CONDITIONING DEVICES ACCELERATOR ARGS CKPT RUN STUDY
+VARIABLES := DATASET DATA BACKBONE CLUSTERING CLUSTERS CONDITIONING DEVICES ACCELERATOR ARGS CKPT RUN STUDY \
+    ASSIGNMENTS HEAD
 unexport $(VARIABLES)
 $(foreach name,$(VARIABLES),$(eval export CEDM_$(name) := $$(value $(name))))
 
@@ -15,7 +16,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench check-gpu clean
+.PHONY: help setup train embed cluster bound score assign diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench check-gpu clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -31,6 +32,8 @@ help:  ## This list
 	@echo '  DEVICES=auto      number of GPUs (or of CPU processes with ACCELERATOR=cpu)'
 	@echo '  ACCELERATOR=auto  gpu, cpu, …'
 	@echo '  CKPT=             for generate, evaluate: denoiser.safetensors or the folder of a run; default: the newest'
+	@echo '  ASSIGNMENTS=      a file of cluster ids, in place of a clustering; for make score: default: the newest clustering'
+	@echo '  HEAD=             for make assign: head.safetensors or the folder of a clustering; default: the newest'
 	@echo '  STUDY=granularity for make study: a file in configs/study'
 	@echo '  RUN=              for make report: folder of a study or of any other run; default: the newest study'
 	@echo '  ARGS=             more settings, such as ARGS="training.duration_kimg=50 seed=1"'
@@ -52,6 +55,9 @@ setup: $(READY)  ## Create .venv with all packages, once
 train:  ## Embed, cluster and train a diffusion model: DATASET=digits by default
 embed:  ## Only: images → embeddings and neighbours
 cluster:  ## Only: embeddings → pseudo-labels
+bound:  ## How many clusters are worth having
+score:  ## Use of the clusters, agreement with labels, pictures: of the newest clustering or ASSIGNMENTS=FILE
+assign:  ## The clusters of new images, by the newest clustering or HEAD=FILE: DATA=/new/images
 diffusion:  ## Only: images and pseudo-labels → diffusion model
 generate:  ## Images from a trained model, the newest or CKPT=runs/…
 evaluate:  ## Distances of a model's images to the data set, of the newest or CKPT=runs/…
@@ -59,7 +65,7 @@ auto:  ## From a folder of images to a model: how many clusters, then full train
 study:  ## Answer a question with evidence: STUDY=granularity, efficiency, correlation, confidence, …
 report:  ## One HTML page of the newest study, or of RUN=FOLDER
 
-train embed cluster diffusion generate evaluate auto study report: $(READY)
+train embed cluster bound score assign diffusion generate evaluate auto study report: $(READY)
 	@$(PY) -m pipeline.settings.make $@
 
 tensorboard: $(READY)  ## Watch the runs in a browser, on this machine only

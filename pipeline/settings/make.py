@@ -24,8 +24,20 @@ SETTINGS = {
     "DEVICES": "trainer.devices",
     "ACCELERATOR": "trainer.accelerator",
 }
-STAGES = {"train": ("embed", "cluster", "train"), "diffusion": ("train",), "auto": ("study",)}
-OF_THE_LAST_STAGE = ("run_dir", "overwrite")  # a run folder is one command's
+STAGES = {
+    "train": ("embed", "cluster", "train"),
+    "diffusion": ("train",),
+    "auto": ("study",),
+    "bound": ("embed", "bound"),
+    "assign": ("embed", "assign"),
+}
+OF_THE_LAST_STAGE = ("run_dir", "overwrite", "head", "bound")  # a run folder is one command's
+MADE_BY = {  # what a target is about, and the target that makes it
+    "CKPT": ("model", "make train"),
+    "RUN": ("study", "make study"),
+    "ASSIGNMENTS": ("clustering", "make cluster"),
+    "HEAD": ("clustering head", "make cluster"),
+}
 DEFAULT_DATASET = "digits"
 
 
@@ -33,13 +45,15 @@ def command_lines(target: str, variables: Mapping[str, str]) -> Iterator[tuple[s
     """The commands of a target, in order, each with its words.
 
     Raises:
-        UserError: `ARGS` ends within a quotation, or there is no model or study that the target is about.
+        UserError: `ARGS` ends within a quotation, or there is no model, clustering or study that the target is about.
     """
     stages = STAGES.get(target, (target,))
+    if target == "bound" and variables.get("ASSIGNMENTS"):
+        stages = ("bound",)  # of clusterings that exist
     words = list(target_words(target, variables))
     for stage in stages:
         last = stage == stages[-1]
-        yield stage, [word for word in words if last or key_of(word) not in OF_THE_LAST_STAGE]
+        yield stage, [word for word in words if last or key_of(word).partition(".")[0] not in OF_THE_LAST_STAGE]
 
 
 def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
@@ -50,12 +64,21 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
     if target == "report":
         run = variables.get("RUN") or newest(runs_in(variables, any_data=True), "study-*/*/summary.json", target, "RUN")
         yield word("run", Path(run).parent if run.endswith("summary.json") else run)
+    if target == "assign":  # nothing is clustered, so no neighbours are needed
+        runs = runs_in(variables, any_data=True)  # the clustering is of other images
+        yield word("head", variables.get("HEAD") or newest(runs, "cluster-*/*/head.safetensors", target, "HEAD"))
+        yield "clustering=kmeans"
+    assignments = variables.get("ASSIGNMENTS")
+    if target == "score" and not assignments:
+        assignments = newest(runs_in(variables), "cluster-*/*/pseudo_labels.safetensors", target, "ASSIGNMENTS")
     if target in ("study", "auto"):
         yield "study=auto" if target == "auto" else f"study={variables.get('STUDY') or 'granularity'}"
     if target not in ("generate", "report"):
         yield f"dataset={dataset_of(variables)}"
         if variables.get("DATA"):
             yield word("dataset.path", variables["DATA"])
+        if assignments and target != "assign":
+            yield word("assignments", assignments)
     for name, key in SETTINGS.items():
         known = target not in ("generate", "report") or (target == "generate" and name == "ACCELERATOR")
         if known and variables.get(name):
@@ -85,16 +108,16 @@ def runs_in(variables: Mapping[str, str], any_data: bool = False) -> list[Path]:
     """The folders of a data set's runs; of every one's with `any_data`, where none was named."""
     if any_data and not variables.get("DATASET"):
         return [path for path in Path("runs").glob("*") if path.is_dir()]
-    return [Path("runs") / (variables.get("DATASET") or DEFAULT_DATASET)]
+    return [Path("runs") / dataset_of(variables)]
 
 
 def newest(folders: Sequence[Path], pattern: str, target: str, variable: str) -> str:
     """The newest file of a pattern below the folders."""
     found = [path for folder in folders for path in folder.glob(pattern)]
     if not found:
-        what, maker = ("study", "make study") if variable == "RUN" else ("model", "make train")
+        what, maker = MADE_BY[variable]
         raise UserError(
-            f"no {what} in {' or '.join(map(str, folders)) or 'runs'}. Run {maker}, or make {target} {variable}=FOLDER."
+            f"no {what} in {' or '.join(map(str, folders)) or 'runs'}. Run {maker}, or make {target} {variable}=PATH."
         )
     return str(max(found, key=lambda path: path.stat().st_mtime))
 

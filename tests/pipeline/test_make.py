@@ -53,6 +53,42 @@ def test_the_run_folder_is_the_last_commands():
         list(command_lines("train", {"ARGS": "'a"}))
 
 
+def test_bound_and_assign_embed_first_and_score_takes_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each command of a target must know the words that it is given."""
+    monkeypatch.chdir(tmp_path)
+    for target in ("score", "assign"):
+        with pytest.raises(UserError, match="make cluster"):
+            list(command_lines(target, {}))
+    for age, name in enumerate(("mine/cluster-temi-40/1", "digits/cluster-temi-40/1", "digits/cluster-kmeans-40/2")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        for file in ("head.safetensors", "pseudo_labels.safetensors"):
+            if file[0] == "p" or "temi" in name:
+                (folder / file).touch()
+                os.utime(folder / file, (age, age))
+    found = {}
+    for target, variables in {
+        "bound": {"ARGS": "bound.grid=[5,10] run_dir=x seed=1"},
+        "score": {},
+        "assign": {"DATA": "/new images", "ARGS": "map_images=0"},
+    }.items():
+        lines = found[target] = dict(command_lines(target, variables))
+        for command, words in lines.items():
+            compose(command, words)
+    assert found["bound"] == {
+        "embed": ["dataset=digits", "seed=1"],
+        "bound": ["dataset=digits", "bound.grid=[5,10]", "run_dir=x", "seed=1"],
+    }
+    newest = "runs/digits/cluster-kmeans-40/2/pseudo_labels.safetensors"
+    assert found["score"] == {"score": ["dataset=digits", f"assignments={newest}"]}
+    assert list(found["assign"]) == ["embed", "assign"]
+    assert found["assign"]["assign"][0] == "head=runs/digits/cluster-temi-40/1/head.safetensors"
+    assert not any(word.startswith("head=") for word in found["assign"]["embed"])
+    given = {"ASSIGNMENTS": "a b.csv", "DATASET": "cifar10"}
+    assert dict(command_lines("score", given)) == {"score": ["dataset=cifar10", 'assignments="a b.csv"']}
+    assert list(dict(command_lines("bound", given))) == ["bound"]
+
+
 def test_data_tells_the_kind_of_data_set(tmp_path: Path):
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images/a.png")
