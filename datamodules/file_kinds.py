@@ -31,7 +31,8 @@ DICOM = stack_line("pydicom", "pydicom.dcmread(f).pixel_array", "*.dcm")
 TIFF = stack_line("tifffile", "tifffile.imread(f)", "*.tif")
 HEIC = png_line(".heic")
 ARRAYS = stack_line("os", "numpy.load(f)", "*.npy")
-HDF5 = array_line("h5py", "h5py.File('FILE')['KEY'][:]")
+HDF5 = "set dataset=hdf5 and dataset.path to it"
+MATLAB_73 = array_line("h5py", "h5py.File('FILE')['KEY'][:].T")  # its axes are reversed
 MATLAB = array_line("scipy.io", "scipy.io.loadmat('FILE')['KEY']")
 NETCDF = array_line("xarray", "xarray.open_dataset('FILE')['KEY'].values")
 FLOATING = array_line("cv2", "cv2.imread('FILE', -1)[None]")
@@ -50,7 +51,7 @@ KINDS = (
     (rb".{128}DICM", f"a DICOM file; {DICOM}"),
     (rb"SIMPLE  =", f"a FITS file; {FITS}"),
     (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file; {HDF5}"),
-    (rb"MATLAB 7\.3", f"a MATLAB 7.3 file; {HDF5}"),
+    (rb"MATLAB 7\.3", f"a MATLAB 7.3 file; {MATLAB_73}"),
     (rb"MATLAB 5\.0", f"a MATLAB file; {MATLAB}"),
     (rb"CDF[\x01\x02\x05]", f"a NetCDF file; {NETCDF}"),
     (rb"PAR1", "a Parquet file; set dataset=hf and dataset.path to the folder that holds it"),

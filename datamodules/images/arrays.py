@@ -1,8 +1,10 @@
 """Images as arrays: in memory, in an `.npy` file that stays on disk, or in an `.npz`. Any number of channels."""
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from storage.errors import UserError, WrongPathError
 IMAGE_KEYS = ("images", "train_images", "x_train", "x", "X", "data", "arr_0")
 LABELS_OF = {"images": "labels", "x_train": "y_train", "x_test": "y_test", "x": "y", "X": "y", "data": "labels"}
 LABELS_OF |= {f"{split}_images": f"{split}_labels" for split in ("train", "val", "test")}
+mapped = partial(load_npy, mmap_mode="r")
 NATURAL_RANGES = {"u1": (0.0, 255.0), "u2": (0.0, 65535.0), "b1": (0.0, 1.0)}
 
 
@@ -28,9 +31,12 @@ class ArrayReader(Reader):
     """Images [N, H, W] or [N, H, W, C] in one array.
 
     Args:
-        images: the array, or the `.npy` file that holds it, which is then read image by image and never whole.
+        images: the array, or the file that holds it, which is then read image by image and never whole.
         value_range: the values that become 0 and 255. None: that of uint8, uint16 and bool.
-        name: the file, for messages.
+        name: the file and the array in it, for messages.
+        split: the first part of the ids.
+        key: names the array, where the file holds several.
+        open_file: returns the array in the file, of which indexing reads a part. Each process opens it for itself.
     """
 
     def __init__(
@@ -40,21 +46,27 @@ class ArrayReader(Reader):
         name: str = "the array",
         labels: Labels | None = None,
         kind: str = "array",
+        split: str = "train",
+        key: str = "",
+        open_file: Callable[[Path], Any] = mapped,
     ) -> None:
         super().__init__(kind, labels)
         self.name, self.path = name, images if isinstance(images, Path) else None
+        self._key, self._open_file = key, open_file
         self._state = GONE if self.path is None else state_of(self.path)
-        self.images = load_npy(images, mmap_mode="r") if isinstance(images, Path) else images
+        self._images, self._opened_by = (None if self.path else images), 0
         self.value_range = checked_range(name, self.images, value_range)
-        self.ids = numbered_ids(len(self.images))
+        self.ids = numbered_ids(len(self.images), split)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy for another process opens the file for itself."""
-        return (
-            type(self),
-            (self.path or self.images, self.value_range, self.name, self._labels, self.kind),
-            {"_state": self._state},
-        )
+    @property
+    def images(self) -> Any:
+        """The array, or what reads from it."""
+        if self.path is not None and self._opened_by != os.getpid():
+            self._images, self._opened_by = self._open_file(self.path), os.getpid()
+        return self._images
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if self.path is None else {**self.__dict__, "_images": None, "_opened_by": 0}
 
     def read(self, row: int) -> np.ndarray:
         """uint8 [H, W, C]."""
@@ -83,12 +95,16 @@ class ArrayReader(Reader):
         return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 
     def read_header(self, row: int) -> np.ndarray:
-        image = self.images[row]
+        try:
+            image = self.images[row]
+        except OSError as error:  # of HDF5, whose parts have checksums and filters
+            raise UnusableImageError(f"cannot be read ({error})") from error
         return image[..., np.newaxis] if image.ndim == 2 else image
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         if self.path is not None:
-            return [*map(str, self.value_range), file_digest(self.path, cache_dir)]
+            key = [self._key] if self._key else []
+            return [*map(str, self.value_range), *key, file_digest(self.path, cache_dir)]
         chosen = self.images[rows]
         return [str(chosen.shape), digest(chosen)]
 
@@ -96,7 +112,9 @@ class ArrayReader(Reader):
         return [digest(self.images[row]) for row in rows]
 
     def state(self) -> str:
-        return digest(self.images) if self.path is None else f"{file_state(self.path)} {self.value_range}"
+        if self.path is None:
+            return digest(self.images)
+        return f"{file_state(self.path)} {self.value_range} {self._key}".rstrip()
 
 
 def digest(array: np.ndarray) -> str:

@@ -25,10 +25,14 @@ KINDS = {
     "digits": Kind("datamodules.images.built_in:open_digits", needs_path=False),
     "cifar10": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
     "cifar100": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
+    "fashion": Kind("datamodules.images.built_in:open_fashion", "FOLDER", needs_path=False),
+    "stl10": Kind("datamodules.images.built_in:open_stl10", "FOLDER", needs_path=False),
+    "medmnist": Kind("datamodules.images.built_in:open_medmnist", "NAME or FILE.npz"),
     "folder": Kind("datamodules.images.image_files:FolderReader", "FOLDER"),
     "zip": Kind("datamodules.images.image_files:ZipReader", "FILE.zip"),
     "files": Kind("datamodules.images.image_files:open_files", "FOLDER or FILE.zip"),
     "array": Kind("datamodules.images.arrays:open_array", "FILE.npy"),
+    "hdf5": Kind("datamodules.images.hdf5:open_hdf5", "FILE.h5"),
     "hf": Kind("datamodules.images.hugging_face:open_hugging_face", "NAME or FOLDER"),
 }
 
@@ -61,9 +65,11 @@ class DatasetSettings(Settings):
         "stop", "skip: try all files first, leave out bad ones", choices=("stop", "skip"), identifies=False
     )
     value_range: list[float] | None = setting(None, "of arrays: the values that become black and white")
-    image_key: str | None = setting(None, "array of an .npz, or column, that holds the images; null: the usual one")
-    label_key: str | None = setting(None, "array of an .npz, or column, that holds the labels; null: the usual one")
-    split: str = setting("train", "of a Hugging Face data set, or of folders called train, val, test; all: all of it")
+    image_key: str | None = setting(None, "array of a file, or column, that holds the images; null: the usual one")
+    label_key: str | None = setting(None, "array of a file, or column, that holds the labels; null: the usual one")
+    split: str = setting(
+        "train", "train, val, test …: the part of a data set, or of folders of these names; all: all of it"
+    )
     config_name: str | None = setting(None, "which of several configurations of a Hugging Face data set")
     revision: str | None = setting(None, "branch, tag or commit on the hub")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.file_kinds import ARRAYS, HDF5, MATLAB, kind_of, start_of
+from datamodules.file_kinds import ARRAYS, MATLAB, kind_of, start_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import MOST_IMAGE, UnusableImageError
 from datamodules.images.formats import refused_suffixes, suffixes
@@ -34,8 +34,8 @@ OTHER_KINDS = {
     ".zip files": "Set dataset=zip and dataset.path to one of them",
     ".parquet files": "Set dataset=hf",
     ".arrow files": "Set dataset=hf",
-    ".h5 files": f"HDF5: {HDF5}",
-    ".hdf5 files": f"HDF5: {HDF5}",
+    ".h5 files": "Set dataset=hdf5 and dataset.path to one of them",
+    ".hdf5 files": "Set dataset=hdf5 and dataset.path to one of them",
     ".mat files": f"MATLAB: {MATLAB}",
     ".tar files": "Unpack them",
 }

@@ -39,6 +39,7 @@ MADE_BY = {  # what a target is about, and the target that makes it
     "HEAD": ("clustering head", "make cluster"),
 }
 DEFAULT_DATASET = "digits"
+DATASETS = {".zip": "zip", ".npy": "npy", ".npz": "npy", ".h5": "hdf5", ".hdf5": "hdf5"}  # by the suffix of DATA
 
 
 def command_lines(target: str, variables: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
@@ -92,13 +93,13 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
 
 
 def dataset_of(variables: Mapping[str, str]) -> str:
-    """`DATASET` where it was set, else what `DATA` is: folder, zip, npy or hf; without either, the digits."""
+    """`DATASET` where it was set, else what `DATA` is: folder, zip, npy, hdf5 or hf; without either, the digits."""
     data = variables.get("DATA", "")
     if variables.get("DATASET") or not data:
         return variables.get("DATASET") or DEFAULT_DATASET
     path = Path(data).expanduser()
-    if path.suffix.lower() in (".zip", ".npy", ".npz"):
-        return "zip" if path.suffix.lower() == ".zip" else "npy"
+    if path.suffix.lower() in DATASETS:
+        return DATASETS[path.suffix.lower()]
     saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     on_the_hub = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     return "hf" if saved or on_the_hub or any(path.glob("*.parquet")) else "folder"

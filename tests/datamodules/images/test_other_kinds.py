@@ -33,7 +33,7 @@ def refusal(kind: str, path: Path, **options: object) -> str:
 def write_other_kinds(folder: Path) -> dict[str, str]:
     """Files by name, and what they must be called."""
     contents = {
-        "h5": (HDF5, "an HDF5 file; save its array, for dataset=npy: python -c"),
+        "h5": (HDF5, "an HDF5 file; set dataset=hdf5"),
         "pickle": (pickle.dumps(IMAGES), "a pickle, which may run code and is not opened"),
         "fits": (fits(np.zeros((2, 2), np.int16)), "a FITS file"),
         "mat": (b"MATLAB 5.0 MAT-file" + b" " * 120, "a MATLAB file"),
@@ -66,7 +66,7 @@ def test_other_files_are_called_by_their_name(kind: str, suffix: str, tmp_path: 
 def test_what_lies_in_a_folder_without_images(tmp_path: Path) -> None:
     for name, words in (
         ("a.npy", "For one array set dataset=npy; for many save them as one array"),
-        ("a.h5", "h5py.File"),
+        ("a.h5", "Set dataset=hdf5"),
         ("a.parquet", "Set dataset=hf"),
         ("a.zip", "Set dataset=zip"),
     ):
