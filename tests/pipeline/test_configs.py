@@ -48,7 +48,7 @@ def test_published_settings_of_cifar(dataset: str, clusters: int):
     assert (parameters(settings), settings.network.dropout) == (55.7, 0.13)
 
 
-@pytest.mark.parametrize("dataset", ["folder", "zip", "npy", "hf", "ffhq64", "afhqv2"])
+@pytest.mark.parametrize("dataset", ["folder", "zip", "npy", "hdf5", "hf", "ffhq64", "afhqv2"])
 def test_published_settings_of_64_pixels(dataset: str):
     settings = composed(f"dataset={dataset}")
     animals = dataset == "afhqv2"
@@ -59,7 +59,9 @@ def test_published_settings_of_64_pixels(dataset: str):
 
 
 def test_clustering_settings_of_imagenet():
-    settings = composed("dataset=folder", "clustering=temi_imagenet")
+    settings = composed("dataset=imagenet", "dataset.path=x")
+    assert holds(settings.training, batch_size=4096, duration_kimg=2_500_000, lr=1e-4, augment_probability=0.0)
+    assert settings.network.model_channels == 192
     assert holds(settings.clustering, num_neighbours=25, num_clusters=1000, batch_size=128, max_epochs=100)
     assert holds(settings.clustering, method="temi", beta=0.6, num_heads=16, standardise=True)
 

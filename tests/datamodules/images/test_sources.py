@@ -213,6 +213,7 @@ def test_cifar_files_are_found_checked_and_read(
         assert source.labels[:3].tolist() == [0, 1, 2]
         assert source.class_names == ["cat", "dog", "owl"]
         assert source.ids[1] == "train/00001"
+        assert opened(kind, path, split="test").ids == [f"test/0000{row}" for row in range(3)]
 
     (folder / train[0][0]).write_bytes(b"damaged")
     monkeypatch.setattr(dataset_class, "url", "file:///nonexistent/cifar.tar.gz")
