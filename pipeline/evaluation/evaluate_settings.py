@@ -33,7 +33,9 @@ class EvaluateSettings(SamplingSettings):
         "folder, ZIP, .npy or .npz of images, denoiser.safetensors, or a run folder; or a list, a set each",
         identifies=False,
     )
-    metrics: list[str] = setting(["fd", "prdc"], "; ".join(f"{m.name}: {m.meaning}" for m in METRICS.values()))
+    metrics: list[str] = setting(
+        ["fd", "sw", "prdc", "clipped"], "; ".join(f"{m.name}: {m.meaning}" for m in METRICS.values())
+    )
     memorisation: bool = setting(True, "hold the generated images against their nearest training images")
     neighbour_backbone: str | None = setting(
         None,

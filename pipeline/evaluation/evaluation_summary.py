@@ -19,6 +19,10 @@ from pipeline.pictures.table import Table
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
 NO_PRECISION = 0.05  # share of generated images among the real ones, below which recall says nothing
+WITHIN_95 = 1.96  # standard errors
+OF_WHAT = (
+    "95 %, for other sets of as many generated images, drawn independently, to first order; the reference as it is"
+)
 EXTRACTORS = {
     "inception": "torch-fidelity's Inception-v3 (its 2048 pooled features; not NVIDIA's pickle); it resizes to 299×299 "
     "as TensorFlow 1 did (bilinear, not antialiased)",
@@ -82,7 +86,16 @@ def summary_of(
         },
         "beside": scores[0]["beside"],
         **({} if scores[0]["std"] is None else {"std_within_set": [score["std"] for score in scores]}),
+        **intervals_of(scores),
     }
+
+
+def intervals_of(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where a score of other images would lie, for each set: [lowest, highest]; nothing where that is not known."""
+    if scores[0].get("error") is None:
+        return {}
+    ends = [[score["value"] + side * WITHIN_95 * score["error"] for side in (-1, 1)] for score in scores]
+    return {"intervals": ends, "interval_is": OF_WHAT}
 
 
 def notes(
@@ -170,15 +183,21 @@ def table(summary: Mapping[str, Any], folder: Path) -> str:
 def table_of_scores(scores: Mapping[str, Any]) -> Table:
     """A line for each score: its value on every set, of several the best and the mean, and how it was measured."""
     several = len(next(iter(scores.values()))["sets"]) > 1
+    sure = any("intervals" in score for score in scores.values())
     rows = []
     for name, score in scores.items():
         values = [*score["sets"], *([score["best"], score["mean"]] if several else [])]
         within = f"± {fmean(score['std_within_set']):.2g}" if "std_within_set" in score else ""
         how = (f"on {score['protocol']['extractor']['name']}", score["beside"], within)
-        rows.append([label_of(name), *map(number, values), ", ".join(filter(None, how))])
+        half = [fmean(high - low for low, high in score["intervals"]) / 2] if "intervals" in score else []
+        interval = ["".join(f"± {width:.2g}" for width in half)] if sure else []
+        rows.append([label_of(name), *map(number, values), *interval, ", ".join(filter(None, how))])
     sets = [f"set {position + 1}" for position in range(len(score["sets"]))]
     caption = "↓: lower is better, ↑: higher, ±: standard deviation within a set."
-    return Table(caption, ["score", *sets, *(["best", "mean"] if several else []), "measured"], rows)
+    if sure:
+        caption += " 95 %: how far a set of other images may lie from it, drawn independently."
+    judged = [*(["best", "mean"] if several else []), *(["95 %"] if sure else [])]
+    return Table(caption, ["score", *sets, *judged, "measured"], rows)
 
 
 def number(value: float | None) -> str:

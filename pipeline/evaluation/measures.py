@@ -88,6 +88,8 @@ def check_sizes(plan: Plan, num_generated: int, num_real: int | None, generated:
     for metric in plan:
         own, most = metric.settings, getattr(metric.settings, "num_images", None)
         there = min(fewest, most or fewest) if metric.compares else num_generated
+        if there < metric.fewest:
+            raise UserError(f"{sides}: {metric.name} needs at least {metric.fewest}. Leave it out of metrics=")
         for name, more in metric.sizes.items():
             if getattr(own, name) + more > there:
                 limit = "" if most is None else f", and {own.key('num_images')}={most}"

@@ -6,6 +6,7 @@ imports what it computes with when it is called, so that the names are known wit
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from datamodules.images.images import ImageStore
     from pipeline.evaluation.features import Features, GeneratedSet
 
-SEED = 2020  # of random subsets and parts, torch-fidelity's
+SEED = 2020  # of random subsets, parts and directions, torch-fidelity's
+DIRECTIONS = 1000  # of the sliced Wasserstein distance, the paper's
 AUTHENTIC = (
     "share of generated images whose distance to the nearest training image is at least that image's distance to its "
     "nearest other training image (arXiv 2102.08921)"
@@ -42,9 +44,14 @@ class Sides:
     @property
     def rows(self) -> "tuple[Tensor, Tensor]":
         """The features of each image, [N, D] and [M, D]."""
-        assert self.generated.rows is not None
         assert self.real.rows is not None
-        return self.generated.rows.to(self.device), self.real.rows.to(self.device)
+        return self.own_rows, self.real.rows.to(self.device)
+
+    @property
+    def own_rows(self) -> "Tensor":
+        """The features of each generated image, [N, D]."""
+        assert self.generated.rows is not None
+        return self.generated.rows.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Score:
     protocol: Mapping[str, Any] = field(default_factory=dict)  # for the summary, beyond the extractor and both sides
     beside: str = ""  # of the same, for a table
     std: float | None = None  # standard deviation over random parts of a set; None where there are none
+    error: float | None = None  # standard error over the generated images; None where it is not known
     report: Mapping[str, Any] | None = None  # more than the score, for the summary
 
 
@@ -66,32 +74,56 @@ class Metric:
     meaning: str  # for `--help`
     measure: Callable[[Sides, Any], Mapping[str, Score]]  # both sides and the metric's settings → its scores
     scores: Mapping[str, str]  # names (`{backbone}` is the extractor's) → ↓ where lower is better, ↑ higher, or nothing
-    rows: Sequence[str] = ()  # the sides of which it needs each image's features; none: mean and covariance of both
+    rows: Sequence[str] = ()  # the sides of which it needs each image's features; of others mean and covariance do
     backbone: str = OWN  # the extractor, or the setting that names it
     settings: Any = None  # the class of its settings; in a plan, these
     sizes: Mapping[str, int] = field(default_factory=dict)  # settings of so many images of a side, and how many more
-
-    @property
-    def compares(self) -> bool:
-        """Whether it looks at the data set at all."""
-        return not self.rows or REAL in self.rows
+    fewest: int = 2  # images of a side
+    compares: bool = True  # whether it looks at the data set at all
 
 
 def frechet(sides: Sides, settings: None) -> dict[str, Score]:
-    from metrics.frechet import frechet_distance
+    from metrics.frechet import frechet_distance, frechet_error
 
-    distance = frechet_distance(sides.generated.statistics, sides.real.statistics)
-    return {frechet_name(sides.extractor.name): Score(distance)}
+    both = sides.generated.statistics, sides.real.statistics
+    error = frechet_error(sides.own_rows, *both)
+    return {frechet_name(sides.extractor.name): Score(frechet_distance(*both), error=error)}
 
 
-def kid(sides: Sides, settings: KIDSettings) -> dict[str, Score]:
+def extrapolated(sides: Sides, settings: None) -> dict[str, Score]:
+    from metrics.frechet import frechet_error, frechet_extrapolated
+
+    found = frechet_extrapolated(sides.own_rows, sides.real.statistics, seed=SEED)
+    error = hypot(found.error, frechet_error(sides.own_rows, sides.generated.statistics, sides.real.statistics))
+    protocol = {"extrapolated": "linearly in 1/N, from 15 random parts of a tenth of the set to all", "seed": SEED}
+    score = Score(found.value, {**protocol, "slope": found.slope}, "N → ∞", error=error)
+    return {f"fd_inf_{sides.extractor.name}": score}
+
+
+def kernel(sides: Sides, settings: KIDSettings) -> dict[str, Score]:
     from metrics.kernel import kernel_distance
 
     found = kernel_distance(*sides.rows, settings.num_subsets, settings.subset_size, SEED)
     protocol = {**plain(settings), "kernel": "(⟨x, y⟩ / D + 1)³", "seed": SEED}
-    return {
-        "kid": Score(found.mean, protocol, f"{settings.num_subsets} subsets of {settings.subset_size:,}", found.std)
-    }
+    beside = f"{settings.num_subsets} subsets of {settings.subset_size:,}"
+    name = next(one.name for one in ENTRIES if one.measure is kernel and one.backbone == sides.extractor.name)
+    return {name: Score(found.mean, protocol, beside, found.std, found.error)}
+
+
+def sliced(sides: Sides, settings: None) -> dict[str, Score]:
+    from metrics.sliced import sliced_wasserstein
+
+    found = sliced_wasserstein(*sides.rows, DIRECTIONS, SEED)
+    protocol = {"factor": "3 D", "num_directions": DIRECTIONS, "seed": SEED}
+    return {f"sw_{sides.extractor.name}": Score(found.value, protocol, f"{DIRECTIONS:,} directions", error=found.error)}
+
+
+def rank(sides: Sides, settings: None) -> dict[str, Score]:
+    from metrics.frechet import effective_rank
+
+    generated, real = (effective_rank(side.statistics.cov) for side in (sides.generated, sides.real))
+    beside = f"of {len(sides.real.statistics.mean):,} features"
+    return {"rank": Score(generated, beside=beside), "rank_of_reference": Score(real, beside=beside)}
 
 
 def inception(sides: Sides, settings: InceptionScoreSettings) -> dict[str, Score]:
@@ -99,23 +131,38 @@ def inception(sides: Sides, settings: InceptionScoreSettings) -> dict[str, Score
     from metrics.inception_score import inception_score
 
     assert isinstance(sides.extractor, InceptionBackbone)
-    assert sides.generated.rows is not None
-    logits = sides.extractor.logits(sides.generated.rows.to(sides.device))
+    logits = sides.extractor.logits(sides.own_rows)
     found = inception_score(logits, settings.num_splits, SEED)
     return {"inception_score": Score(found.mean, {**plain(settings), "seed": SEED}, std=found.std)}
 
 
-def neighbourhoods(sides: Sides, settings: PRDCSettings) -> dict[str, Score]:
+def thinned(sides: Sides, settings: PRDCSettings) -> "tuple[Tensor, Tensor, dict[str, int], str]":
+    """The features of `prdc.num_images` of either side, with their numbers, for the protocol and for a table."""
     from datamodules.images.sources import evenly_spaced
-    from metrics.prdc import prdc
 
     ours, theirs = (rows[evenly_spaced(len(rows), settings.num_images).to(rows.device)] for rows in sides.rows)
     used = {"generated_images_used": len(ours), "real_images_used": len(theirs)}
+    return ours, theirs, used, f"{len(ours):,} and {len(theirs):,} real images"
+
+
+def neighbourhoods(sides: Sides, settings: PRDCSettings) -> dict[str, Score]:
+    from metrics.prdc import prdc
+
+    ours, theirs, used, images = thinned(sides, settings)
     ks = dict.fromkeys(("precision", "recall"), settings.k_precision_recall)
     ks |= dict.fromkeys(("density", "coverage"), settings.k_density_coverage)
     by_k = {k: prdc(ours, theirs, k) for k in set(ks.values())}
-    images = f"{len(ours):,} and {len(theirs):,} real images"
     return {score: Score(by_k[k][score], {"k": k, **used}, f"k = {k}, {images}") for score, k in ks.items()}
+
+
+def clipped(sides: Sides, settings: PRDCSettings) -> dict[str, Score]:
+    from metrics.clipped import clipped_scores
+
+    ours, theirs, used, images = thinned(sides, settings)
+    k = settings.k_density_coverage
+    found = clipped_scores(ours, theirs, k)
+    scores = {"clipped_density": found.density, "clipped_coverage": found.coverage}
+    return {name: Score(value, {"k": k, **used}, f"k = {k}, {images}") for name, value in scores.items()}
 
 
 def memorised(sides: Sides, settings: None) -> dict[str, Score]:
@@ -133,18 +180,46 @@ def memorised(sides: Sides, settings: None) -> dict[str, Score]:
 
 
 ENTRIES = (
-    Metric("fid", "Fréchet distance on Inception", frechet, {"fid": "↓"}, backbone="inception"),
-    Metric("fdd", "Fréchet distance on DINOv2 ViT-L/14", frechet, {"fdd": "↓"}, backbone="dinov2_vitl14"),
-    Metric("fd", "Fréchet distance on evaluation.backbone", frechet, {"fd_{backbone}": "↓"}),
+    Metric("fid", "Fréchet distance on Inception", frechet, {"fid": "↓"}, rows=(GENERATED,), backbone="inception"),
     Metric(
-        "kid",
-        "kernel distance on Inception",
-        kid,
-        {"kid": "↓"},
+        "fdd",
+        "Fréchet distance on DINOv2 ViT-L/14",
+        frechet,
+        {"fdd": "↓"},
+        rows=(GENERATED,),
+        backbone="dinov2_vitl14",
+    ),
+    Metric("fd", "Fréchet distance on evaluation.backbone", frechet, {"fd_{backbone}": "↓"}, rows=(GENERATED,)),
+    Metric(
+        "fd_inf",
+        "the same, extrapolated to infinitely many images",
+        extrapolated,
+        {"fd_inf_{backbone}": "↓"},
+        rows=(GENERATED,),
+        fewest=20,
+    ),
+    Metric(
+        "sw",
+        "sliced Wasserstein distance on evaluation.backbone (MIND)",
+        sliced,
+        {"sw_{backbone}": "↓"},
         rows=(GENERATED, REAL),
-        backbone="inception",
-        settings=KIDSettings,
-        sizes={"subset_size": 0},
+    ),
+    *(
+        Metric(
+            name,
+            f"kernel distance on {where}",
+            kernel,
+            {name: "↓"},
+            rows=(GENERATED, REAL),
+            backbone=backbone,
+            settings=KIDSettings,
+            sizes={"subset_size": 0},
+        )
+        for name, where, backbone in (
+            ("kid", "Inception", "inception"),
+            ("kdd", "DINOv2 ViT-L/14", "dinov2_vitl14"),
+        )
     ),
     Metric(
         "is",
@@ -155,6 +230,7 @@ ENTRIES = (
         backbone="inception",
         settings=InceptionScoreSettings,
         sizes={"num_splits": 0},
+        compares=False,
     ),
     Metric(
         "prdc",
@@ -165,6 +241,22 @@ ENTRIES = (
         backbone=NEIGHBOURS,
         settings=PRDCSettings,
         sizes={"k_precision_recall": 1, "k_density_coverage": 1},
+    ),
+    Metric(
+        "clipped",
+        "clipped density and coverage",
+        clipped,
+        dict.fromkeys(("clipped_density", "clipped_coverage"), "↑"),
+        rows=(GENERATED, REAL),
+        backbone=NEIGHBOURS,
+        settings=PRDCSettings,
+        sizes={"k_density_coverage": 1},
+    ),
+    Metric(
+        "rank",
+        "effective rank of both sides' covariances",
+        rank,
+        {"rank": "", "rank_of_reference": ""},
     ),
     Metric(
         "memorisation",

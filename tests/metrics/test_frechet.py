@@ -5,10 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from metrics.frechet import FeatureStatistics, FrechetDistance, Statistics, frechet_distance
+from metrics.frechet import (
+    FeatureStatistics,
+    FrechetDistance,
+    Statistics,
+    effective_rank,
+    frechet_distance,
+    frechet_error,
+    frechet_extrapolated,
+)
 from storage.errors import UserError
 
 
@@ -123,3 +132,57 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
     for name in ("text", "other", "shapes", "objects", "cut"):
         with pytest.raises(UserError, match=rf"{name}\.npz.*mu \[D\] and sigma \[D, D\]"):
             Statistics.load_npz(tmp_path / f"{name}.npz")
+
+
+def gaussian(num: int, dim: int = 12) -> Tensor:
+    """Features around which the distance from N(0, 1) is known, whatever their number."""
+    return torch.randn(num, dim, dtype=torch.float64) * torch.linspace(0.7, 1.4, dim) + 0.1
+
+
+def test_the_error_is_the_deviation_between_sets() -> None:
+    """And, of a set, that of the jackknife; where images are as few as features, it is no smaller."""
+    torch.manual_seed(0)
+    reference = Statistics(torch.zeros(12), torch.eye(12, dtype=torch.float64))
+    sets = [gaussian(250) for _ in range(150)]
+    distances = [frechet_distance(statistics_of(one), reference) for one in sets]
+    errors = [frechet_error(one.float(), statistics_of(one), reference) for one in sets]
+    assert np.mean(errors) == pytest.approx(np.std(distances), rel=0.15)
+    but_one = [statistics_of(torch.cat([sets[0][:i], sets[0][i + 1 :]])) for i in range(250)]
+    left_out = [frechet_distance(one, reference) for one in but_one]
+    assert errors[0] == pytest.approx(np.std(left_out) * 249**0.5, rel=0.1)
+
+    few = [gaussian(100, 120) for _ in range(60)]
+    wide = Statistics(torch.zeros(120), torch.eye(120, dtype=torch.float64))
+    deviation = np.std([frechet_distance(statistics_of(one), wide) for one in few])
+    assert deviation < np.mean([frechet_error(one, statistics_of(one), wide) for one in few]) < 2 * deviation
+
+
+def test_the_distance_of_infinitely_many_images() -> None:
+    """torch-fidelity's distances and scikit-learn's line give the same; and the truth lies within its error."""
+    torch.manual_seed(0)
+    features, real = gaussian(3000), torch.randn(20, 12, dtype=torch.float64)
+    reference = statistics_of(real)
+    draw, sizes, distances = torch.Generator().manual_seed(2020), np.linspace(300, 3000, 15).round(), []
+    theirs = fid_features_to_statistics(real)
+    for size in sizes:
+        part = features[torch.randperm(3000, generator=draw)[: int(size)]]
+        found = fid_statistics_to_metric(fid_features_to_statistics(part), theirs, verbose=False)
+        distances.append(found["frechet_inception_distance"])
+    line = LinearRegression().fit(1 / sizes[:, np.newaxis], distances)
+    found = frechet_extrapolated(features, reference)
+    assert (found.value, found.slope) == pytest.approx((line.intercept_, line.coef_[0]), rel=1e-6)
+
+    exact = Statistics(torch.zeros(12), torch.eye(12, dtype=torch.float64))
+    truth = frechet_distance(Statistics(torch.full((12,), 0.1), torch.linspace(0.7, 1.4, 12).square().diag()), exact)
+    sets = [gaussian(400) for _ in range(30)]
+    assert np.mean([frechet_distance(statistics_of(one), exact) for one in sets]) > 1.15 * truth
+    assert np.mean([frechet_extrapolated(one, exact).value for one in sets]) == pytest.approx(truth, rel=0.1)
+    with pytest.raises(ValueError, match="there are 19"):
+        frechet_extrapolated(features[:19], reference)
+
+
+def test_effective_rank() -> None:
+    assert effective_rank(torch.eye(9)) == pytest.approx(9)
+    assert effective_rank(torch.ones(5, 5)) == pytest.approx(1)
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0, 0.0]))) == pytest.approx(4 / 3**0.75)
+    assert effective_rank(torch.zeros(4, 4)) == 0

@@ -87,3 +87,12 @@ def test_prdc_where_products_in_float32_cancel(kind: str) -> None:
 def test_prdc_needs_a_kth_neighbour() -> None:
     with pytest.raises(ValueError, match=r"k=3 needs more than k images.*3 generated and 9 real"):
         prdc(torch.randn(3, 2), torch.randn(9, 2), k=3)
+
+
+def test_the_error_of_the_kernel_distance() -> None:
+    """The deviation between independent sets."""
+    torch.manual_seed(0)
+    reference = torch.randn(400, 10)
+    sets = [kernel_distance(torch.randn(300, 10) + 0.4, reference, 12, 150) for _ in range(120)]
+    deviation = float(torch.tensor([one.mean for one in sets]).std())
+    assert sum(one.error for one in sets) / 120 == pytest.approx(deviation, rel=0.25)

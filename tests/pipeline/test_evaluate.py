@@ -23,7 +23,9 @@ from pipeline.evaluation.memorised import count_copies, rows_within
 
 from .conftest import Cedm, summary
 
-SCORES = ("fd_pixels", "precision", "recall", "density", "coverage")
+SCORES = (
+    "fd_pixels", "sw_pixels", "precision", "recall", "density", "coverage", "clipped_density", "clipped_coverage",
+)  # fmt: skip
 PLAIN_FD = ["metrics=[fd]", "memorisation=false"]
 
 
@@ -60,6 +62,8 @@ def test_the_numbers_are_those_of_torch_fidelity(cedm: Cedm, drawn: Path, workpl
     assert found["precision"] == pytest.approx(prc["precision"], abs=1e-6)
     assert found["recall"] == pytest.approx(prc["recall"], abs=1e-6)
 
+    ((low, high),) = found["scores"]["fd_pixels"]["intervals"]
+    assert 0 < low < (low + high) / 2 == pytest.approx(found["fd_pixels"])
     protocol = found["scores"]["fd_pixels"]["protocol"]
     assert protocol["extractor"] == {"name": "pixels", "kind": "pixels", "resolution": 8, "channels": 1}
     assert (protocol["generated"][0]["num_images"], protocol["reference"]["num_images"]) == (300, 1797)

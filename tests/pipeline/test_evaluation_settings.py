@@ -21,14 +21,15 @@ def test_every_entry_is_whole() -> None:
     assert len(set(scores)) == len(scores)
     assert all(hasattr(metric.settings, name) for metric in plan for name in metric.sizes)
     assert backbones(plan) == ["inception", "dinov2_vitl14", "pixels"]
-    assert backbones(plan, side=REAL) == ["inception", "pixels"]
+    assert set(backbones(plan, side=REAL)) == {"inception", "dinov2_vitl14", "pixels"}
+    assert backbones(plan_of(EvaluateSettings(metrics=["fid", "rank"]), "pixels")[:1], side=REAL) == []
 
 
 def test_names_and_arrows() -> None:
     names = [frechet_name(name) for name in ("inception", "dinov2_vitl14", "pixels", "dino_vitb16")]
     assert names == ["fid", "fdd", "fd_pixels", "fd_dino_vitb16"]
-    labels = [label_of(name) for name in ("fid", "fd_pixels", "kid", "inception_score", "recall", "copies")]
-    assert labels == ["fid ↓", "fd_pixels ↓", "kid ↓", "inception_score ↑", "recall ↑", "copies"]
+    labels = [label_of(name) for name in ("fid", "sw_pixels", "kid", "inception_score", "recall", "copies")]
+    assert labels == ["fid ↓", "sw_pixels ↓", "kid ↓", "inception_score ↑", "recall ↑", "copies"]
     assert (best_of("fid", [2, 1]), best_of("recall", [2, 1]), best_of("copies", [2, 1])) == (1, 2, None)
     assert arrow_of("fd_of_an_older_run") == "↓"
 
@@ -47,6 +48,13 @@ def test_the_extractor_of_each_score(metrics: list[str], own: str | None, expect
     found = {score: metric.backbone for metric in plan for score in metric.scores}
     assert {score: found[score] for score in expected} == expected
     assert sum(metric.name in FRECHET for metric in plan) == sum(score.startswith("f") for score in expected)
+
+
+def test_what_is_measured_by_default() -> None:
+    """Nothing that takes another pass over the images, and every distance with its error."""
+    plan = plan_of(EvaluateSettings(), "pixels")
+    assert [metric.name for metric in plan] == ["fd", "sw", "prdc", "clipped", "memorisation"]
+    assert backbones(plan) == ["pixels"]
 
 
 @pytest.mark.parametrize(
@@ -81,5 +89,7 @@ def test_images_that_are_too_few() -> None:
             check_sizes(plan_of(settings, None), generated, real, "generated=images", "dataset=digits")
     with pytest.raises(UserError, match=r"prdc.k_density_coverage=5: .*prdc.num_images=5"):
         check_sizes(plan_of(settings, None)[2:], 5000, 5000, "generated=images", "dataset=digits")
+    with pytest.raises(UserError, match="fd_inf needs at least 20"):
+        check_sizes(plan_of(EvaluateSettings(metrics=["fd_inf"]), "pixels"), 19, 50, "generated=images", "digits")
     of_generated = plan_of(EvaluateSettings(metrics=["is"], memorisation=False), None)
     check_sizes(of_generated, 10, 2, "generated=images", "dataset=digits")  # whatever the number of real images

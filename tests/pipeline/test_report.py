@@ -95,6 +95,9 @@ def test_every_set_and_every_protocol_of_an_evaluation() -> None:
     assert table.header == ["score", "set 1", "set 2", "best", "mean", "measured"]
     assert table.rows[0] == ["fd_pixels ↓", "4", "2", "2", "3", "on pixels"]
     assert table.rows[3] == ["copies", "4", "2", "", "3", "on pixels"]
+    sure = table_of_scores(scores | {"fd_pixels": score() | {"intervals": [[3.5, 4.5], [1.7, 2.3]]}})
+    assert sure.header[-2:] == ["95 %", "measured"]
+    assert [row[-2] for row in sure.rows] == ["± 0.4", "", "", ""]
     shared, *own = protocols_of(scores).items()
     assert shared[0] == "fd_pixels, precision, recall, copies"
     assert shared[1]["generated"] == {"num_images": 50, "seeds": ["0 to 49", "50 to 99"]}
