@@ -66,9 +66,10 @@ class Sampler:
             )
         if not images.isfinite().all():
             broken = seeds[~images.isfinite().flatten(1).all(dim=1)].tolist()
+            advice = "Its weights are broken." if own.precision == "32-true" else "Set sampler.precision=32-true."
             raise UserError(
-                f"the model makes no image of the seeds {', '.join(map(str, broken[:8]))}: values are not finite. Set "
-                f"sampler.precision=32-true in place of {own.precision}; else its weights are broken."
+                f"the model makes no image of the seeds {', '.join(map(str, broken[:8]))}: values are not finite. "
+                + advice
             )
         return denoiser.encoder.decode(images)
 
