@@ -8,6 +8,7 @@ uninterrupted one draws, two processes draw what one draws, and an image does no
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _COUNTERS_PER_CHUNK = 1 << 15  # the working set of one chunk stays in the processor's cache
+Word = TypeVar("Word", Tensor, int)
 
 
 class Stream(IntEnum):
@@ -35,21 +37,21 @@ class Stream(IntEnum):
     NEIGHBOURS = 11
 
 
-def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
     """Philox4x32-10: four 32-bit words from a counter of four 32-bit words and a key of two.
 
-    Words are int64 tensors with values in [0, 2³²); their shapes broadcast. A product of two words may pass 2⁶³: int64
-    wraps around, and the masks recover the two halves.
+    Words are whole numbers, or int64 tensors with values in [0, 2³²) whose shapes broadcast. A product of two words may
+    pass 2⁶³: int64 wraps around, and the masks recover the two halves.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         product0 = c0 * _MULTIPLIERS[0]
         product1 = c2 * _MULTIPLIERS[1]
-        c0 = (product1 >> 32).bitwise_and_(_MASK_32) ^ c1 ^ k0
-        c2 = (product0 >> 32).bitwise_and_(_MASK_32) ^ c3 ^ k1
-        c1 = product1.bitwise_and_(_MASK_32)
-        c3 = product0.bitwise_and_(_MASK_32)
+        c0 = (product1 >> 32 & _MASK_32) ^ c1 ^ k0
+        c2 = (product0 >> 32 & _MASK_32) ^ c3 ^ k1
+        c1 = product1 & _MASK_32
+        c3 = product0 & _MASK_32
         k0 = (k0 + _WEYL_INCREMENTS[0]) & _MASK_32
         k1 = (k1 + _WEYL_INCREMENTS[1]) & _MASK_32
     return c0, c1, c2, c3
@@ -116,8 +118,8 @@ def permutation(seed: int, stream: int, position: int, length: int) -> Tensor:
 def torch_seed(seed: int, rank: int, step: int) -> int:
     """A seed in [0, 2⁶³) for PyTorch's global generator (network dropout) at one step of one rank."""
     words = (rank & _MASK_32, int(Stream.NETWORK_DROPOUT), step & _MASK_32, (step >> 32) & _MASK_32)
-    low, high, _, _ = philox4x32([torch.tensor(word) for word in words], _key(seed))
-    return (int(high) << 32 | int(low)) & (2**63 - 1)
+    low, high, _, _ = philox4x32(words, _key(seed))
+    return (high << 32 | low) & (2**63 - 1)
 
 
 def _key(seed: int) -> tuple[int, int]:
