@@ -184,6 +184,7 @@ class PowerAverageFiles(Callback):
         if not self.every.is_due(trainer, pl_module, batch_idx) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, EDMModule)
+        check_finite(pl_module)
         for average in cast(Iterable[PowerAverage], pl_module.power_averages):
             stored = copy.deepcopy(cast(Denoiser, average.get())).half()
             path = self.folder / f"width{average.width:g}-{pl_module.nimg:08d}.safetensors"
@@ -195,6 +196,8 @@ def check_finite(module: LightningModule) -> None:
 
     A gradient may overflow where the loss does not, which is not looked at in each step.
     """
+    if isinstance(module, EDMModule):
+        module.stop_if_not_finite()
     broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
     if broken:
         raise UserError(

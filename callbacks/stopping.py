@@ -17,6 +17,7 @@ from lightning import Trainer
 
 from callbacks.lightning_internals import is_under_slurm, leave_signals_alone
 from callbacks.stop_request import Stopped, request
+from lightning_modules.processes import OnTheWay
 
 
 @contextmanager
@@ -45,23 +46,18 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
 def ask_all(trainer: Trainer) -> Callable[[], bool]:
     """Ask all processes whether any was asked to end. All call this at the same place, and get the same answer.
 
-    The answer is what the returned function returns: it waits for what a GPU was given to do before the question, but
-    not for what it is given after.
+    The answer is what the returned function returns; see `OnTheWay` for what it waits for.
     """
     if trainer.world_size == 1:
         return lambda: request.received > 0
     flag = torch.full((), request.received, device=trainer.strategy.root_device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
-    answer = flag.to("cpu", non_blocking=True)
-    arrived = torch.cuda.Event() if flag.is_cuda else None
-    if arrived is not None:
-        arrived.record()
+    answer = OnTheWay(flag)
 
     def agreed() -> bool:
-        if arrived is not None:
-            arrived.synchronize()
-        request.received = max(request.received, int(answer))  # a signal may have come meanwhile: it counts next time
-        request.agreed |= int(answer) > 0
+        number = int(answer.item())
+        request.received = max(request.received, number)  # a signal may have come meanwhile: it counts next time
+        request.agreed |= number > 0
         return request.agreed  # also by a later question, such as one that cut an evaluation short
 
     return agreed

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -19,12 +18,20 @@ from lightning_modules.diffusion.objective import drop_labels
 from lightning_modules.diffusion.power_average import WIDTHS, PowerAverage
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.optimizers import OPTIMIZERS
-from lightning_modules.processes import mean_over_processes
+from lightning_modules.processes import OnTheWay, mean_over_processes
 from lightning_modules.training_settings import TrainingSettings
 from storage.errors import UserError
 from storage.philox import Stream, normal, torch_seed, uniform
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
+
+
+class Pass(NamedTuple):
+    """What is remembered of a forward pass until its step's loss is known to be finite."""
+
+    mean_loss: Tensor  # [], of the images of all devices
+    losses: Tensor  # [b]
+    positions: Tensor  # [b]
 
 
 class EDMModule(LightningModule):
@@ -80,7 +87,8 @@ class EDMModule(LightningModule):
         self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about the last 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
-        self._passes: list[Tensor] = []  # losses of the current step's passes
+        self._passes: list[Pass] = []  # of the current step
+        self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # whether that step's loss is finite
 
     @property
     def averaged_denoiser(self) -> Denoiser:
@@ -89,7 +97,12 @@ class EDMModule(LightningModule):
 
     @property
     def averaged_denoisers(self) -> dict[float, Denoiser]:
-        """The denoisers of all half-lives (kimg), that of `averaged_denoiser` first."""
+        """The denoisers of all half-lives (kimg), that of `averaged_denoiser` first.
+
+        Raises:
+            UserError: the newest step's loss was not finite.
+        """
+        self.stop_if_not_finite()
         return {ema.halflife_kimg: cast(Denoiser, ema.get()) for ema in cast(Iterable[EMA], self.emas)}
 
     @property
@@ -101,26 +114,34 @@ class EDMModule(LightningModule):
         torch.manual_seed(torch_seed(self.seed, self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
         loss = losses.mean()
-        mean_loss = mean_over_processes(loss.detach())
-        if not mean_loss.isfinite():
-            self._stop_non_finite(losses, batch.positions)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._passes = []
-        self._passes.append(mean_loss)
-        step_loss = torch.stack(self._passes).mean()
-        if len(self._passes) == self.trainer.accumulate_grad_batches:
-            # 1 in the first step, 1/2 in the second, 0.01 in the end: the first steps count no more than others.
-            share = 0.01 / (1 - 0.99 ** (self.trainer.global_step + 1))
-            before = self.recent_loss
-            self.recent_loss = torch.where(before.isnan(), step_loss, before.lerp(step_loss, share))
+        self._passes.append(Pass(mean_over_processes(loss.detach()), losses.detach(), batch.positions))
+        step_loss = torch.stack([one.mean_loss for one in self._passes]).mean()
         self.log("train/loss", step_loss, prog_bar=True)
+        if len(self._passes) == self.trainer.accumulate_grad_batches:
+            self._end_step(step_loss)
+        return loss
+
+    def _end_step(self, step_loss: Tensor) -> None:
+        """After the last forward pass of a step: nothing here waits for the device but for the step before."""
+        self.stop_if_not_finite()
+        finite = step_loss.isfinite()
+        # As a GradScaler tells a fused optimizer to leave its weights and moments as they are.
+        cast(Any, self.trainer.optimizers[0]).found_inf = (~finite).float()
+        self._unconfirmed = OnTheWay(finite), self.trainer.global_step, self._passes
+        # 1 in the first step, 1/2 in the second, 0.01 in the end: the first steps count no more than others.
+        share = 0.01 / (1 - 0.99 ** (self.trainer.global_step + 1))
+        before = self.recent_loss
+        self.recent_loss = torch.where(before.isnan(), step_loss, before.lerp(step_loss, share))
+        if (self.trainer.global_step + 1) % cast(Any, self.trainer).log_every_n_steps:
+            return  # each number of Python's that is logged is copied to the device, which is waited for
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/ema_halflife_kimg", cast(EMA, self.emas[0]).halflife_nimg(self.nimg) / 1000)
         if self._gradient_scaler is not None:
             self.log("train/skipped_steps", self.skipped_steps.float())
         # The x axis of every curve, which TensorBoard keeps as a whole number: thousands of images, this step included.
         self.log("step", float(round((self.nimg + self.settings.batch_size) / 1000)))
-        return loss
 
     def loss_of(self, batch: Any) -> Tensor:
         """EDM's weighted squared error of each image, summed over its pixels and channels: [b]."""
@@ -134,7 +155,8 @@ class EDMModule(LightningModule):
         noise = normal(seed, Stream.NOISE, positions, images.shape[1:])  # [b, C, H, W]
         labels = None
         if self.denoiser.label_dim:
-            labels = F.one_hot(batch.labels, self.denoiser.label_dim).to(images.dtype)  # [b, C]
+            classes = torch.arange(self.denoiser.label_dim, device=images.device)
+            labels = (batch.labels.unsqueeze(1) == classes).to(images.dtype)  # [b, C], one-hot
             draws = uniform(seed, Stream.LABEL_DROPOUT, positions, ())
             labels = drop_labels(labels, draws, self.settings.label_dropout)
         return self.objective(self.denoiser, images, sigma, noise, labels, augment_labels).sum(dim=(1, 2, 3))
@@ -178,9 +200,22 @@ class EDMModule(LightningModule):
                 "Set trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
             )
 
-    def _stop_non_finite(self, losses: Tensor, positions: Tensor) -> NoReturn:
-        """Stop on every rank, before the update, and name the images."""
-        broken = positions[~losses.isfinite()].cpu()
+    def stop_if_not_finite(self) -> None:
+        """Stop on every rank where the loss of the newest step was not finite; its update was left out.
+
+        In training a step is looked at one step later, so that a GPU always has work; whoever writes or measures
+        weights looks before.
+
+        Raises:
+            UserError: it was not; names the images.
+        """
+        if self._unconfirmed is None:
+            return
+        finite, step, passes = self._unconfirmed
+        self._unconfirmed = None
+        if finite.item():
+            return
+        broken = torch.cat([one.positions[~one.losses.isfinite()] for one in passes]).cpu()
         if len(broken):
             data = getattr(self.trainer, "datamodule", None)
             names = broken.tolist() if data is None else data.image_ids(broken)  # the stream's positions, or ids
@@ -188,6 +223,9 @@ class EDMModule(LightningModule):
         else:
             where = "It is that of images on another device"
         raise UserError(
-            f"the loss is not finite at {self.nimg:,} images seen (step {self.trainer.global_step}); the weights were "
-            f"not updated. {where}. Set a lower training.lr, or trainer.precision=32-true."
+            f"the loss is not finite at {step * self.settings.batch_size:,} images seen (step {step}); the weights "
+            f"were not updated. {where}. Set a lower training.lr, or trainer.precision=32-true."
         )
+
+    def on_train_end(self) -> None:
+        self.stop_if_not_finite()

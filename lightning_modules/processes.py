@@ -1,7 +1,27 @@
-"""What the processes of a training do together."""
+"""What the processes of a training, and a processor and its device, tell each other."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class OnTheWay:
+    """A number that a device computes, on its way to the processor.
+
+    `item()` waits for what a GPU was given to do before this object was made, but not for what it is given after.
+    """
+
+    def __init__(self, number: Tensor) -> None:
+        self._number = number.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if number.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def item(self) -> float:
+        """The number."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._number.item()
 
 
 def mean_over_processes(local: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """The diffusion phase against a plain PyTorch loop, and its promises: accumulation, resuming, non-finite losses."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
@@ -65,7 +66,14 @@ def half_precision(initial_scale: float) -> MixedPrecision:
 
 
 def train(
-    module: EDMModule, steps: int, folder: Path, accumulate: int = 1, every_kimg: float = 1e3, initial_scale: float = 0
+    module: EDMModule,
+    steps: int,
+    folder: Path,
+    accumulate: int = 1,
+    every_kimg: float = 1e3,
+    initial_scale: float = 0,
+    callbacks: Sequence[Callback] = (),
+    log_every_n_steps: int = 50,
 ) -> EDMModule:
     first = 0
     snapshot = newest_snapshot(folder)
@@ -77,7 +85,8 @@ def train(
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         logger=False,
-        callbacks=[Snapshots(folder, EveryKimg(every_kimg), keep=9)],
+        callbacks=[*callbacks, Snapshots(folder, EveryKimg(every_kimg), keep=9)],
+        log_every_n_steps=log_every_n_steps,
         plugins=[AtomicCheckpointIO(), *([half_precision(initial_scale)] if initial_scale else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -159,6 +168,67 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_images(tmp_path
     assert newest_snapshot(tmp_path) is None
 
 
+class BrokenImage(EDMModule):
+    """Its loss of the image at stream position 19 is NaN: in the third step, whichever pass of it that is."""
+
+    def loss_of(self, batch: Any) -> Tensor:
+        return super().loss_of(batch).masked_fill(batch.positions == 19, torch.nan)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_update_of_a_non_finite_loss_is_left_out(tmp_path: Path, accumulate: int) -> None:
+    module, expected = make_module(), make_module()
+    train(expected, 2, tmp_path / "expected", accumulate=accumulate)
+    module.__class__ = BrokenImage
+    with pytest.raises(UserError, match=r"not finite at 16 images seen \(step 2\).* images 19\."):
+        train(module, 3, tmp_path / "broken", accumulate=accumulate)  # no step comes after it
+    for name, weight in expected.denoiser.named_parameters():
+        assert torch.equal(module.denoiser.get_parameter(name), weight), name
+
+    longer = make_module()
+    longer.__class__ = BrokenImage
+    with pytest.raises(UserError, match=r"step 2"):
+        train(longer, 30, tmp_path / "longer", accumulate=accumulate)
+    assert longer.trainer.global_step == 3  # while the fourth is worked on
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the processor wait for a GPU: reading a number, and copying one of Python's there."""
+
+    WAITS: ClassVar = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in self.WAITS
+        return func(*args, **kwargs or {})
+
+
+class CountedSteps(Callback):
+    """How often each step waits, that of the optimizer included."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.waits = Waits()
+        self.waits.__enter__()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.waits.__exit__(None, None, None)
+        self.counts.append(self.waits.count)
+
+
+def test_a_step_waits_for_the_device_only_where_it_is_logged(tmp_path: Path) -> None:
+    counted = CountedSteps()
+    train(make_module(dropout=0.1), 24, tmp_path, callbacks=[counted], log_every_n_steps=12)
+    # The one that is left reads the answer of the step before, which a GPU has had by then. The first step prepares.
+    later = counted.counts[1:]
+    assert [count == 1 for count in later] == [step % 12 != 11 for step in range(1, 24)], later
+
+
 class OverflowsAt(EDMModule):
     """Its gradients overflow in the optimizer steps of `overflows`, as they do where a scaled loss is too large."""
 
@@ -211,7 +281,7 @@ def test_a_step_with_overflowing_gradients_is_skipped_and_counted(tmp_path: Path
     """Weights, their average and Adam's state stay; the images count as seen; a resumed run goes on counting."""
     train(overflowing_module({2, 3}), 3, tmp_path / "run", initial_scale=64)
     before = torch.load(newest_snapshot(tmp_path / "run"))
-    resumed = train(overflowing_module({2, 3}), 4, tmp_path / "run", initial_scale=64)
+    resumed = train(overflowing_module({2, 3}), 4, tmp_path / "run", initial_scale=64, log_every_n_steps=1)
     counts = ("skipped_steps", "skipped_in_a_row")
     assert [int(before["state_dict"][name]) for name in counts] == [1, 1]
     assert [int(getattr(resumed, name)) for name in counts] == [2, 2]
