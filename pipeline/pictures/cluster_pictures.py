@@ -14,11 +14,10 @@ from callbacks.gallery import gallery, sample_clusters
 from datamodules.embeddings.embeddings import Embeddings
 from datamodules.embeddings.map import EmbeddingMap, make_embedding_map
 from datamodules.images.images import ImageStore
-from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
-from metrics.clustering import cluster_purity
 from pipeline.pictures.chart import PALETTE, png_figure
+from pipeline.pictures.cluster_table import table_of
 from pipeline.pictures.table import write_csv
 from storage.files import atomic_path, without_nan
 
@@ -72,32 +71,6 @@ def write_pictures(
         draw_map(pictures[2], shown_map, labels.cluster_ids, named, title)
     show_in_tensorboard(folder, {f"clusters/{path.stem}": path for path in pictures})
     return pictures
-
-
-def table_of(labels: PseudoLabels, source: ImageSource) -> dict[str, Sequence[Any]]:
-    """Columns with a value for each cluster: its images, their mean confidence where there is one.
-
-    With labels also the share of its most frequent class, NaN without labelled images, and that class's name; where
-    some images have no label, how many have one.
-    """
-    columns: dict[str, Sequence[Any]] = {"cluster": range(labels.num_clusters), "images": labels.counts.tolist()}
-    if labels.has_confidence:
-        sums = torch.zeros(labels.num_clusters, dtype=torch.float64)
-        means = sums.index_add_(0, labels.cluster_ids, labels.confidence.double()) / labels.counts
-        columns["mean_confidence"] = means.tolist()
-    if source.labels is not None:
-        labelled = source.labels != UNLABELLED
-        cluster_ids, true = labels.cluster_ids[labelled], source.labels[labelled]
-        purity, majority = cluster_purity(cluster_ids, true, labels.num_clusters)  # [C] each
-        names = [source.class_names[label] if source.class_names else str(label) for label in majority.tolist()]
-        classes = [f"class {name}" if name.isdigit() else name for name in names]  # a mere number says too little
-        columns |= {"purity": purity.tolist(), "largest_class": classes}
-        if not labelled.all():
-            columns["labelled"] = cluster_ids.bincount(minlength=labels.num_clusters).tolist()
-            columns["largest_class"] = [
-                name if count else "" for name, count in zip(classes, columns["labelled"], strict=True)
-            ]
-    return columns
 
 
 def gallery_notes(clusters: Sequence[int], labels: PseudoLabels, table: Mapping[str, Sequence[Any]]) -> dict[int, str]:
