@@ -1,5 +1,7 @@
 """A flat map of the embeddings: a place in the plane for each image of a sample, near images near to each other."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.embeddings.neighbours import find_neighbours
 from storage.artifacts import entry_path, make_once
 from storage.fingerprints import file_stem, fingerprint
 
@@ -15,6 +18,10 @@ PCA_DIMENSIONS = 50  # what t-SNE's authors reduce to first; it suppresses noise
 PERPLEXITY = 30
 ITERATIONS = 500
 FEWEST_IMAGES = 10  # a map of less is no map
+ANCHORS = 5  # placed images between which another one lies
+SAME_DIRECTION = 1e-6  # 1 − cosine, below which rounding decides
+NEAREST = 8  # neighbours of an image that are shown
+PART = 8192  # rows that are looked at at once
 
 
 class EmbeddingMap(NamedTuple):
@@ -24,37 +31,85 @@ class EmbeddingMap(NamedTuple):
     places: Tensor  # float32 [M, 2]
 
 
-def make_embedding_map(
-    values: Tensor, identity: str, name: str, cache_dir: str | Path, num_images: int
-) -> EmbeddingMap | None:
-    """The map of a random sample of `num_images` embeddings, from the cache or made now and kept there.
+@dataclass(frozen=True)
+class MappedEmbeddings:
+    """Embeddings of a data set for pictures: who lies where, and near whom. What it takes to make is kept in the cache.
 
-    PCA, then t-SNE (van der Maaten and Hinton, JMLR 2008) of L2-normalised embeddings, so that nearness on the map is
-    nearness by cosine. It does not depend on any clustering: all clusterings of a data set are shown on the same map.
+    None of it depends on any clustering: all clusterings of a data set are shown on the same map.
 
-    Args:
+    Attributes:
         values: [N, D], as the backbone gives them.
         identity: a fingerprint that tells these embeddings from any other.
-        name: of the data set, for the file's name.
-
-    Returns:
-        None where there are too few images for a map.
+        name: of the data set, for names of files.
+        map_images: how many t-SNE places; 0: no map.
     """
-    sample = min(num_images, len(values))
-    if sample < FEWEST_IMAGES:
-        return None
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        rows = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:sample].sort().values
-        return {"rows": rows, "places": _t_sne(values[rows])}, description
+    values: Tensor
+    identity: str
+    name: str
+    cache_dir: str
+    map_images: int
 
-    description = {
-        "embeddings": identity,
-        "num_images": sample,
-        "method": f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations",
-    }
-    path = Path(cache_dir) / "maps" / f"{file_stem(name, fingerprint(description))}.safetensors"
-    return EmbeddingMap(**make_once(entry_path(path, KIND, description), KIND, make).tensors)
+    def map(self) -> EmbeddingMap | None:
+        """The map of a random sample of `map_images`; None where that is too few.
+
+        PCA, then t-SNE (van der Maaten and Hinton, JMLR 2008) of L2-normalised embeddings, so that nearness on the map
+        is nearness by cosine.
+        """
+        rows = sample_of(len(self.values), self.map_images)
+        if len(rows) < FEWEST_IMAGES:
+            return None
+        method = f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations"
+        description = {"num_images": len(rows), "method": method}
+        return EmbeddingMap(
+            **self._made(KIND, "maps", description, lambda: {"rows": rows, "places": _t_sne(self.values[rows])})
+        )
+
+    def places(self, rows: Tensor) -> Tensor | None:
+        """Places of the images `rows` on the map, float32 [M, 2]; None where there is no map.
+
+        An image that t-SNE did not place lies between the `ANCHORS` most similar ones that it did, weighted by the
+        inverse squares of the distances of their directions (Shepard 1968).
+        """
+        found = self.map()
+        if found is None:
+            return None
+        anchors, places = F.normalize(self.values[found.rows].float()), []
+        for part in rows.split(PART):
+            similar, nearest = (F.normalize(self.values[part].float()) @ anchors.T).topk(ANCHORS, dim=1)  # [b, ANCHORS]
+            weights = 1 / (1 - similar).clamp_min(SAME_DIRECTION)
+            weights /= weights.sum(dim=1, keepdim=True)
+            places.append((weights[..., None] * found.places[nearest]).sum(dim=1))
+        return torch.cat(places)
+
+    def neighbours(self, rows: Tensor) -> Tensor:
+        """The nearest of the images `rows` to each of them, the nearest first: positions in `rows`, int64 [M, k].
+
+        k is `NEAREST`, or less where there are fewer images.
+        """
+        k = min(NEAREST, len(rows) - 1)
+        if k < 1:
+            return torch.empty(len(rows), 0, dtype=torch.int64)
+        description = {"k": k, "rows": fingerprint(rows.tolist())}
+        return self._made(
+            "map-neighbours",
+            "neighbours",
+            description,
+            lambda: {"indices": find_neighbours(self.values[rows], k).indices},
+        )["indices"]
+
+    def _made(
+        self, kind: str, folder: str, description: dict[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors from the cache, or made now and kept there."""
+        made_from = {"embeddings": self.identity, **description}
+        path = Path(self.cache_dir) / folder / f"{file_stem(self.name, fingerprint(made_from))}.safetensors"
+        return make_once(entry_path(path, kind, made_from), kind, lambda: (make(), made_from)).tensors
+
+
+def sample_of(total: int, count: int) -> Tensor:
+    """Rows of a random sample of at most `count` images, sorted: int64. A smaller one is a part of a larger one."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
 def _t_sne(values: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """`cedm assign`: a trained clustering head and new images → their pseudo-labels."""
 
 import shlex
-from pathlib import Path
 
 from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
 from lightning_modules.clustering.assignment import ClusteringHead
-from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.cluster_pictures import thumbnails, write_pictures
 from pipeline.running.cluster_scores import cluster_summary
 from pipeline.running.condition import Condition
 from pipeline.running.run_files import head_file
@@ -42,8 +41,9 @@ def assign(settings: AssignSettings) -> None:
         labels.save_csv(folder / "pseudo_labels.csv")
         title = f"{source.name}, assigned by {path.name}, C = {head.num_clusters:,}"
         images = thumbnails(source, dataset.resolution, dataset.channels)
-        shown_map = map_of(embeddings, Path(settings.cache_dir), settings.map_images)
-        pictures = write_pictures(folder, labels, images, shown_map, title)
+        shown = condition.mapped(source, settings.map_images)
+        names = condition.names(labels)
+        pictures = write_pictures(folder, labels, images, shown, title, names, settings.page_images)
         write_summary(folder, "assign", cluster_summary(labels, source, written), inputs)
     print(f"pseudo-labels  {written}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from pipeline.running.finished_run import read_any_summary
 from pipeline.running.run_folder import SUMMARY_FILE
 from pipeline.settings.schemas import ReportSettings
 from pipeline.studies.page import write_page
-from pipeline.studies.run_page import read_any_summary, run_page
+from pipeline.studies.run_page import run_page
 from pipeline.studies.study_page import study_page
 from storage.errors import UserError
 

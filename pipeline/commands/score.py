@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.embeddings.map import EmbeddingMap, make_embedding_map
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.assignment_files import (
     assignment_keys,
@@ -15,19 +14,19 @@ from datamodules.pseudo_labels.assignment_files import (
     is_artifact,
     label_key,
     read_cluster_ids,
-    read_embeddings,
     read_true_labels,
 )
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
-from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.cluster_pictures import thumbnails, write_pictures
 from pipeline.pictures.table import Table, write_csv
 from pipeline.running.cluster_scores import COLUMNS, cluster_scores
 from pipeline.running.condition import Condition
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.running.shown_embeddings import file_and_key, shown_embeddings
 from pipeline.settings.schemas import ScoreSettings
 from storage.digests import file_digest
 from storage.errors import UserError
-from storage.fingerprints import file_stem, fingerprint
+from storage.fingerprints import file_stem
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,12 @@ def score(settings: ScoreSettings) -> None:
         seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
         if not seen:
             return
-        images, shown_map = thumbnails(source, dataset.resolution, dataset.channels), map_for(settings, source)
+        images, shown = thumbnails(source, dataset.resolution, dataset.channels), shown_embeddings(settings, source)
+        page_images = settings.page_images if len(clusterings) == 1 else 0
         for name, labels in seen.items():
             part = folder if len(clusterings) == 1 else folder / file_stem(name)
-            pictures = write_pictures(part, labels, images, shown_map, f"{dataset.name}, {name}")
+            names, title = Condition.of(settings).names(labels), f"{dataset.name}, {name}"
+            pictures = write_pictures(part, labels, images, shown, title, names, page_images)
             print(f"pictures    {', '.join(map(str, pictures))}")
 
 
@@ -82,14 +83,6 @@ def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]
     return [
         {"assignments": name, **{column: row.get(column, "") for column in columns}} for name, row in scores.items()
     ]
-
-
-def file_and_key(setting: str, value: str) -> tuple[Path, str]:
-    """The file and the key of `FILE::key`; a `UserError` that names the setting where there is no such file."""
-    name, _, key = value.partition("::")
-    if not Path(name).is_file():
-        raise UserError(f"{setting}={value}: no such file. Give FILE or FILE::key.")
-    return Path(name), key
 
 
 def read_clusterings(path: Path, key: str, num_clusters: int | None, source: ImageSource) -> dict[str, Clustering]:
@@ -131,18 +124,6 @@ def score_one(path: Path, clustering: Clustering, labels_setting: str | None, so
         print(f"no labels of dataset={source.name}: {source.labels_note}")
     # By the images' ids, not by the file's lines.
     return cluster_scores(known.cluster_ids, known.num_clusters, source.labels)
-
-
-def map_for(settings: ScoreSettings, source: ImageSource) -> EmbeddingMap | None:
-    """The map of `embeddings=`, else of the data set's embeddings in the cache; None where there are none."""
-    cache_dir, map_images = settings.cache_dir, settings.map_images
-    if settings.embeddings is None or map_images == 0:
-        return map_of(Condition.of(settings).embeddings_if_there(source), Path(cache_dir), map_images)
-    path, key = file_and_key("embeddings", settings.embeddings)
-    values = read_embeddings(path, key)
-    if len(values) != len(source):
-        raise UserError(f"embeddings={settings.embeddings}: {len(values)} embeddings for {len(source)} images.")
-    return make_embedding_map(values, fingerprint([file_digest(path), key]), source.name, cache_dir, map_images)
 
 
 def labels_for(path: Path, clustering: Clustering, setting: str | None, source: ImageSource) -> Tensor | None:

@@ -12,6 +12,7 @@ from datamodules.image_datamodule import ImageBatch, ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.devices import device_of
+from pipeline.running.finished_run import read_any_summary
 from pipeline.running.jobs import run_jobs
 from pipeline.running.models import ModelSettings, passes_of
 from pipeline.running.resources import Resources, resources_of
@@ -24,7 +25,6 @@ from pipeline.studies.jobs import Plan
 from pipeline.studies.page import write_markdown, write_page
 from pipeline.studies.plan import make_plan
 from pipeline.studies.results import Results, gather
-from pipeline.studies.run_page import read_any_summary
 from pipeline.studies.study_page import answer_of, study_page, write_tables
 from storage.errors import UserError
 from storage.settings import plain

@@ -53,7 +53,10 @@ def grid_of(
     grid = sorted(set(grid))
     if grid[-1] > len(source):
         raise UserError(f"bound.grid={grid}: {source.name!r} has only {len(source)} images. Leave out what is above.")
-    common = [text for text in typed if key_of(text) not in OWN_KEYS and not key_of(text).startswith("bound.")]
+    # Tens of pages with the same images would be too much: `cedm clusters` makes one of a clustering.
+    common = ["page_images=0"] + [
+        text for text in typed if key_of(text) not in OWN_KEYS and not key_of(text).startswith("bound.")
+    ]
     coarse = [C for C in grid if min(COARSE_FROM, grid[-1]) <= C]
     for num_clusters, beta in [(C, UPPER_BETA) for C in grid] + [(C, COARSE_BETA) for C in coarse]:
         for seed in range(first_seed, first_seed + num_seeds):

@@ -27,7 +27,7 @@ from lightning_modules.clustering.clustering_settings import (
 from lightning_modules.clustering.kmeans import kmeans, random_groups, zero_shot
 from lightning_modules.temi_module import TEMIModule
 from pipeline.pictures.chart import draw_png
-from pipeline.pictures.cluster_pictures import map_of, thumbnails, write_pictures
+from pipeline.pictures.cluster_pictures import thumbnails, write_pictures
 from pipeline.pictures.curves import history_chart
 from pipeline.running.cluster_scores import cluster_summary
 from pipeline.running.condition import Condition
@@ -49,13 +49,14 @@ class Clustering:
         condition: the settings that decide it.
         source: the images.
         folder: of the run.
-        map_images: images on the map of the embeddings; 0: no map.
+        map_images, page_images: images on the map of the embeddings and on `clusters.html`; 0: none such.
     """
 
     condition: Condition
     source: ImageSource
     folder: Path
     map_images: int
+    page_images: int
 
     def temi_data(self, world_size: int) -> EmbeddingDataModule:
         """The pairs that TEMI is trained on.
@@ -146,8 +147,9 @@ class Clustering:
         source, condition = self.source, self.condition
         labels.save(self.folder / "pseudo_labels.safetensors")
         labels.save_csv(self.folder / "pseudo_labels.csv")
-        shown = map_of(condition.embeddings_if_there(source), Path(condition.cache_dir), self.map_images)
-        pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title)
+        shown = condition.mapped(source, self.map_images)
+        names = condition.names(labels)
+        pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title, names, self.page_images)
         path = condition.pseudo_labels_path(source)
         write_summary(self.folder, "cluster", cluster_summary(labels, source, path), {"dataset": source.fingerprint})
         labels.save(path)

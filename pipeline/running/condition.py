@@ -15,11 +15,13 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
+from datamodules.embeddings.map import MappedEmbeddings
 from datamodules.embeddings.neighbours import make_neighbours
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource
-from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, pseudo_labels_path, read_assignments
+from datamodules.pseudo_labels.cluster_names import names_of, read_cluster_names
+from datamodules.pseudo_labels.pseudo_labels import MOST_CLUSTERS, PseudoLabels, pseudo_labels_path, read_assignments
 from lightning_modules.clustering.assignment import KIND as HEAD
 from lightning_modules.clustering.clustering_settings import (
     TEMI_VERSION,
@@ -44,6 +46,7 @@ class Condition:
     clustering: ClusteringSettings
     conditioning: str
     assignments: str | None
+    cluster_names: str | None
     seed: int
     cache_dir: str
 
@@ -88,6 +91,13 @@ class Condition:
         except UserError:
             return None
 
+    def mapped(self, source: ImageSource, map_images: int) -> MappedEmbeddings | None:
+        """The cached embeddings for pictures; None where they are not there."""
+        found = self.embeddings_if_there(source)
+        if found is None:
+            return None
+        return MappedEmbeddings(found.values, found.fingerprint, source.name, self.cache_dir, map_images)
+
     def neighbours(self, embeddings: Embeddings) -> Tensor:
         """The nearest neighbours, int64 [N, k], that TEMI draws its pairs from: cached, or found now and kept there."""
         assert isinstance(self.clustering, TEMISettings)
@@ -106,6 +116,9 @@ class Condition:
         Raises:
             UserError: more clusters than images, labels asked for and absent, or a backbone without text for CLIP.
         """
+        if self.cluster_names is not None:  # a mistake in there is told before hours of training
+            num_clusters = getattr(self.clustering, "num_clusters", None) or MOST_CLUSTERS
+            read_cluster_names(Path(self.cluster_names), num_clusters)
         if isinstance(self.clustering, LabelsSettings):
             check_labels(source)
         elif isinstance(self.clustering, CLIPSettings):
@@ -171,6 +184,10 @@ class Condition:
                 "Set conditioning=none to train without clusters, or cluster other images."
             )
         return labels
+
+    def names(self, labels: PseudoLabels) -> dict[int, str]:
+        """Cluster → what people call it, of those that have a name."""
+        return names_of(labels, self.cluster_names)
 
     def name(self, labels: PseudoLabels | None) -> str:
         """`none`, `temi-40`, `assignments-100` …: for names of run folders and titles."""

@@ -29,7 +29,7 @@ TRAINING_IDENTITY = (
 OUTPUTS = re.compile(
     r"(images|grids|snapshots|averages|tensorboard|hf|candidates|clusterings|settings\.json|data\.(json|png)"
     r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
-    r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|report\.html"
+    r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.

@@ -48,6 +48,9 @@ class SharedSettings(Settings):
     assignments: str | None = setting(
         None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True
     )
+    cluster_names: str | None = setting(
+        None, "CSV file with the columns cluster and name, for grids, reports and clusters.html", path=True
+    )
     init_from: str | None = setting(
         None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
     )
@@ -56,6 +59,9 @@ class SharedSettings(Settings):
         "cache", "embeddings, neighbours, pseudo-labels, reference statistics; safe to delete", path=True
     )
     map_images: int = setting(2000, "images on the 2-D map of the embeddings, a random sample; 0: no map", low=0)
+    page_images: int = setting(
+        50_000, "images on clusters.html, above that a random sample; 0: no page", low=0, high=50_000
+    )
     run_dir: str | None = setting(
         None, "null: runs/<dataset>/<what>/<time>, or the unfinished run of these settings", path=True
     )
@@ -179,6 +185,14 @@ class ReportSettings(SharedSettings):
 
     run: str = setting(REQUIRED, "folder of a study, or of any other run", path=True)
     file: str | None = setting(None, "the page; null: report.html in that folder", path=True)
+
+
+@dataclass(frozen=True)
+class ClustersSettings(SharedSettings):
+    """`configs/clusters.yaml`."""
+
+    run: str = setting(REQUIRED, "folder of a run of cluster, assign, score or train", path=True)
+    file: str | None = setting(None, "the page; null: clusters.html in that folder", path=True)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from string import Formatter
 
 from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.clustering_settings import METHODS, ClusteringSettings
+from pipeline.settings.compose import composed
 from pipeline.settings.words import key_of
-from pipeline.studies.jobs import Run, composed
+from pipeline.studies.jobs import Run
 from pipeline.studies.study_settings import StudySettings
 from storage.errors import UserError
 from storage.fingerprints import file_stem

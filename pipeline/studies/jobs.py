@@ -1,18 +1,12 @@
 """What a study is made of: runs (models), and the jobs that make and measure them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job
-from pipeline.settings.compose import compose
 from pipeline.settings.schemas import SharedSettings
-from storage.errors import UserError
 
 FINAL = "-final"  # what the name of the best run ends in that is trained again, for longer
 
@@ -56,15 +50,3 @@ class Plan:
         """What a job found; None where there is no such job, or it isn't finished."""
         job = self.job(name)
         return None if job is None else job.summary()
-
-
-def composed(command: str, words: Sequence[str], origin: str) -> SharedSettings:
-    """The settings of a command with these words.
-
-    Raises:
-        UserError: a setting does not exist or has a wrong value; `origin` says who asks for it.
-    """
-    try:
-        return compose(command, words)
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        raise UserError(f"{origin}: {str(error).strip()}") from error

@@ -1,21 +1,17 @@
 """A page as data, and its two files: HTML that opens without network, and Markdown."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from pipeline.pictures.chart import Chart, plotly_figure
+from pipeline.pictures.html import write_html, write_text
 from pipeline.pictures.table import Table
-from storage.control_characters import shown
-from storage.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,15 @@ class Page:
 
 def write_page(path: Path, page: Page) -> Path:
     """The page as one HTML file; where it lies."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"data_url": data_url, "as_yaml": as_yaml}
     charts = [chart for chart in (*page.charts, *page.curves) if chart.has_data]
-    html = environment.get_template("page.html.j2").render(
+    return write_html(
+        path,
+        "report.html.j2",
         page=page,
+        protocols={name: as_yaml(protocol) for name, protocol in page.protocols.items()},
         figures={chart.name: plotly_figure(chart).to_plotly_json() for chart in charts},
         plotly=get_plotlyjs() if charts else "",
     )
-    return write_text(path, html)
 
 
 def write_markdown(path: Path, page: Page) -> Path:
@@ -68,20 +63,6 @@ def write_markdown(path: Path, page: Page) -> Path:
     tables = [chart.table for chart in page.charts if chart.table is not None]
     parts += [table.as_markdown() for table in (*tables, *page.tables)] + list(page.notes)
     return write_text(path, "\n\n".join(part for part in parts if part) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """A text file, whole or not at all; where it lies."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(shown(text), encoding="utf-8")
-    return path
-
-
-def data_url(image: Image.Image) -> str:
-    """The picture itself as an address, as PNG."""
-    buffer = BytesIO()
-    image.save(buffer, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def as_yaml(protocol: Mapping[str, Any]) -> str:

@@ -17,10 +17,11 @@ from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job
 from pipeline.running.run_folder import TRAINING_IDENTITY, run_settings
+from pipeline.settings.compose import composed
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.grid import study_runs
-from pipeline.studies.jobs import FINAL, Plan, Run, composed
+from pipeline.studies.jobs import FINAL, Plan, Run
 from pipeline.studies.results import distances_in
 from pipeline.studies.study_settings import FROM_THE_BOUND, StudySettings
 from storage.digests import file_digest

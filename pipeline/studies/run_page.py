@@ -1,6 +1,5 @@
 """The page of a single run: its numbers, its pictures, its curves, and the protocol of every number."""
 
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,16 +19,15 @@ from pipeline.pictures.gallery import gallery_of
 from pipeline.pictures.table import Table
 from pipeline.running.condition import Condition
 from pipeline.running.devices import device_of
+from pipeline.running.finished_run import read_any_summary, settings_of
 from pipeline.running.run_files import denoiser_file
-from pipeline.running.run_folder import SUMMARY_FILE, read_settings
+from pipeline.running.run_folder import read_settings
 from pipeline.studies.analysis import spread
-from pipeline.studies.jobs import composed
 from pipeline.studies.page import Page
 from pipeline.studies.results import as_one
 from storage.errors import UserError
 
 Parts = dict[str, Any]  # of a page, by their names
-NOT_SETTINGS = ("-", "run_dir=", "overwrite=")  # among the words behind a command
 QUESTIONS = {
     "train": "What does this model generate, and how close is it to the data?",
     "cluster": "How do these clusters divide the images?",
@@ -60,25 +58,6 @@ PICTURES = {  # by the names of their files, in the order of a page
     "grid": "Generated images.",
     "nearest": "Generated images beside their nearest training images",
 }
-
-
-def read_any_summary(folder: Path) -> dict[str, Any]:
-    """The summary of whatever run lies in `folder`.
-
-    Raises:
-        UserError: there is no finished run, or its summary is damaged.
-    """
-    file = folder / SUMMARY_FILE
-    if not file.is_file():
-        raise UserError(
-            f"run={folder}: there is no {file}. Give the folder of a finished run or study, "
-            "such as runs/digits/study-granularity/TIME."
-        )
-    try:
-        summary = json.loads(file.read_text())
-        return {**summary, "command": summary["command"], "arguments": summary["arguments"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged ({error!r}). Make it again with the run's command.") from error
 
 
 def run_page(folder: Path, summary: Mapping[str, Any]) -> Page:
@@ -205,8 +184,7 @@ def pictures_in(folder: Path) -> dict[str, Image.Image]:
 def pictures_of(train_folder: Path, name: str = "") -> tuple[dict[str, Image.Image], list[str]]:
     """Real and generated images of a training run by their captions; or a note why they are no longer to be had."""
     try:
-        words = [text for text in read_any_summary(train_folder)["arguments"] if not text.startswith(NOT_SETTINGS)]
-        settings = composed("train", words, origin=str(train_folder / SUMMARY_FILE))
+        settings = settings_of(train_folder, read_any_summary(train_folder))
         denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
         source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
         labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None

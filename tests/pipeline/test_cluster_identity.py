@@ -13,7 +13,7 @@ from pipeline.settings.compose import compose
 def composed(*words: str) -> Clustering:
     settings = compose("cluster", ["dataset.max_images=10", *words])
     source = open_source(settings.dataset, settings.cache_dir)
-    return Clustering(Condition.of(settings), source, Path("run"), map_images=0)
+    return Clustering(Condition.of(settings), source, Path("run"), map_images=0, page_images=0)
 
 
 @pytest.mark.parametrize(("setting", "differ"), [("clustering.precision", True), ("trainer.precision", False)])

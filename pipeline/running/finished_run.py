@@ -1,0 +1,70 @@
+"""Finished runs: what their summaries say, the settings that they were made with, and the clusters they are about."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.images.sources import ImageSource
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_assignments
+from pipeline.running.condition import Condition
+from pipeline.running.run_folder import SUMMARY_FILE
+from pipeline.settings.compose import composed
+from pipeline.settings.schemas import ScoreSettings, SharedSettings
+from pipeline.settings.words import key_of
+from storage.errors import UserError
+
+NOT_SETTINGS = ("run_dir", "overwrite")  # of the run itself, and not of what it made
+WITH_CLUSTERS = ("cluster", "assign", "score", "train")
+
+
+def read_any_summary(folder: Path) -> dict[str, Any]:
+    """The summary of whatever run lies in `folder`.
+
+    Raises:
+        UserError: there is no finished run, or its summary is damaged.
+    """
+    file = folder / SUMMARY_FILE
+    if not file.is_file():
+        raise UserError(
+            f"run={folder}: there is no {file}. Give the folder of a finished run or study, "
+            "such as runs/digits/study-granularity/TIME."
+        )
+    try:
+        summary = json.loads(file.read_text())
+        return {**summary, "command": summary["command"], "arguments": summary["arguments"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({error!r}). Make it again with the run's command.") from error
+
+
+def settings_of(folder: Path, summary: Mapping[str, Any], words: Sequence[str] = ()) -> SharedSettings:
+    """The settings that a run was made with, but for those that `words` set now.
+
+    Raises:
+        UserError: its summary holds settings that there are not.
+    """
+    instead = {*NOT_SETTINGS, *map(key_of, words)}
+    before = [word for word in summary["arguments"] if not word.startswith("-") and key_of(word) not in instead]
+    return composed(summary["command"], [*before, *words], origin=str(folder / SUMMARY_FILE))
+
+
+def clusters_of_run(
+    folder: Path, summary: Mapping[str, Any], settings: SharedSettings, source: ImageSource
+) -> PseudoLabels:
+    """The clusters of the data set's images that a run made, scored or was trained on.
+
+    Raises:
+        UserError: it has none, several clusterings, or one of other images.
+    """
+    command = summary["command"]
+    if isinstance(settings, ScoreSettings):
+        return read_assignments(settings.assignments, source, settings.num_clusters)
+    if command == "train":
+        labels = Condition.of(settings).pseudo_labels(source)
+        if labels is not None:
+            return labels
+    elif command in WITH_CLUSTERS:
+        own = folder / "pseudo_labels.safetensors"
+        return read_assignments(str(own if own.is_file() else summary["pseudo_labels"]), source)
+    commands = ", ".join(WITH_CLUSTERS)
+    raise UserError(f"run={folder}: a run of `{command}` without clusters. Give the folder of a run of {commands}.")
