@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 
@@ -33,3 +34,19 @@ def set_passes(checkpoint: dict[str, Any], passes: int) -> None:
         counts.update(ready=passes, started=passes, processed=passes, completed=passes)
     # Lightning counts this step after the hook in which a snapshot is written: curves would lag behind by one.
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+
+
+class RichBar(RichProgressBar):
+    """Lightning's bar of Rich, over the passes of the whole training, which is one endless epoch to Lightning."""
+
+    @property
+    def total_train_batches(self) -> int:
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.lightning_internals import set_passes
 from callbacks.schedule import Schedule, ends_step
-from callbacks.stop_request import Stopped
+from callbacks.stop_request import TIME_IS_UP, Stopped
 from callbacks.stopping import ask_all
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.power_average import PowerAverage
@@ -55,13 +55,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Snapshots(Checkpoint):
     """Writes `step-00001234.ckpt` when due and keeps the newest `keep`; runs after all other callbacks.
 
-    When a process is asked to stop, all of them write one more after the same step and raise `Stopped`. Unlike
+    When a process is asked to stop, all of them write one more after the same step and raise `Stopped`, or end the
+    training where its time is up. Unlike
     `ModelCheckpoint` it holds no state of its own: the files in `folder` are all there is.
     """
 
     def __init__(self, folder: Path, every: Schedule, keep: int = 2) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self._stop_requested: Callable[[], bool] = lambda: False
+        self._stop_requested: Callable[[], int] = lambda: 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count passes anew: the number of devices, and with it the passes in a step, may have changed since."""
@@ -88,7 +89,9 @@ class Snapshots(Checkpoint):
         stop = self._stop_requested()
         if stop or self.every.is_due(trainer, pl_module, batch_idx):
             self.save(trainer)
-        if stop:
+        if stop == TIME_IS_UP:
+            trainer.should_stop = True
+        elif stop:
             raise Stopped
 
     def save(self, trainer: Trainer) -> None:

@@ -1,9 +1,13 @@
 """The signal that asks a process to end, and what it ends with; needs no PyTorch, so that commands start fast."""
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+TIME_IS_UP = 1  # beside the numbers of the signals that are heeded, which are higher
 
 
 class Stopped(SystemExit):
@@ -13,14 +17,24 @@ class Stopped(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
+class TimeIsUp(Exception):  # noqa: N818, as nothing is wrong
+    """Ends a training after `trainer.max_time`, with a snapshot and exit code 0."""
+
+
 class StopRequest:
     """The signal that asked this process to end, if one has, and whether it may end at any point.
 
-    `agreed` tells, the same on all processes, whether they know by now that one of them was asked.
+    `agreed` is the signal, or `TIME_IS_UP`, that all processes know by now to have come to one of them; 0: none.
+    `deadline` is when the time is up, by `time.monotonic()`.
     """
 
     def __init__(self) -> None:
-        self.received, self.deferred, self.agreed = 0, False, False
+        self.received, self.deferred, self.agreed, self.deadline = 0, False, 0, math.inf
+
+    @property
+    def reason(self) -> int:
+        """Why this process is to end: a signal's number, `TIME_IS_UP`, or 0: it is not."""
+        return self.received or (TIME_IS_UP if time.monotonic() >= self.deadline else 0)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -46,4 +60,4 @@ def stop_at_once() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        request.received, request.agreed = 0, False
+        request.received, request.agreed = 0, 0

@@ -4,10 +4,12 @@ Lightning's own handlers wait for the other processes inside the handler, which 
 signal; so they are left out, and the processes agree during each optimizer step instead.
 """
 
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,13 +18,15 @@ import torch.distributed as dist
 from lightning import Trainer
 
 from callbacks.lightning_internals import is_under_slurm, leave_signals_alone
-from callbacks.stop_request import Stopped, request
+from callbacks.stop_request import TIME_IS_UP, Stopped, request
 from lightning_modules.processes import OnTheWay
 
 
 @contextmanager
-def stop_between_batches(trainer: Trainer) -> Iterator[None]:
+def stop_between_batches(trainer: Trainer, max_seconds: float | None = None) -> Iterator[None]:
     """In the block, SIGTERM is only noted; whoever calls `stop_requested` at a good moment raises `Stopped`.
+
+    The end of `max_seconds` is noted as well, for whoever calls `ask_all`.
 
     Under SLURM the signal that announces the end of the time limit (`#SBATCH --signal=SIGUSR1@120`) is noted too, and
     the job is then queued again, as Lightning does it.
@@ -33,39 +37,41 @@ def stop_between_batches(trainer: Trainer) -> Iterator[None]:
         numbers.append(signal.SIGUSR1)
     before = {number: signal.signal(number, request.receive) for number in numbers}
     request.deferred = True
+    request.deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     try:
         yield
     finally:
-        request.deferred = False
+        request.deferred, request.deadline = False, math.inf
         for number, handler in before.items():
             signal.signal(number, handler)
     if request.received:  # after the last batch
         raise Stopped
 
 
-def ask_all(trainer: Trainer) -> Callable[[], bool]:
-    """Ask all processes whether any was asked to end. All call this at the same place, and get the same answer.
+def ask_all(trainer: Trainer) -> Callable[[], int]:
+    """Ask all processes whether any is to end. All call this at the same place, and get the same answer.
 
-    The answer is what the returned function returns; see `OnTheWay` for what it waits for.
+    The answer, a `StopRequest.reason`, is what the returned function returns; see `OnTheWay` for what it waits for.
     """
     if trainer.world_size == 1:
-        return lambda: request.received > 0
-    flag = torch.full((), request.received, device=trainer.strategy.root_device)
+        return lambda: request.reason
+    flag = torch.full((), request.reason, device=trainer.strategy.root_device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     answer = OnTheWay(flag)
 
-    def agreed() -> bool:
+    def agreed() -> int:
         number = int(answer.item())
-        request.received = max(request.received, number)  # a signal may have come meanwhile: it counts next time
-        request.agreed |= number > 0
+        if number > TIME_IS_UP:
+            request.received = max(request.received, number)  # a signal may have come meanwhile: it counts next time
+        request.agreed = max(request.agreed, number)
         return request.agreed  # also by a later question, such as one that cut an evaluation short
 
     return agreed
 
 
 def stop_requested(trainer: Trainer) -> bool:
-    """`ask_all`, and the answer at once."""
-    return ask_all(trainer)()
+    """Whether any process got a signal to end, asked and answered at once."""
+    return ask_all(trainer)() > TIME_IS_UP
 
 
 def queue_again() -> None:

@@ -54,11 +54,11 @@ class About:
         return f"a number {' '.join(parts)}" if parts else ""
 
     def allows(self, value: Any) -> bool:
-        """Whether a value lies in the range; each number of a list by itself, and None and text are no numbers."""
-        if self.choices:
-            return value is None or value in self.choices
+        """Whether a value lies in the range; each one of a list by itself, and None and text are no numbers."""
         if isinstance(value, Sequence) and not isinstance(value, str):
             return all(self.allows(item) for item in value)
+        if self.choices:
+            return value is None or value in self.choices
         if not isinstance(value, Real) or isinstance(value, bool):
             return True
         number = float(value)
@@ -119,6 +119,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The values that tell one run from another, as JSON can hold them."""
         return {own.name: plain(getattr(self, own.name)) for own in fields(self) if identifies(own.metadata)}
+
+
+def names_in(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of a setting that takes a list, or one alone."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def identifies(metadata: Any) -> bool:

@@ -19,6 +19,7 @@ from pipeline.settings.door import typed_command
 from pipeline.settings.schemas import SharedSettings
 from storage.errors import DamagedArtifactError, MissingArtifactError
 from storage.files import set_aside
+from storage.settings import names_in
 
 
 def cluster(settings: SharedSettings) -> None:
@@ -54,7 +55,8 @@ def cluster(settings: SharedSettings) -> None:
         lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite),
         one_process=not temi,
     )
-    clustering = Clustering(condition, source, folder, settings.map_images, settings.page_images)
+    more = names_in(settings.callbacks)
+    clustering = Clustering(condition, source, folder, settings.map_images, settings.page_images, more)
     data = clustering.temi_data(machine.world_size) if temi else None
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:

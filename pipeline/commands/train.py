@@ -22,6 +22,7 @@ from pipeline.settings.door import program
 from pipeline.settings.schemas import SharedSettings
 from storage.artifacts import is_whole
 from storage.digests import file_digest
+from storage.settings import names_in
 
 SHOWN = ("dataset", "backbone", "clustering", "network", "training", "optimizer")  # in TensorBoard's table
 
@@ -89,6 +90,7 @@ def train(settings: SharedSettings) -> float | None:
         folder,
         name,
         hyperparameters(*shown, seed=settings.seed),
+        names_in(settings.callbacks),
     )
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:

@@ -1,6 +1,7 @@
 """Clusterings: TEMI's heads, trained in a run folder, and the clusters that need no training."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Clustering:
         source: the images.
         folder: of the run.
         map_images, page_images: images on the map of the embeddings and on `clusters.html`; 0: none such.
+        map_images: images on the map of the embeddings; 0: no map.
+        more_callbacks: names of callbacks for TEMI's training that the user has asked for.
     """
 
     condition: Condition
@@ -57,6 +60,7 @@ class Clustering:
     folder: Path
     map_images: int
     page_images: int
+    more_callbacks: Sequence[str] = ()
 
     def temi_data(self, world_size: int) -> EmbeddingDataModule:
         """The pairs that TEMI is trained on.
@@ -86,7 +90,7 @@ class Clustering:
         every_epochs = max(1, settings.max_epochs // UTILIZATION_LOOKS)
         utilization = UtilizationRatio(data.evaluation_batches, self.thumbnails.gather, every_epochs)
         fit(
-            trainer,
+            replace(trainer, gradient_clip_val=None, sync_batchnorm=False),  # they are the diffusion model's
             self.folder,
             module,
             data,
@@ -101,6 +105,7 @@ class Clustering:
             outcomes=("temi/utilization_ratio", "train/loss"),
             log_every_steps=max(1, min(50, data.steps_per_epoch)),
             overwrite=overwrite,
+            more_callbacks=self.more_callbacks,
         )
         inputs, scaling = embeddings.head_inputs(settings.standardise), embeddings.scaling(settings.standardise)
         cluster_ids, confidence = (found.cpu() for found in module.predict(inputs))

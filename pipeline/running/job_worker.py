@@ -99,7 +99,7 @@ def nothing_left_behind() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        request.received, request.deferred, request.agreed = 0, False, False
+        request.received, request.deferred, request.agreed = 0, False, 0
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)

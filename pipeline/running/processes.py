@@ -23,6 +23,7 @@ RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning la
 
 for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
     logging.getLogger(library).setLevel(logging.WARNING)
+logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # it was asked for
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def scout_devices(settings: TrainerSettings) -> Trainer:
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -27,7 +27,7 @@ TRAINING_IDENTITY = (
 )  # fmt: skip
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
-    r"(images|grids|snapshots|averages|tensorboard|hf|candidates|clusterings|settings\.json|data\.(json|png)"
+    r"(images|grids|snapshots|averages|tensorboard|profile|hf|candidates|clusterings|settings\.json|data\.(json|png)"
     r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
@@ -37,6 +37,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "dataset": {"fit": "crop"},
     "sampler": {"labels": "independent", "guide": "label", "window": None},
     "training": {"posthoc_snapshots": 0},
+    "trainer": {"gradient_clip_val": None, "gradient_clip_algorithm": "norm", "sync_batchnorm": False},
 }
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")

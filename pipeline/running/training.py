@@ -1,5 +1,6 @@
 """One diffusion training in its run folder: what it will cost, the training with its callbacks, the summary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Training:
     Attributes:
         condition: what its clusters are called, such as `temi-40`, or none.
         shown: settings for TensorBoard's table of hyper-parameters.
+        more_callbacks: names of callbacks that the user has asked for.
     """
 
     module: EDMModule
@@ -47,6 +49,7 @@ class Training:
     folder: Path
     condition: str
     shown: dict[str, Any]
+    more_callbacks: Sequence[str] = ()
 
     def run(self, overwrite: bool) -> dict[str, Any]:
         """Train to the end, or on from the newest snapshot; what the summary says."""
@@ -67,6 +70,7 @@ class Training:
             accumulate=self.data.accumulate,
             log_every_steps=max(1, round(self.evaluation.log_every_kimg * 1000 / self.data.batch_size)),
             overwrite=overwrite,
+            more_callbacks=self.more_callbacks,
             afterwards=lambda trainer: self.finish(trainer, distance),
         )
         return self.results(distance) if trainer.is_global_zero else {}

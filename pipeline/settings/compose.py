@@ -20,7 +20,7 @@ from omegaconf.errors import (
 )
 
 from pipeline.settings.commands import COMMANDS, module_name
-from pipeline.settings.hints import suggest
+from pipeline.settings.hints import unknown_setting
 from pipeline.settings.loader import CheckedLoader
 from pipeline.settings.schemas import SharedSettings, schema_of
 from pipeline.settings.words import key_of, readable
@@ -112,7 +112,7 @@ def unknown_key(key: str, cfg: DictConfig, name: str) -> str:
     """The message about a setting that there is not, with the nearest ones that there are."""
     key = leaves(OmegaConf.select(cfg, key), key)[0][0]
     known = [known_key for known_key, _ in leaves(cfg) if known_key != key]
-    return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
+    return unknown_setting(key, known, name)
 
 
 def misfit(given: DictConfig, schema: DictConfig) -> str:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.stop_request import stop_at_once
+from callbacks.stop_request import TimeIsUp, stop_at_once
 from pipeline.settings.commands import maker_of, module_name
 from pipeline.settings.compile_cache import with_compile_cache
 from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settings
@@ -94,6 +94,8 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
         code = outcome[0]
     except OwnProcessNeeded:
         code = run_alone(name)
+    except TimeIsUp:  # and the training has said so
+        code = 0
     except Exception:
         if not sweep:
             raise

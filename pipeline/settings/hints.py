@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
+from pipeline.running.trainer_settings import OWNED, TrainerSettings
 from pipeline.settings.allowed import PLUGINS
 
 
@@ -21,9 +22,16 @@ def explain_word(error: Exception, name: str, known: Sequence[str]) -> str:
         return unknown_option(error)
     unknown_key = re.search(r"Could not override '([^']+)'", text)
     if isinstance(error, ConfigCompositionException) and unknown_key:
-        key = unknown_key.group(1).split("@")[0]
-        return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
+        return unknown_setting(unknown_key.group(1).split("@")[0], known, name)
     return text
+
+
+def unknown_setting(key: str, known: Sequence[str], name: str) -> str:
+    """The message about a setting that there is not: why, or the nearest ones that there are."""
+    group, _, argument = key.partition(".")
+    if group == TrainerSettings.group and argument in OWNED:
+        return f"{key}: this argument of Lightning's Trainer is not for setting: {OWNED[argument]}."
+    return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
 
 
 def unknown_option(error: MissingConfigException) -> str:

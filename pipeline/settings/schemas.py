@@ -22,7 +22,7 @@ from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.running.run_files import denoiser_file, head_file
-from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.running.trainer_settings import CALLBACKS, TrainerSettings
 from pipeline.studies.study_settings import StudySettings
 from storage.files import MARK
 from storage.settings import REQUIRED, Settings, setting
@@ -53,6 +53,9 @@ class SharedSettings(Settings):
     )
     init_from: str | None = setting(
         None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
+    )
+    callbacks: Any = setting(
+        [], "more of Lightning's callbacks for a training, by name", choices=tuple(CALLBACKS), identifies=False
     )
     seed: int = setting(0, "of everything that is random", low=0, high=2**63 - 1)
     cache_dir: str = setting(

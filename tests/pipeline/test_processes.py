@@ -41,7 +41,7 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
     """Through Lightning's own launcher, with the distance measured on both ranks; all ranks share one run folder."""
     settings = ["conditioning=none", *TINY_EDM, "training.lr_rampup_kimg=10"]
     assert cedm("train", *settings, "run_dir=one").code == 0
-    out = run([sys.executable, "-m", "pipeline", "train", *settings, *TWO], workplace)
+    out = run([sys.executable, "-m", "pipeline", "train", *settings, *TWO, "trainer.strategy=ddp"], workplace)
     (two,) = workplace.glob("runs/digits/train-none/*")
     assert "64 = 2 × cpu × 32 images × 1 accumulated" in out
     assert_same_model(workplace / "one", two)
@@ -76,6 +76,17 @@ def test_torchrun_trains_the_same_model(cedm: Cedm, workplace: Path) -> None:
     run([*TORCHRUN, "-m", "pipeline", "train", *settings, "trainer.accelerator=cpu"], workplace)  # devices: torchrun's
     (two,) = workplace.glob("runs/digits/train-none/*")  # chosen by rank 0, the same on both ranks
     assert_same_model(workplace / "one", two)
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_when_the_time_is_up(workplace: Path) -> None:
+    """And go on to the bytes of a run that nothing has stopped."""
+    train = [sys.executable, "-m", "pipeline", "train", "conditioning=none", *TINY_EDM, *TWO]
+    out = run([*train, "trainer.max_time={seconds:0}", "run_dir=stopped"], workplace)
+    assert out.count("Not finished: trainer.max_time={'seconds': 0} is up at step 1 of 16.") == 1
+    for folder in ("stopped", "straight"):
+        run([*train, "trainer.strategy=ddp_find_unused_parameters_true", f"run_dir={folder}"], workplace)
+    assert Path("stopped/denoiser.safetensors").read_bytes() == Path("straight/denoiser.safetensors").read_bytes()
 
 
 @pytest.mark.slow
