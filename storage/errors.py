@@ -31,12 +31,15 @@ class WrongPathError(UserError):
 
 
 @contextmanager
-def named_by(setting: str) -> Iterator[None]:
-    """Turns a `WrongPathError` into a `UserError` that says what to set: `evaluation.weights.dinov2_vitl14=FOLDER`."""
+def named_by(setting: str, instead: str = "") -> Iterator[None]:
+    """Turns a `WrongPathError` into a `UserError` that says what to set: `evaluation.weights.dinov2_vitl14=FOLDER`.
+
+    `instead` is what else can be done.
+    """
     try:
         yield
     except WrongPathError as error:
-        raise UserError(f"{error} Set {setting}={error.expected}.") from error
+        raise UserError(f"{error} Set {setting}={error.expected}.{instead}") from error
 
 
 class ArtifactError(UserError):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import urllib.error
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def inception_weights(settings: BackboneSettings) -> Path:
     if path is not None and Path(path).is_dir():
         path = str(Path(path) / name)
     return _published_file(settings.name, path, URL_INCEPTION_V3, name)
+
+
+def check_name_against_digest(weights: Path, digest: str) -> None:
+    """Raise a `UserError` where the SHA-256 does not begin as the file's name says: x-6726825d.pth."""
+    published = re.fullmatch(r"(weights-inception|efficientnet-lite).*-([0-9a-f]{8})\.pth", weights.name)
+    if published and not digest.startswith(published[2]):
+        raise UserError(
+            f"{weights}: its SHA-256 begins with {digest[:8]}; expected {published[2]}. The file is damaged or not "
+            "what its name says: delete it and download it again."
+        )
 
 
 def _published_file(name: str, path: str | None, url: str, stored_as: str) -> Path:

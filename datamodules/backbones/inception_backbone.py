@@ -1,6 +1,5 @@
 """The Inception-v3 of FID."""
 
-import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
-from datamodules.backbones.backbone_files import inception_weights
+from datamodules.backbones.backbone_files import check_name_against_digest, inception_weights
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.plain_files import load_pt
 from storage.digests import file_digest
@@ -38,12 +37,7 @@ class InceptionBackbone(Backbone):
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
         weights = inception_weights(settings)
         digest = file_digest(weights, cache_dir)
-        published = re.fullmatch(r"weights-inception-.*-(\w{8})\.pth", weights.name)  # how the SHA-256 begins
-        if published and not digest.startswith(published[1]):
-            raise UserError(
-                f"{weights}: its SHA-256 begins with {digest[:8]}; expected {published[1]}. The file is damaged or not "
-                "what its name says: delete it and download it again."
-            )
+        check_name_against_digest(weights, digest)
         return {"kind": settings.kind, "features": FEATURES, "weights": digest}
 
     @classmethod

@@ -46,6 +46,8 @@ def embed(settings: SharedSettings) -> None:
     identity = condition.backbone_identity
     path = embeddings_path(cache_dir, source, identity)
     done_before = path.exists()
+    if identity.get("supervised"):
+        print(f"backbone    {settings.backbone.name}: supervised, trained with the labels of {identity['supervised']}")
     embeddings = embedder.cached_or_new(source)
     if temi is not None:
         k, search = temi.num_neighbours, temi.neighbour_search

@@ -35,6 +35,7 @@ OUTPUTS = re.compile(
 # Settings that are younger than runs which lack them, and what these were made with.
 BEFORE: dict[str, dict[str, Any]] = {
     "dataset": {"fit": "crop"},
+    "backbone": {"image_size": None},
     "sampler": {"labels": "independent", "guide": "label", "window": None},
     "training": {"posthoc_snapshots": 0},
     "trainer": {"gradient_clip_val": None, "gradient_clip_algorithm": "norm", "sync_batchnorm": False},

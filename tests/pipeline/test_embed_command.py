@@ -60,6 +60,22 @@ def test_settings_that_cannot_be_meant(cedm: Cedm, setting: str, message: str) -
     assert "Traceback" not in done.err
 
 
+def test_without_weights_the_survey_comes_first_and_what_works_now(
+    cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(workplace / "hub"))
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+    )
+    done = cedm("embed", "backbone=dino_vitb16")
+    assert (done.code, "digits: 1,797 images" in done.out) == (2, True)
+    assert "trained with ImageNet's labels) or backbone=pixels (make: BACKBONE=eff" in done.err
+    done = cedm("embed", "backbone=efficientnet_lite0", "dataset.max_images=60")
+    assert done.code == 0, done.err
+    assert "supervised, trained with the labels of ImageNet-1k" in done.out
+
+
 def test_devices_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

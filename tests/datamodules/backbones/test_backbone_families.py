@@ -110,6 +110,20 @@ def checkpoint_oracle(folder: Path, pixels: Tensor) -> Tensor:
     return model.forward_features(pixels)[:, 0]
 
 
+def packaged_files(folder: Path) -> dict[str, Any]:
+    """As published: timm's tensors under names of its own, in the same order."""
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    torch.save({f"_{name}": value for name, value in model.state_dict().items()}, folder / "weights.pth")
+    torch.save(model.state_dict(), folder / "model.pth")  # for the oracle
+    return {"path": str(folder / "weights.pth"), "image_size": 32}
+
+
+def packaged_oracle(folder: Path, pixels: Tensor) -> Tensor:
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    model.load_state_dict(torch.load(folder / "model.pth", weights_only=True), strict=False)
+    return model(pixels)
+
+
 CLIP = saved(clip, HF.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}))
 FAMILIES: dict[str, tuple[Files, Oracle]] = {
     "dino": (
@@ -138,6 +152,7 @@ FAMILIES: dict[str, tuple[Files, Oracle]] = {
     "timm": (timm_files, timm_oracle),
     "mocov3": (mocov3_files, checkpoint_oracle),
     "ibot": (ibot_files, checkpoint_oracle),
+    "efficientnet": (packaged_files, packaged_oracle),
 }
 ELSEWHERE = {"pixels", "inception"}  # no weights, and large ones: test_backbones.py
 

@@ -169,8 +169,12 @@ def test_a_folder_without_a_processor_is_named(vit_folder: Path, tmp_path: Path)
 def test_without_a_network_the_message_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     visit("http://127.0.0.1:9", tmp_path, monkeypatch)
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"neither in the Hugging Face cache.*hf download lab/model.*backbone\.path"):
+    words = r"neither in the Hugging Face cache.*hf download lab/model.*path=FOLDER\.\n.*BACKBONE=efficientnet_lite0"
+    with pytest.raises(UserError, match=words):
         build_backbone(settings(), 8, 3)
+    with pytest.raises(UserError) as met:
+        build_backbone(settings(), 8, 3, setting="evaluation.weights.tiny")
+    assert "BACKBONE" not in str(met.value)
     assert time.monotonic() - start < 5
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from transformers import (
 from datamodules.backbones.backbone_base import prepare
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
+from datamodules.backbones.packaged_backbone import PackagedBackbone
+from pipeline.settings.compose import compose
 from storage.errors import UserError
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -45,6 +48,40 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder
     )
     return folder
+
+
+@pytest.mark.parametrize("image_size", [128, 224])
+def test_efficientnet_lite0_is_the_network_that_its_weights_were_published_for(image_size: int) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    settings = compose("embed", ["backbone=efficientnet_lite0", f"backbone.image_size={image_size}"]).backbone
+    backbone = build_backbone(settings, resolution=8, channels=3)
+    published = package.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=str(PackagedBackbone.files(settings)[0])
+    ).eval()
+    image = random_images(1, 3, image_size, image_size)
+    with torch.no_grad():
+        expected = published.extract_features(image / 127.5 - 1).mean(dim=(2, 3))  # mean and deviation 0.5
+    assert backbone.dim == 1280
+    torch.testing.assert_close(backbone.extract(image), expected, rtol=1e-4, atol=1e-5)
+    assert backbone.identity["supervised"] == "ImageNet-1k"
+
+
+def test_weights_of_a_package_that_are_not_there_or_others(tmp_path: Path) -> None:
+    own = compose("embed", ["backbone=efficientnet_lite0"]).backbone
+    damaged, other = tmp_path / "efficientnet-lite0-57934424.pth", tmp_path / "other.pth"
+    damaged.write_bytes(PackagedBackbone.files(own)[0].read_bytes()[:-1])
+    weights = torch.load(PackagedBackbone.files(own)[0], weights_only=True)
+    torch.save(dict(reversed(weights.items())), other)
+    for changed, words in (
+        ({"package_file": "no_such_package/x.pth"}, r"cluster-conditioned-diffusion\[backbone\]"),
+        ({"path": str(tmp_path / "none.pth")}, r"none\.pth: no such file\. Set backbone\.path=FILE"),
+        ({"path": str(damaged)}, "its SHA-256 begins with .*; expected 57934424"),
+        ({"path": str(other)}, "not the 296 tensors of tf_efficientnet_lite0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build_backbone(replace(own, **changed), resolution=8, channels=3)
+    with pytest.raises(UserError, match=r"backbone\.image_size=64: null is expected"):
+        BackboneSettings(image_size=64)
 
 
 def test_patch_tokens_leave_out_the_class_token_and_the_registers(tmp_path: Path):
