@@ -23,6 +23,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "digits": Kind("datamodules.images.built_in:open_digits", needs_path=False),
+    "emoji": Kind("datamodules.images.emoji:open_emoji", needs_path=False),
     "cifar10": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
     "cifar100": Kind("datamodules.images.built_in:open_cifar", "FOLDER", needs_path=False),
     "fashion": Kind("datamodules.images.built_in:open_fashion", "FOLDER", needs_path=False),
