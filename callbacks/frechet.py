@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from callbacks.along_training import AlongTraining
 from callbacks.sample_grid import Generate
-from callbacks.schedule import EveryKimg
 from callbacks.snapshots import DenoiserFile
-from callbacks.stop_request import Stopped
 from callbacks.stopping import stop_requested
 from lightning_modules.diffusion.label_draws import draw_labels
 from lightning_modules.edm_module import EDMModule
@@ -33,7 +32,7 @@ class FeatureExtractor(Protocol):
         """Move the weights."""
 
 
-class FrechetDistance(Callback):
+class FrechetDistance(AlongTraining):
     """Every `every_kimg`, generates images with the EMA weights and logs their distance under its true name.
 
     Image i of the evaluation comes from seed i with a label drawn from the clusters' frequencies, always the same;
@@ -62,9 +61,9 @@ class FrechetDistance(Callback):
         best: DenoiserFile | None = None,
     ) -> None:
         self.name, self.extractor, self.reference, self.generate = name, extractor, reference, generate
-        self.every, self.num_images, self.batch_size = EveryKimg(every_kimg), num_images, batch_size
+        super().__init__(every_kimg)
+        self.num_images, self.batch_size = num_images, batch_size
         self.sampling, self.draw, self.best = dict(sampling or {}), draw, best
-        self.history: list[tuple[float, float]] = []  # (kimg, distance)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop where the ranks hold different extractors, as when one could not read the weights: sums would hang.
@@ -78,28 +77,6 @@ class FrechetDistance(Callback):
                 f"rank {trainer.global_rank} measures {self.name}, but rank 0 has another feature extractor. "
                 "Place the extractor's weights where every rank can read them, or set evaluation.backbone=pixels."
             )
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.every.is_due(trainer, pl_module, batch_idx):
-            assert isinstance(pl_module, EDMModule)
-            self.evaluate(trainer, pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, EDMModule)
-        self.measure_if_missing(trainer, pl_module)
-
-    def measure_if_missing(self, trainer: Trainer, pl_module: EDMModule) -> None:
-        """Measure now what a stop cut short: the snapshot is of a step whose distance is due and not known.
-
-        Raises:
-            Stopped: the run is asked to stop meanwhile.
-        """
-        due = pl_module.nimg and self.every.is_due(trainer, pl_module, trainer.accumulate_grad_batches - 1)
-        known = bool(self.history) and self.history[-1][0] == pl_module.nimg / 1000
-        if due and not known and self.evaluate(trainer, pl_module) is None:
-            raise Stopped
 
     @property
     def protocol(self) -> dict[str, Any]:
