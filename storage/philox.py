@@ -35,6 +35,7 @@ class Stream(IntEnum):
     LABELS = 9
     ORDER = 10
     NEIGHBOURS = 11
+    MEASURED_NOISE = 12
 
 
 def philox4x32(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:

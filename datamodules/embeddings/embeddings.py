@@ -61,9 +61,17 @@ def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
 
 
 def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path) -> Embeddings:
-    """Reads embeddings that were made before."""
-    artifact = read_artifact(embeddings_path(cache_dir, source, identity), KIND)
-    return Embeddings(**artifact.tensors, meta=artifact.meta)
+    """Reads embeddings that were made before; of a part of a divided data set, out of those of the whole one.
+
+    `mean` and `std` are over the images of `source` alone, whose fingerprint these embeddings go by.
+    """
+    whole = source.undivided
+    artifact = read_artifact(embeddings_path(cache_dir, whole, identity), KIND)
+    if source is whole:
+        return Embeddings(**artifact.tensors, meta=artifact.meta)
+    values = artifact.tensors["values"][source.places]
+    std, mean = torch.std_mean(values.double(), dim=0, correction=0)
+    return Embeddings(values, mean.float(), std.float(), {**artifact.meta, "source": described(source)})
 
 
 def make_embeddings(
@@ -106,8 +114,8 @@ def collect_embeddings(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        images = {name: getattr(source, name) for name in ("name", "kind", "fingerprint")} | {"num_images": len(source)}
-        return join_shards(folder, len(source)), {"source": images, "backbone": identity, "settings": settings}
+        made_from = {"source": described(source), "backbone": identity, "settings": settings}
+        return join_shards(folder, len(source)), made_from
 
     artifact = make_once(path, KIND, make)
     remove_shards(folder, len(source))
@@ -119,6 +127,11 @@ def embedding_bar(source: ImageSource, missing: Sequence[range]) -> tqdm:
     done = len(source) - sum(map(len, missing))
     what = f"embedding {source.name}"
     return tqdm(total=len(source), initial=done, desc=what, unit=" images", dynamic_ncols=True)
+
+
+def described(source: ImageSource) -> dict[str, Any]:
+    """What embeddings say of their images."""
+    return {name: getattr(source, name) for name in ("name", "kind", "fingerprint")} | {"num_images": len(source)}
 
 
 def _key(source_fingerprint: str, identity: dict[str, Any]) -> str:

@@ -56,6 +56,9 @@ class DatasetSettings(Settings):
         choices=("crop", "pad", "stretch"),
     )
     max_images: int | None = setting(None, "an evenly spaced part of the data set; null: all", low=1)
+    holdout: float = setting(
+        0.0, "share of the images, chosen by their ids, that is kept out of clustering and training", low=0, below=1
+    )
     labels: str | None = setting(
         None, "folders, none, or a file; null: those that the data set brings", identifies=False, path=True
     )

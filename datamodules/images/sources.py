@@ -4,6 +4,8 @@ A source lists its images in data-set order (the sorted ids) and reads one at a 
 made of its kind, ids, labels and the bytes of its files, so that a moved data set keeps it and a changed one does not.
 """
 
+import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,7 +33,7 @@ SHOWN = 5  # bad files that a message names
 
 
 class ImageSource:
-    """Images of one data set, or an evenly spaced subset of them, in data-set order.
+    """Images of one data set, or a part of them, in data-set order.
 
     Args:
         name: the data set's name, used in file names and messages.
@@ -41,7 +43,13 @@ class ImageSource:
         skipped: the bad files, which are left out, each with the reason.
         skippable: whether bad files may be left out, for messages.
         fit: how an image becomes a square, for whoever decodes one; the images stay the same.
+
+    Attributes:
+        held_out: the images that `dataset.holdout` keeps apart from these; None where there are none.
+        undivided: these images and those held out, in one source; this one where none are held out.
     """
+
+    held_out: "ImageSource | None" = None
 
     def __init__(
         self,
@@ -69,10 +77,43 @@ class ImageSource:
         self.ids = [reader.ids[row] for row in self.rows.tolist()]
         self.labels = None if labels.values is None else labels.values[self.rows]  # int64 [N], −1: no label; or None
         self.labels_note = labels.note  # why there are none
-        if self.labels is not None and bool((self.labels == UNLABELLED).all()):
-            self.labels, self.labels_note = None, f"none of the {len(self):,} images has a label"
+        self._forget_missing_labels()
         self._reader, self._skippable = reader, skippable
         self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.undivided = self
+
+    def part(self, places: Tensor) -> "ImageSource":
+        """The images at these places (int64 [n], rising) of this source, as a source with a fingerprint of its own."""
+        part = copy.copy(self)
+        for name in ("fingerprint", "images_fingerprint", "whole", "state", "held_out"):
+            part.__dict__.pop(name, None)  # they are another's
+        part.positions, part.rows = self.positions[places], self.rows[places]
+        part.ids = [self.ids[place] for place in places.tolist()]
+        part.labels = None if self.labels is None else self.labels[places]
+        part._forget_missing_labels()
+        return part
+
+    def divided(self, share: float) -> "ImageSource":
+        """The images without those that are held out, which it has beside it; itself for a share of 0.
+
+        Whether an image is held out depends on its id and the share alone, so other images may come and go, and a
+        larger share holds out the same images and more.
+
+        Raises:
+            UserError: none would be held out, or all.
+        """
+        if share == 0:
+            return self
+        apart = torch.tensor([place_of_id(image_id) < share for image_id in self.ids])
+        if apart.all() or not apart.any():
+            which = "all" if apart.all() else "none"
+            raise UserError(
+                f"dataset.holdout={share:g}: of the {len(self):,} images of {self.name!r}, {which} would be held out. "
+                "Set another share, such as dataset.holdout=0.1 with some hundred images or more."
+            )
+        training = self.part((~apart).nonzero().flatten())
+        training.held_out = self.part(apart.nonzero().flatten())
+        return training
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +153,11 @@ class ImageSource:
             return self
         return ImageSource(self.name, self._reader, cache_dir=self._cache_dir, skipped=self.skipped, fit=self.fit)
 
+    @property
+    def places(self) -> Tensor:
+        """The place of each image in `undivided`, int64 [N]."""
+        return torch.searchsorted(self.undivided.positions, self.positions)  # both rise
+
     @cached_property
     def state(self) -> str:
         """Changes when a file may have changed or another part is taken; reads no file."""
@@ -127,6 +173,10 @@ class ImageSource:
             contents = self._reader.contents(self.rows.tolist(), self._cache_dir)
         return fingerprint({"kind": self.kind, "ids": self.ids, "labels": labels, "contents": contents})
 
+    def _forget_missing_labels(self) -> None:
+        if self.labels is not None and bool((self.labels == UNLABELLED).all()):
+            self.labels, self.labels_note = None, f"none of the {len(self):,} images has a label"
+
     @contextmanager
     def _refused(self, what: str = "") -> Iterator[None]:
         try:
@@ -140,7 +190,8 @@ def open_source(
 ) -> ImageSource:
     """Opens a data set.
 
-    A folder or ZIP may hold a `dataset.json` with labels: `{"labels": [["a/b.png", 3], ...]}`.
+    A folder or ZIP may hold a `dataset.json` with labels: `{"labels": [["a/b.png", 3], ...]}`. With `dataset.holdout`
+    these are the images that are left for clustering and training; `held_out` has the others.
 
     Args:
         cache_dir: where digests of files are remembered.
@@ -166,7 +217,8 @@ def open_source(
     if unusable and (not skip or unusable.keys() >= set(reader.ids)):
         refuse_bad_files(settings.name, unusable, len({*reader.ids, *unusable}), skippable and not skip)
     labels = labels_of(settings, reader)
-    return ImageSource(settings.name, reader, labels, settings.max_images, cache_dir, unusable, skippable, settings.fit)
+    given = (settings.max_images, cache_dir, unusable, skippable, settings.fit)
+    return ImageSource(settings.name, reader, labels, *given).divided(settings.holdout)
 
 
 def choose_split(reader: Reader, settings: DatasetSettings) -> None:
@@ -212,6 +264,11 @@ def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
 def evenly_spaced(total: int, count: int | None) -> Tensor:
     """`count` of the numbers 0…total−1, evenly spaced: int64; all of them where None or where there are no more."""
     return torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
+
+
+def place_of_id(image_id: str) -> float:
+    """A number in [0, 1) that depends on the id alone, and looks random."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:6]) / 2**48
 
 
 def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> dict[str, str]:

@@ -182,7 +182,7 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
     if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
         made = labels.meta.get(MADE_FOR, {})  # where it is another number of images, the ids alone must do
-        same = [known for known in (source, source.whole) if len(known) == made.get("num_images")]
+        same = [known for known in (source, source.undivided, source.whole) if len(known) == made.get("num_images")]
         if same and same[0].images_fingerprint != made["fingerprint"]:
             raise UserError(
                 f"{path}: made for other images, of {made['name']} ({made['num_images']:,}), that have the same names "
@@ -194,6 +194,8 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
     num_clusters = clusters_of(path, key, found, num_clusters)
     if len(found) == source.total:
         found = found[source.positions]
+    elif len(found) == len(source.undivided):
+        found = found[source.places]
     if len(found) != len(source):
         whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
         raise UserError(f"{path}: {len(found)} cluster ids for {len(source)} images of {source.name}{whole}.")

@@ -35,6 +35,22 @@ def kmeans(embeddings: Tensor, num_clusters: int, seed: int) -> tuple[Tensor, Te
     return cluster_ids, simplified_silhouette(torch.from_numpy(points), torch.from_numpy(model.cluster_centers_))
 
 
+def nearest_cluster(embeddings: Tensor, members: Tensor, cluster_ids: Tensor) -> Tensor:
+    """The cluster of new images: the one whose mean is nearest, on the unit sphere as in `kmeans`; int64 [n].
+
+    Args:
+        embeddings: [n, D], of the new images.
+        members: [N, D], of the images that were clustered.
+        cluster_ids: their clusters, int64 [N].
+    """
+    points, known = (F.normalize(values.double(), dim=1) for values in (embeddings, members))
+    used, places = cluster_ids.unique(return_inverse=True)
+    sums = known.new_zeros(len(used), known.shape[1]).index_add_(0, places, known)
+    means = sums / torch.bincount(places)[:, None]  # [used, D]
+    blocks = points.split(max(1, BLOCK_ENTRIES // len(used)))
+    return used[torch.cat([torch.cdist(block, means).argmin(dim=1) for block in blocks])]
+
+
 def simplified_silhouette(points: Tensor, centres: Tensor) -> Tensor:
     """How clearly each point belongs to its nearest centre: 1 − d₁ / d₂, float32 [N], from 0 to 1.
 

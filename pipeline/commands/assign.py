@@ -21,7 +21,7 @@ def assign(settings: AssignSettings) -> None:
     """Give every image the cluster that the head finds it in."""
     path, condition, dataset = head_file(settings.head), Condition.of(settings), settings.dataset
     head = ClusteringHead.load(path)
-    source = open_source(dataset, settings.cache_dir)
+    source = open_source(dataset, settings.cache_dir).undivided
     if head.backbone_identity != condition.backbone_identity:
         raise UserError(
             f"head={path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "

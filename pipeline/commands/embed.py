@@ -29,7 +29,8 @@ def embed(settings: SharedSettings) -> None:
     condition, cache_dir = Condition.of(settings), settings.cache_dir
     embedder = Embedder(condition, settings.embedding, settings.trainer)
     source = open_source(settings.dataset, cache_dir)
-    if embedder.write_share(source):
+    everything = source.undivided  # those held out, too: their clusters are found by their embeddings
+    if embedder.write_share(everything):
         return
     reason = condition.needs_no("embed")
     device = devices_of(settings.trainer)[0]  # of the neighbour search
@@ -38,13 +39,13 @@ def embed(settings: SharedSettings) -> None:
         check_neighbours(source, temi.num_neighbours)
         if temi.neighbour_search == "approximate":
             import_faiss()  # before the embedding, not after it
-    found, picture = report_data(source, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
+    found, picture = report_data(everything, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
-    check_distinct(source, found)
+    check_distinct(everything, found)
     identity = condition.backbone_identity
-    path = embeddings_path(cache_dir, source, identity)
+    path = embeddings_path(cache_dir, everything, identity)
     done_before = path.exists()
     if identity.get("supervised"):
         print(f"backbone    {settings.backbone.name}: supervised, trained with the labels of {identity['supervised']}")
@@ -56,11 +57,13 @@ def embed(settings: SharedSettings) -> None:
         graph = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
         recall = "" if search == "exact" else f"  ({search}, recall {graph.recall:.3f})"
         print(f"neighbours  {neighbours}{recall}")
-    print(f"embeddings  {path}  [{len(source):,} × {embeddings.values.shape[1]}]")
+    if source.held_out is not None:
+        print(f"held out    {len(source.held_out):,} images: clustering and training see the other {len(source):,}")
+    print(f"embeddings  {path}  [{len(everything):,} × {embeddings.values.shape[1]}]")
     if done_before:
         print("Nothing to do: they were there already.")
     results = {
-        "num_images": len(source),
+        "num_images": len(everything),
         "num_features": embeddings.values.shape[1],
         "embeddings": str(path),
         "backbone": identity,

@@ -14,7 +14,8 @@ from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_summary import show_in_tensorboard, summarise, table
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.generated import GeneratedByModel, generated_sets
-from pipeline.evaluation.measures import backbones, check_sizes, measure_sets, plan_of
+from pipeline.evaluation.held_out import references_beside
+from pipeline.evaluation.measures import OtherReference, backbones, check_sizes, measure_sets, plan_of
 from pipeline.evaluation.metrics_table import FRECHET, REAL
 from pipeline.evaluation.reference import Extractors
 from pipeline.running.processes import join, side_by_side
@@ -53,6 +54,7 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     inputs = {
         "reference": reference["fingerprint"],
         "generated": fingerprint([generated.fingerprint for generated in sets]),
+        **({} if source is None or source.held_out is None else {"held_out": source.held_out.fingerprint}),
         **{f"extractor_{name}": fingerprint(extractors.identity(name)) for name in backbones(plan)},
     }
     identity = IDENTITY + (IDENTITY_OF_A_MODEL if isinstance(sets[0], GeneratedByModel) else ())
@@ -71,18 +73,19 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
             expected = f"it holds statistics of {found} features; {extractor.name} has {extractor.dim}"
             settings.refuse("reference", f"{expected}. Set metrics= to the one whose extractor made the file")
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
-        store = None
+        store, others = None, list[OtherReference]()
         if source is not None:
             open_store = partial(ImageStore, source, dataset.resolution, dataset.channels)
             whole, keep = partial(open_store, settings.training.memory_gb), backbones(plan, side=REAL)
             real = extractors.reference(source, whole, built, keep, settings.batch_size, fabric.device)
             store = open_store(memory_gb=0)  # for the few images that are looked at
+            others = references_beside(source, plan, extractors, built, settings.batch_size, fabric.device)
         elif statistics is not None:
             real = {name: Features(statistics) for name in backbones(plan)}
         if settings.save_reference is not None and fabric.is_global_zero:
             real[backbones(plan, FRECHET)[0]].statistics.save_npz(settings.save_reference)
             print(f"reference file    {settings.save_reference}  (mu and sigma, EDM's format)")
-        results = measure_sets(sets, plan, built, real, store, settings.batch_size, folder, fabric)
+        results = measure_sets(sets, plan, built, real, others, store, settings.batch_size, folder, fabric)
         if not fabric.is_global_zero:
             return None
         show_in_tensorboard(folder, results)
@@ -106,5 +109,5 @@ def describe_reference(
         return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
     size = f"{dataset.resolution}×{dataset.resolution}"
     resized = f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs"
-    known = {"dataset": source.name, "fingerprint": source.fingerprint, "num_images": len(source)}
-    return {**known, "resized": resized}
+    known = {"dataset": source.name, "fingerprint": source.fingerprint, "num_images": len(source), "resized": resized}
+    return known if source.held_out is None else {**known, "images": source.images_fingerprint}

@@ -36,6 +36,8 @@ def train(settings: SharedSettings) -> float | None:
         expected = "it needs clusters and training.label_dropout above 0, such as 0.1, or another sampler.guide"
         settings.sampler.refuse("guidance", expected)
     inputs = {"dataset": source.fingerprint}
+    if source.held_out is not None:
+        inputs["held_out"] = source.held_out.fingerprint
     if labels is not None:
         inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)
     if settings.init_from is not None:
@@ -88,6 +90,7 @@ def train(settings: SharedSettings) -> float | None:
         settings.trainer,
         machine,
         folder,
+        condition,
         name,
         hyperparameters(*shown, seed=settings.seed),
         names_in(settings.callbacks),

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from datamodules.backbones.backbone_base import Backbone
-from pipeline.evaluation.measures import Plan
+from pipeline.evaluation.measures import OTHERS, Plan
 from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of
 from pipeline.evaluation.sampling import NO_LABEL_DROPOUT_TOLD
 from pipeline.pictures.table import Table
@@ -43,10 +43,13 @@ def summarise(
     A score's name alone gives the mean over the sets.
     """
     identities = {extractor.name: extractor.identity for extractor in extractors}
+    measured = results[0]["scores"]
     scores = {
         name: summary_of(name, metric, results, reference, identities[metric.backbone])
         for metric in plan
-        for name in metric.scores
+        for score in metric.scores
+        for name in (score, *(f"{score}_{other}" for other in OTHERS))
+        if name in measured
     }
     return {
         **{name: score["mean"] for name, score in scores.items()},
@@ -124,17 +127,23 @@ def notes(
         if scores[name]["best"] < NO_DISTANCE:
             said.append(f"{name} is 0 but for rounding: to this extractor, the images are the data set itself.")
     for number, result in enumerate(results, start=1):
-        said += [f"Set {number}: {note}" for note in notes_on_set(result, dataset)]
+        said += [f"Set {number}: {note}" for note in notes_on_set(result, reference, dataset)]
     return said
 
 
-def notes_on_set(result: Mapping[str, Any], dataset: str) -> list[str]:
+def notes_on_set(result: Mapping[str, Any], reference: Mapping[str, Any], dataset: str) -> list[str]:
     """The same, of one set."""
     said, generated, memory = [], result["generated"], memorisation_of(result)
     trained_on = generated.get("trained_on")
     if trained_on not in (None, dataset):
         said.append(f"the model was trained on {trained_on!r}, and is compared with {dataset!r}.")
     sampler = generated.get("sampler", {"guidance": 1})  # of images that a model makes
+    known = generated.get("trained_on_images")
+    if "images" in reference and known not in (None, reference["images"]):
+        said.append(
+            f"{generated['path']} was trained on other images than dataset.holdout leaves here: distances to images "
+            "held out say nothing of memorisation."
+        )
     if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
         said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")
     if lossy := generated.get("lossy"):

@@ -153,6 +153,7 @@ class GeneratedByModel:
             "sampler": self.sampler.protocol,
             "weights": "EMA",
             "trained_on": None if "imported_from" in self.denoiser.meta else self.denoiser.meta.get("dataset"),
+            "trained_on_images": self.denoiser.meta.get("images"),
             "label_dropout": self.denoiser.meta.get("label_dropout"),
             "nimg": self.denoiser.meta.get("nimg"),
             "resized": "no",

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from pipeline.evaluation.features import Features, GeneratedSet, extract
 from pipeline.evaluation.metrics_table import (
     FRECHET,
     GENERATED,
+    LOWER,
     METRICS,
     NEIGHBOURS,
     OWN,
     REAL,
     Metric,
+    Score,
     Sides,
     frechet_metric,
 )
@@ -28,6 +30,40 @@ from storage.errors import DamagedArtifactError, UserError
 from storage.files import read_sealed_json, write_sealed_json
 
 Plan = Sequence[Metric]  # each with its extractor and its settings, in the order of the table
+
+
+HELD_OUT, SAMPLE = OTHERS = ("held_out", "training_sample")  # what the names of scores against other images end in
+
+
+@dataclass(frozen=True)
+class OtherReference:
+    """Other real images that distances are taken to, beside the data set's."""
+
+    name: str  # what the names of these scores end in
+    said: str  # beside them in a table
+    description: Mapping[str, Any]  # in their protocol
+    num_images: int
+    features: Mapping[str, Features]  # by extractor
+
+    def scores(self, plan: Plan, sides: Mapping[str, Sides]) -> dict[str, Score]:
+        """All distances of the plan to these images that so few allow; `sides` are by extractor."""
+        found = {}
+        for metric in distances(plan):
+            sizes = [metric.fewest, *(getattr(metric.settings, size) + more for size, more in metric.sizes.items())]
+            if max(sizes) > self.num_images:
+                continue
+            compared = replace(sides[metric.backbone], real=self.features[metric.backbone], images=None)
+            for name, score in metric.measure(compared, metric.settings).items():
+                if metric.scores[name] == LOWER:
+                    protocol = {**score.protocol, "reference": dict(self.description)}
+                    beside = ", ".join(filter(None, (score.beside, self.said)))
+                    found[f"{name}_{self.name}"] = replace(score, protocol=protocol, beside=beside)
+        return found
+
+
+def distances(plan: Plan) -> Plan:
+    """The metrics that compare with real images, and are lower for images more like these."""
+    return [metric for metric in plan if metric.compares and LOWER in metric.scores.values()]
 
 
 def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
@@ -105,6 +141,7 @@ def measure_sets(
     plan: Plan,
     extractors: Sequence[Backbone],
     real: Mapping[str, Features],
+    others: Sequence[OtherReference],
     store: ImageStore | None,
     batch_size: int,
     folder: Path,
@@ -116,6 +153,7 @@ def measure_sets(
 
     Args:
         real: features of the other side by extractor.
+        others: what distances are taken to beside it.
         store: its images, for the few that are looked at; None where a file of statistics stands for them.
 
     Returns:
@@ -134,6 +172,7 @@ def measure_sets(
                 images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
                 sides = {e.name: Sides(found[e.name], real[e.name], e, comparing, images) for e in extractors}
                 measured = [metric.measure(sides[metric.backbone], metric.settings) for metric in plan]
+                measured += [other.scores(plan, sides) for other in others]
                 scores = {name: asdict(score) for several in measured for name, score in several.items()}
                 result = {"scores": scores, "generated": generated.description}
                 write_sealed_json(file, result)

@@ -28,6 +28,7 @@ AUTHENTIC = (
     "nearest other training image (arXiv 2102.08921)"
 )
 GENERATED, REAL = "generated", "real"  # the sides that are compared
+LOWER = "↓"  # of a score: lower is better
 OWN, NEIGHBOURS = "evaluation.backbone", "neighbour_backbone"  # settings that name a metric's extractor
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from pipeline.pictures.chart import Chart, Series, colour_of, colours_of
+from pipeline.pictures.table import Table
 
 POINTS = 100  # of a curve: a page is no archive
 
@@ -49,3 +51,29 @@ def history_chart(name: str, points: Curve, title: str, x_name: str, y_name: str
     xs, ys = zip(*points, strict=True)
     marks = [*[""] * (len(ys) - 1), f"{ys[-1]:.4g}"]
     return Chart(name, title, x_name, y_name, [Series("", xs, ys, colour=colour_of("temi"), marks=marks)])
+
+
+def held_out_chart(found: Mapping[str, Any]) -> Chart:
+    """The loss on images held out beside that on training images, and both by noise level; `found` is a summary's."""
+    points, levels = found["kimg_and_losses"], found["sigma_and_losses"]
+    kimg, held_out, training, gaps, errors = zip(*points, strict=True)
+    gap, error = (100 * part / training[-1] for part in (gaps[-1], errors[-1]))
+    said = f"At the end it is {gap:+.1f} ± {error:.1f} % over that on training images (± standard error)"
+    return Chart(
+        "held_out",
+        "Loss on images held out",
+        "thousand training images seen",
+        "EDM loss",
+        [
+            Series("images held out", kimg, held_out, colour=colour_of("temi")),
+            Series("training images", kimg, training, colour=colour_of("none")),
+        ],
+        finding=said + (": this suggests memorisation." if found["suggests_memorisation"] else "."),
+        how=f"Of the averaged weights on {found['num_images']:,} images held out and {found['num_training_images']:,} "
+        "training images, always the same ones with the same noise, without augmentation.",
+        table=Table(
+            "By noise level, at the end.",
+            ["σ", "held out", "training images"],
+            [[f"{value:.4g}" for value in level] for level in levels],
+        ),
+    )

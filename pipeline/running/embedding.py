@@ -40,15 +40,19 @@ class Embedder:
     trainer: TrainerSettings
 
     def cached_or_new(self, source: ImageSource) -> Embeddings:
-        """The embeddings from the cache; computed first where they are not there."""
+        """The embeddings from the cache; computed first where they are not there, for images held out as well."""
         try:
             return self.condition.embeddings(source)
         except (MissingArtifactError, DamagedArtifactError):
-            pass
+            self.make(source.undivided)
+        return self.condition.embeddings(source)
+
+    def make(self, source: ImageSource) -> None:
+        """Compute the embeddings and keep them in the cache."""
         devices = devices_of(self.trainer)
         precision, cache_dir = self.precision(devices[0]), self.condition.cache_dir
         if len(devices) == 1:
-            return make_embeddings(
+            make_embeddings(
                 source,
                 self._build(),
                 cache_dir,
@@ -57,13 +61,14 @@ class Embedder:
                 num_workers=self.workers(devices),
                 precision=precision,
             )
+            return
 
         def fill(folder: Path) -> None:
             missing = missing_shards(folder, len(source))
             embed_in_processes(source, folder, missing, devices[: len(missing)])
 
         identity = self.condition.backbone_identity
-        return collect_embeddings(source, identity, cache_dir, fill, {"precision": precision})
+        collect_embeddings(source, identity, cache_dir, fill, {"precision": precision})
 
     def write_share(self, source: ImageSource) -> bool:
         """Where this process is one of several: write its share of the shards. False where it is not."""

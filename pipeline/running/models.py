@@ -56,6 +56,7 @@ class ModelSettings:
         denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
         denoiser.meta = {
             "dataset": data.source.name,
+            "images": data.source.images_fingerprint,
             "conditioning": condition,
             "num_clusters": 0 if data.pseudo_labels is None else data.pseudo_labels.num_clusters,
             "pseudo_labels": None if data.pseudo_labels is None else pseudo_labels_fingerprint(data.pseudo_labels),

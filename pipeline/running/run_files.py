@@ -6,6 +6,7 @@ from lightning_modules.diffusion.network_settings import DENOISER_FILE as DENOIS
 from storage.errors import UserError
 
 BEST, GUIDE, HEAD = "denoiser-best.safetensors", "guide.safetensors", "head.safetensors"
+HELD_OUT = "held_out.safetensors"  # errors on images held out
 AVERAGES = "averages"  # folder of the power-function averages
 MADE_BY = {
     DENOISER: "a training run, such as runs/digits/train-temi-40/TIME; `make train` makes one",

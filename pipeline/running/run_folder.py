@@ -28,13 +28,13 @@ TRAINING_IDENTITY = (
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
     r"(images|grids|snapshots|averages|tensorboard|profile|hf|candidates|clusterings|settings\.json|data\.(json|png)"
-    r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
+    r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|held_out|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
 # Settings that are younger than runs which lack them, and what these were made with.
 BEFORE: dict[str, dict[str, Any]] = {
-    "dataset": {"fit": "crop"},
+    "dataset": {"fit": "crop", "holdout": 0.0},
     "backbone": {"image_size": None},
     "sampler": {"labels": "independent", "guide": "label", "window": None},
     "training": {"posthoc_snapshots": 0},

@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from callbacks.along_training import AlongTraining
 from callbacks.frechet import FrechetDistance
+from callbacks.held_out import HeldOutLoss
 from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg, OnceAtKimg
 from callbacks.snapshots import DenoiserFile, PowerAverageFiles, Snapshots
@@ -20,10 +22,12 @@ from pipeline.evaluation.reference import Extractors
 from pipeline.evaluation.sampling import Sampler, describe_labels
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.curves import history_chart
+from pipeline.running.condition import Condition
 from pipeline.running.cost import measure_cost
 from pipeline.running.fit import fit
+from pipeline.running.held_out import held_out_loss
 from pipeline.running.processes import Machine
-from pipeline.running.run_files import AVERAGES, BEST, DENOISER, GUIDE
+from pipeline.running.run_files import AVERAGES, BEST, DENOISER, GUIDE, HELD_OUT
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
@@ -34,7 +38,8 @@ class Training:
     """A module, its data and what is watched while it trains.
 
     Attributes:
-        condition: what its clusters are called, such as `temi-40`, or none.
+        condition: what decides its clusters.
+        condition_name: what these are called, such as `temi-40`, or none.
         shown: settings for TensorBoard's table of hyper-parameters.
         more_callbacks: names of callbacks that the user has asked for.
     """
@@ -47,7 +52,8 @@ class Training:
     trainer: TrainerSettings
     machine: Machine
     folder: Path
-    condition: str
+    condition: Condition
+    condition_name: str
     shown: dict[str, Any]
     more_callbacks: Sequence[str] = ()
 
@@ -56,13 +62,14 @@ class Training:
         self.data.setup()
         if self.machine.rank == 0:
             self.announce()
-        distance = self.distance()
+        distance, held_out = self.distance(), self.held_out()
+        along = [one for one in (distance, held_out) if one is not None]
         trainer = fit(
             self.trainer,
             self.folder,
             self.module,
             self.data,
-            [*self.callbacks(), *([distance] if distance else []), *self.savers()],
+            [*self.callbacks(), *along, *self.savers()],
             max_steps=self.total_images // self.data.batch_size,
             precision=self.trainer.precision,
             shown=self.shown,
@@ -71,9 +78,11 @@ class Training:
             log_every_steps=max(1, round(self.evaluation.log_every_kimg * 1000 / self.data.batch_size)),
             overwrite=overwrite,
             more_callbacks=self.more_callbacks,
-            afterwards=lambda trainer: self.finish(trainer, distance),
+            afterwards=lambda trainer: self.finish(trainer, along),
         )
-        return self.results(distance) if trainer.is_global_zero else {}
+        if not trainer.is_global_zero:
+            return {}
+        return self.results(distance) | ({} if held_out is None else {"held_out": held_out.summary})
 
     @property
     def total_images(self) -> int:
@@ -152,6 +161,13 @@ class Training:
             DenoiserFile(self.folder / BEST, None, self.file_meta),
         )
 
+    def held_out(self) -> HeldOutLoss | None:
+        """What measures the loss on images held out; None where there are none."""
+        say = print if self.machine.rank == 0 else lambda _: None
+        evaluation = self.evaluation
+        path = self.folder / HELD_OUT
+        return held_out_loss(self.condition, self.data, evaluation.every_kimg, evaluation.batch_size, path, say)
+
     def savers(self) -> list[Callback]:
         """What writes the model and the snapshots: last, so that a snapshot holds what the others have seen."""
         training, evaluation = self.module.settings, self.evaluation
@@ -175,10 +191,10 @@ class Training:
         """What the model's file says of the training beside what the module knows."""
         return {"sampler": self.sampler.settings.identity()}
 
-    def finish(self, trainer: Trainer, distance: FrechetDistance | None) -> None:
+    def finish(self, trainer: Trainer, along: Sequence[AlongTraining]) -> None:
         """What the last step leaves to do, where it was stopped before that or a file was lost since."""
-        if distance is not None:
-            distance.measure_if_missing(trainer, self.module)
+        for one in along:
+            one.measure_if_missing(trainer, self.module)
         if trainer.is_global_zero and not self.model_file.is_whole():
             self.model_file.write(self.module)
 
@@ -192,7 +208,7 @@ class Training:
             "parameters": sum(p.numel() for p in self.module.denoiser.parameters()),
         }
         if distance is not None and distance.history:
-            title = f"{self.data.source.name}, {self.condition}: {distance.num_images:,} generated images"
+            title = f"{self.data.source.name}, {self.condition_name}: {distance.num_images:,} generated images"
             y_name = f"Fréchet distance ({distance.name})"
             draw_png(
                 history_chart("distance", distance.history, title, "kimg seen", y_name), self.folder / "distance.png"

@@ -14,7 +14,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
-from pipeline.pictures.curves import history_chart, loss_chart
+from pipeline.pictures.curves import held_out_chart, history_chart, loss_chart
 from pipeline.pictures.gallery import gallery_of
 from pipeline.pictures.table import Table
 from pipeline.running.condition import Condition
@@ -99,6 +99,10 @@ def of_training(folder: Path, summary: Mapping[str, Any]) -> Parts:
             "answer": [f"After {kimg:g} kimg its {name} is {distance:.3g} ({counts})."],
             "protocols": {name: along},
         }
+    if held_out := summary.get("held_out"):
+        chart = held_out_chart(held_out)
+        parts["curves"] = [chart, *curves]
+        parts["answer"] = [*parts.get("answer", []), f"{chart.title}: {chart.finding[0].lower()}{chart.finding[1:]}"]
     return parts
 
 

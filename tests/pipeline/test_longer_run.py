@@ -9,7 +9,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 
 from .conftest import TINY_EDM, Cedm, summary
 
-WORDS = [*TINY_EDM, "conditioning=none", "dataset.max_images=100", "evaluation.every_kimg=0.25"]
+WORDS = [*TINY_EDM, "conditioning=none", "dataset.max_images=100", "dataset.holdout=0.1", "evaluation.every_kimg=0.25"]
 
 
 def test_a_finished_run_goes_on_as_if_it_had_been_longer_from_the_start(cedm: Cedm, workplace: Path) -> None:
@@ -19,9 +19,11 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer_from_the_start(cedm: Ce
     result = cedm("train", *WORDS, "run_dir=run")
     assert (result.code, "Resuming from run/snapshots/step-00000008.ckpt" in result.out) == (0, True), result.err
     assert cedm("train", *WORDS, "run_dir=whole").code == 0
-    for name in ("denoiser.safetensors", "denoiser-best.safetensors"):
+    for name in ("denoiser.safetensors", "denoiser-best.safetensors", "held_out.safetensors"):
         assert Path("run", name).read_bytes() == Path("whole", name).read_bytes()
     assert summary("run")["distances"] == summary("whole")["distances"]
+    assert summary("run")["held_out"] == summary("whole")["held_out"]
+    assert [point[0] for point in summary("run")["held_out"]["kimg_and_losses"]] == [0.256, 0.512, 0.768, 1.024]
     assert json.loads(Path("run/summary-0.5kimg.json").read_text()) == before
     assert "Nothing to do" in cedm("train", *WORDS, "run_dir=run").out
     result = cedm("train", *WORDS, shorter, "run_dir=run")

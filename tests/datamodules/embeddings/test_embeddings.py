@@ -162,3 +162,18 @@ def test_real_neighbours_share_their_class(real_data: Path):
     labels: Any = load_file(real_data / "cifar10-published-assignments.safetensors")["labels.cifar10"][:5000]
     indices, *_ = find_neighbours(values, k=10)
     assert (labels[indices] == labels[:, None]).float().mean() > 0.8
+
+
+def test_a_divided_data_set_is_embedded_once_and_its_parts_go_by_their_own_names(tmp_path: Path) -> None:
+    whole, source = opened("digits"), opened("digits", holdout=0.2)
+    backbone = build_backbone(PIXELS, 8, 1, str(tmp_path))
+    of_all = make_embeddings(whole, backbone, tmp_path)
+    assert source.held_out is not None
+    for part in (source, source.held_out):
+        found = load_embeddings(part, backbone.identity, tmp_path)
+        assert torch.equal(found.values, of_all.values[part.positions])
+        torch.testing.assert_close(found.mean, found.values.double().mean(dim=0).float())
+        torch.testing.assert_close(found.std, found.values.double().std(dim=0, correction=0).float())
+        assert found.meta["source"]["fingerprint"] == part.fingerprint
+        assert found.fingerprint != of_all.fingerprint
+        assert neighbours_path(tmp_path, found, 5) != neighbours_path(tmp_path, of_all, 5)

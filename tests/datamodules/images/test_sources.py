@@ -139,6 +139,32 @@ def test_a_subset_is_evenly_spaced_and_knows_its_rows(tree: Path):
     assert digits.fingerprint != opened("digits", max_images=101).fingerprint
 
 
+def test_images_held_out_are_chosen_by_their_ids_alone():
+    whole, source = opened("digits"), opened("digits", holdout=0.1)
+    apart = source.held_out
+    assert apart is not None
+    assert sorted([*source.ids, *apart.ids]) == source.undivided.ids == whole.ids
+    assert 140 < len(apart) < 220
+    sets = [set(held.ids) for share in (0.05, 0.1, 0.5) if (held := opened("digits", holdout=share).held_out)]
+    assert sets[0] < sets[1] < sets[2]
+    part = opened("digits", holdout=0.1, max_images=500)  # without most of the others
+    assert part.held_out is not None
+    assert set(part.held_out.ids) == set(apart.ids) & set(opened("digits", max_images=500).ids)
+    assert len({whole.fingerprint, source.fingerprint, apart.fingerprint, part.fingerprint}) == 4
+    assert source.undivided.fingerprint == whole.fingerprint
+    for each in (source, apart, part, part.held_out):
+        row = len(each) // 2
+        place = int(each.positions[row])
+        assert (each.ids[row], each.undivided.ids[each.places[row]]) == (whole.ids[place], each.ids[row])
+        np.testing.assert_array_equal(np.asarray(each.image(row)), np.asarray(whole.image(place)))
+        assert each.labels is not None
+        assert whole.labels is not None
+        assert each.labels[row] == whole.labels[place]
+    for share, which in ((0.001, "none"), (0.99999, "all")):
+        with pytest.raises(UserError, match=which):
+            opened("digits", holdout=share, max_images=20)
+
+
 def test_messages_for_what_cannot_be_opened(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.zip").write_text("no zip")

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.neighbors import NearestCentroid
 
 from lightning_modules.clustering import kmeans as kmeans_file
-from lightning_modules.clustering.kmeans import kmeans, random_groups, simplified_silhouette
+from lightning_modules.clustering.kmeans import kmeans, nearest_cluster, random_groups, simplified_silhouette
 
 
 @pytest.mark.parametrize("minibatch", [False, True])
@@ -47,3 +49,14 @@ def test_silhouettes_far_from_the_origin() -> None:
     distances = (points.double()[:, None] - centres.double()).norm(dim=2).sort(dim=1).values
     expected = (1 - distances[:, 0] / distances[:, 1]).float()
     torch.testing.assert_close(simplified_silhouette(points, centres), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_new_images_go_to_the_cluster_with_the_nearest_mean() -> None:
+    points = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) + 3  # more than one direction alone
+    cluster_ids = kmeans(points, 6, seed=0)[0]
+    cluster_ids[cluster_ids == 2] = 4  # an empty cluster
+    oracle = NearestCentroid().fit(F.normalize(points.double()).numpy(), cluster_ids.numpy())
+    new = 7 * torch.randn(50, 5, generator=torch.Generator().manual_seed(1)) + 21
+    assert (
+        nearest_cluster(new, points, cluster_ids).tolist() == oracle.predict(F.normalize(new.double()).numpy()).tolist()
+    )
