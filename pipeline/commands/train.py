@@ -1,6 +1,7 @@
 """`cedm train`: images and pseudo-labels → an EDM diffusion model."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def train(settings: SharedSettings) -> float | None:
     from datamodules.image_datamodule import ImageDataModule
     from pipeline.evaluation.reference import Extractors
     from pipeline.evaluation.sampling import Sampler
+    from pipeline.running.devices import low_precision_of
     from pipeline.running.fit import hyperparameters
     from pipeline.running.models import ModelSettings, passes_of
     from pipeline.running.processes import join
@@ -81,10 +83,13 @@ def train(settings: SharedSettings) -> float | None:
     if settings.evaluation.backbone is not None:
         extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
     shown = (getattr(settings, group) for group in SHOWN)
+    precision = settings.evaluation.precision
+    if precision == "auto":
+        precision = low_precision_of(machine.device) or settings.sampler.precision
     training = Training(
         ModelSettings.of(settings).build(data, name),
         data,
-        Sampler(settings.sampler.while_training),
+        Sampler(replace(settings.sampler.while_training, precision=precision)),
         extractors,
         settings.evaluation,
         settings.trainer,

@@ -27,6 +27,12 @@ def devices_of(trainer: TrainerSettings) -> list[torch.device]:
     return [torch.device("cuda", number) if device.type == "cuda" else device for number in numbers]
 
 
+def low_precision_of(device: torch.device) -> str | None:
+    """bf16-mixed on GPUs that compute in it; None elsewhere."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if fast else None
+
+
 def device_of(accelerator: str) -> torch.device:
     """The kind of device that `trainer.accelerator` names; auto takes a GPU where there is one."""
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():

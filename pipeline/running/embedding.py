@@ -20,7 +20,7 @@ from datamodules.embeddings.embeddings import Embeddings, collect_embeddings, em
 from datamodules.embeddings.shards import embed_shards, missing_shards, shard_path, shards_of
 from datamodules.images.sources import ImageSource
 from pipeline.running.condition import Condition
-from pipeline.running.devices import devices_of
+from pipeline.running.devices import devices_of, low_precision_of
 from pipeline.running.parents import end_with_parent, end_with_starter, needs_own_process
 from pipeline.running.trainer_settings import TrainerSettings
 from storage.cores import cores_of_each
@@ -104,8 +104,7 @@ class Embedder:
         """`embedding.precision`; auto is bfloat16 on GPUs that compute in it, float32 elsewhere."""
         if self.embedding.precision != "auto":
             return self.embedding.precision
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16-mixed" if fast else "32-true"
+        return low_precision_of(device) or "32-true"
 
     def workers(self, devices: list[torch.device]) -> int:
         """`embedding.num_workers`; auto: the cores shared among the GPUs. A CPU has no time that loaders could fill."""

@@ -72,7 +72,9 @@ class ModelSettings:
             module.denoiser.to(memory_format=torch.channels_last)
             module.emas.to(memory_format=torch.channels_last)
         if self.trainer.compile:
-            module.denoiser.compile()  # in place: names of weights, and so the snapshots, stay as they are
+            # In place: names of weights, and so the snapshots, stay as they are. The average makes images meanwhile.
+            module.denoiser.compile()
+            module.averaged_denoiser.compile()
         return module
 
 
