@@ -26,8 +26,9 @@ def png_line(suffix: str) -> str:
     return f"convert them with ImageMagick: magick mogrify -format png '*{suffix}'"
 
 
-FITS = stack_line("astropy.io.fits", "astropy.io.fits.getdata(f)[..., ::-1, :]", "*.fits")
-DICOM = stack_line("pydicom", "pydicom.dcmread(f).pixel_array", "*.dcm")
+FOLDER = "set dataset=folder and dataset.path to the folder that holds it"
+NIFTI = array_line("nibabel", "nibabel.load('FILE').get_fdata().transpose(2, 1, 0)[:, ::-1]")  # axial slices
+GUNZIP = "run: gunzip"
 TIFF = stack_line("tifffile", "tifffile.imread(f)", "*.tif")
 HEIC = png_line(".heic")
 ARRAYS = stack_line("os", "numpy.load(f)", "*.npy")
@@ -48,8 +49,9 @@ KINDS = (
     (rb"version https://git-lfs", "a Git LFS pointer in place of the file; run: git lfs pull"),
     (rb".{4}ftyp(heic|heix|hevc|mif1|msf1)", f"a HEIC picture, which Pillow cannot read; {HEIC}"),
     (rb"%!PS|\xc5\xd0\xd3\xc6|%PDF", f"PostScript or PDF, {DRAWING}"),
-    (rb".{128}DICM", f"a DICOM file; {DICOM}"),
-    (rb"SIMPLE  =", f"a FITS file; {FITS}"),
+    (rb".{128}DICM", f"a DICOM file; {FOLDER}"),
+    (rb"SIMPLE  =", f"a FITS file; {FOLDER}"),
+    (rb".{344}(n\+1|ni1)\0", f"a NIfTI volume; {NIFTI}"),
     (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file; {HDF5}"),
     (rb"MATLAB 7\.3", f"a MATLAB 7.3 file; {MATLAB_73}"),
     (rb"MATLAB 5\.0", f"a MATLAB file; {MATLAB}"),

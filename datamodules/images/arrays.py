@@ -33,6 +33,7 @@ class ArrayReader(Reader):
     Args:
         images: the array, or the file that holds it, which is then read image by image and never whole.
         value_range: the values that become 0 and 255. None: that of uint8, uint16 and bool.
+        cut: whether values beyond are cut off, and not refused.
         name: the file and the array in it, for messages.
         split: the first part of the ids.
         key: names the array, where the file holds several.
@@ -48,11 +49,12 @@ class ArrayReader(Reader):
         kind: str = "array",
         split: str = "train",
         key: str = "",
+        cut: bool = False,
         open_file: Callable[[Path], Any] = mapped,
     ) -> None:
         super().__init__(kind, labels)
         self.name, self.path = name, images if isinstance(images, Path) else None
-        self._key, self._open_file = key, open_file
+        self._key, self._cut, self._open_file = key, cut, open_file
         self._state = GONE if self.path is None else state_of(self.path)
         self._images, self._opened_by = (None if self.path else images), 0
         self.value_range = checked_range(name, self.images, value_range)
@@ -87,10 +89,12 @@ class ArrayReader(Reader):
         values = image.astype(np.float64)
         if not np.isfinite(values).all():
             raise UnusableImageError("holds NaN or infinity")
-        if values.min() < low or values.max() > high:
+        if self._cut:
+            values = values.clip(low, high)
+        elif values.min() < low or values.max() > high:
             raise UnusableImageError(
                 f"holds values from {values.min():g} to {values.max():g}, outside of {low:g} to {high:g}; "
-                "set the range of the whole array with dataset.value_range=[LOW,HIGH]"
+                "set the range of the whole array with dataset.value_range=[LOW,HIGH], or cut it with dataset.window"
             )
         return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 
@@ -103,7 +107,7 @@ class ArrayReader(Reader):
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         if self.path is not None:
-            key = [self._key] if self._key else []
+            key = [self._key] * bool(self._key) + ["cut off"] * self._cut
             return [*map(str, self.value_range), *key, file_digest(self.path, cache_dir)]
         chosen = self.images[rows]
         return [str(chosen.shape), digest(chosen)]
@@ -114,7 +118,7 @@ class ArrayReader(Reader):
     def state(self) -> str:
         if self.path is None:
             return digest(self.images)
-        return f"{file_state(self.path)} {self.value_range} {self._key}".rstrip()
+        return f"{file_state(self.path)} {self.value_range} {self._key}{self._cut or ''}".rstrip()
 
 
 def digest(array: np.ndarray) -> str:
@@ -135,7 +139,7 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
     if path.suffix != ".npz":
         if image_key or label_key:
             raise UserError(f"{path}: dataset.image_key and dataset.label_key are for .npz files, which name arrays.")
-        reader = ArrayReader(path, settings.value_range, str(path))
+        reader = ArrayReader(path, span_of(settings), str(path), cut=settings.window is not None)
         refuse_other_layouts(str(path), reader.images.shape, settings.channels)
         return reader
     refuse_other_kinds(path, ZIP, "an .npz file")
@@ -143,13 +147,18 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
         image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
         refuse_npz(archive, image_key, path.stat().st_size)
         images, name = archive[image_key], f"{path}::{image_key}"
-        checked_range(name, images, settings.value_range)
+        checked_range(name, images, span_of(settings))
         refuse_other_layouts(name, images.shape, settings.channels)
         own_labels = labels_in_archive(path, archive, image_key, len(images), settings)
         others = [key for key in archive.files if key != image_key and re.search("images|^x_", key, re.I)]
-    reader = ArrayReader(images, settings.value_range, name, own_labels)
+    reader = ArrayReader(images, span_of(settings), name, own_labels, cut=settings.window is not None)
     reader.left_out.update(f"array {key} (dataset.image_key={key} takes it)" for key in others)
     return reader
+
+
+def span_of(settings: DatasetSettings) -> list[float] | None:
+    """The values that become black and white, as stated; None: as the type of the array says."""
+    return settings.value_range or settings.window
 
 
 def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, settings: DatasetSettings) -> Labels | None:
@@ -195,7 +204,7 @@ def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | 
         first = np.asarray(images[:64], dtype=np.float64)
         raise UserError(
             f"{what}, whose range nothing says; the first images hold {first.min():g} to {first.max():g}. "
-            "Set what black and white are, such as dataset.value_range=[0,1] or [-1,1]."
+            "Set what black and white are: dataset.value_range=[0,1], or dataset.window=[0,1] to cut off the rest."
         )
     return float(span[0]), float(span[1])
 

@@ -1,5 +1,6 @@
 """Settings of the data set, and the table of its kinds."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -36,6 +37,7 @@ KINDS = {
     "hdf5": Kind("datamodules.images.hdf5:open_hdf5", "FILE.h5"),
     "hf": Kind("datamodules.images.hugging_face:open_hugging_face", "NAME or FOLDER"),
 }
+MEASURED_KINDS = ("folder", "zip", "files", "hf", "array", "hdf5")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class DatasetSettings(Settings):
         "stop", "skip: try all files first, leave out bad ones", choices=("stop", "skip"), identifies=False
     )
     value_range: list[float] | None = setting(None, "of arrays: the values that become black and white")
+    window: list[float] | None = setting(
+        None, "of measurements (more than 8 bits): the values that become black and white, beyond which all are cut off"
+    )
     image_key: str | None = setting(None, "array of a file, or column, that holds the images; null: the usual one")
     label_key: str | None = setting(None, "array of a file, or column, that holds the labels; null: the usual one")
     split: str = setting(
@@ -86,6 +91,11 @@ class DatasetSettings(Settings):
         columns = self.label_columns
         if columns is not None and (len(columns) != 2 or columns[0] == columns[1]):
             self.refuse("label_columns", "[IDS,LABELS] is expected, such as [image_id,dx]")
-        span = self.value_range
-        if span is not None and not (len(span) == 2 and span[0] < span[1]):
-            self.refuse("value_range", "[LOW,HIGH] is expected, such as [0,1]")
+        for name in ("value_range", "window"):
+            span = getattr(self, name)
+            if span is not None and not (len(span) == 2 and -math.inf < span[0] < span[1] < math.inf):
+                self.refuse(name, "[LOW,HIGH] is expected, such as [0,1]")
+        if self.window is not None and self.value_range is not None:
+            self.refuse("window", "dataset.value_range is set, too, beyond which nothing may be. Set one of them")
+        if self.window is not None and self.kind not in MEASURED_KINDS:
+            self.refuse("window", f"dataset={self.name} has no use for it. Leave it out")

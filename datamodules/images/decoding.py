@@ -9,10 +9,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from datamodules.file_kinds import START, kind_of, png_line
@@ -76,6 +77,13 @@ def load_image(file: Path | bytes, name: str) -> Image.Image:
     except Exception as error:  # see above
         raise UnusableImageError(f"truncated or damaged ({error})") from error
     return image
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture, turned as its EXIF data say; as stored where they are damaged, as viewers do."""
+    with suppress(Exception):  # which they can raise in any way
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def bytes_of(file: Path | bytes) -> bytes:

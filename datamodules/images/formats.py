@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from PIL import Image, ImageFile
 
-from datamodules.file_kinds import DICOM, DRAWING, FITS, HEIC, START, kind_of, png_line
+from datamodules.file_kinds import DRAWING, GUNZIP, HEIC, NIFTI, START, kind_of, png_line
 from datamodules.images.tiff import tiff_problem
 
 # Modes by format. 16-bit grey begins with I;16; PPM's I is 16 bits, scaled by Pillow.
@@ -34,7 +34,8 @@ NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # registered by Pillow, a
 FLOATING = ".pfm"  # a suffix of PPM, for pictures that are not in its modes
 DRAWINGS = {".svg", ".eps", ".ps", ".wmf", ".emf"}
 OTHERS = {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".exr"}  # that Pillow does not know
-LINES = {".heic": HEIC, ".heif": HEIC, ".dcm": DICOM, ".fits": FITS, ".fit": FITS}
+LINES = {".heic": HEIC, ".heif": HEIC, ".nii": NIFTI, ".nii.gz": NIFTI, ".fits.gz": GUNZIP, ".fits.fz": "run: funpack"}
+MEASUREMENTS = {".fits": "FITS", ".fit": "FITS", ".fts": "FITS", ".dcm": "DICOM", ".dicom": "DICOM"}  # see `measured`
 
 
 @functools.cache
@@ -42,7 +43,7 @@ def suffixes() -> dict[str, str]:
     """Format by suffix (`.png`), of those that are taken."""
     Image.init()
     registered = Image.registered_extensions().items()
-    return {suffix: name for suffix, name in registered if name in MODES and suffix != FLOATING}
+    return {suffix: name for suffix, name in registered if name in MODES and suffix != FLOATING} | MEASUREMENTS
 
 
 @functools.cache
@@ -51,6 +52,12 @@ def refused_suffixes() -> dict[str, str]:
     registered = {suffix for suffix, name in Image.registered_extensions().items() if name not in NO_PICTURES}
     others = (registered | DRAWINGS | OTHERS | LINES.keys()) - suffixes().keys()
     return {suffix: LINES.get(suffix, DRAWING if suffix in DRAWINGS else png_line(suffix)) for suffix in others}
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case, such as `.png`, or `.nii.gz`."""
+    suffixes = PurePosixPath(name.lower()).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] in ([".gz"], [".fz"]) else suffixes[-1:])
 
 
 def formats_of(name: str) -> list[str]:

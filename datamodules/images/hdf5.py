@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images.arrays import IMAGE_KEYS, LABELS_OF, ArrayReader, choose_key, refuse_other_layouts
+from datamodules.images.arrays import IMAGE_KEYS, LABELS_OF, ArrayReader, choose_key, refuse_other_layouts, span_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels
@@ -41,7 +41,8 @@ def open_hdf5(settings: DatasetSettings) -> ArrayReader:
         labels = labels_in(path, str(label_key), images.shape[:1])
     open_file = partial(array_in, key=image_key)
     try:
-        reader = ArrayReader(path, settings.value_range, name, labels, key=image_key, open_file=open_file)
+        cut = settings.window is not None
+        reader = ArrayReader(path, span_of(settings), name, labels, key=image_key, cut=cut, open_file=open_file)
     except OSError as error:  # a filter that is missing, or damaged first images
         raise UserError(f"{name}: cannot be read ({error}). Copy or make it again.") from error
     refuse_other_layouts(name, images.shape, settings.channels)

@@ -6,7 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import astuple
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from datamodules.file_kinds import ARRAYS, MATLAB, kind_of, start_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import MOST_IMAGE, UnusableImageError
-from datamodules.images.formats import refused_suffixes, suffixes
+from datamodules.images.formats import refused_suffixes, suffix_of, suffixes
 from datamodules.images.label_files import LABELS_FILE, labels_in_dataset_json, most_labels, read_labels
 from datamodules.images.own_output import around, is_own_output, is_run, outermost
 from datamodules.images.reader import EncodedReader, Labels, Reader
@@ -38,6 +38,7 @@ OTHER_KINDS = {
     ".hdf5 files": "Set dataset=hdf5 and dataset.path to one of them",
     ".mat files": f"MATLAB: {MATLAB}",
     ".tar files": "Unpack them",
+    "files without a suffix": "If they are DICOM, call them .dcm",
 }
 
 
@@ -221,7 +222,7 @@ def sort_out(name: str, reader: Reader) -> bool:
     if not is_visible(name):
         reader.left_out["hidden files like .x, ._x, __MACOSX"] += 1
         return False
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = suffix_of(name)
     if suffix in refused_suffixes():
         reader.unusable[printable(name)] = f"{suffix} files are not supported; {refused_suffixes()[suffix]}"
         return False

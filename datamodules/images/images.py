@@ -5,15 +5,14 @@ crop there is a square with bars beside the image, or the image stretched to one
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from datamodules.images.decoding import each_row
+from datamodules.images.decoding import each_row, upright
 from datamodules.images.sources import ImageSource
 from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO
 from storage.errors import UserError
@@ -56,11 +55,9 @@ def eight_bit_pictures(image: Image.Image | np.ndarray, channels: int) -> list[I
     if channels not in MODES:
         raise UserError(
             f"a picture has 1 (grey) or 3 (RGB) channels, and dataset.channels={channels}. "
-            "For more channels, save an array and set dataset=npy."
+            "For more channels, save a TIFF of so many bands, or an array, and set dataset=npy."
         )
-    with suppress(Exception):  # damaged EXIF data can raise anything; viewers show such pictures as stored, too
-        ImageOps.exif_transpose(image, in_place=True)
-    return [eight_bit(image, MODES[channels])]
+    return [eight_bit(upright(image), MODES[channels])]
 
 
 def eight_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image
+from datamodules.images.decoding import UnusableImageError, bytes_of, load_image, open_image, upright
+from datamodules.images.measured import load_measured
 from datamodules.images.split_folders import Splits
+from datamodules.images.window import Window, measured_picture, refuse_bands, shown
 
 UNLABELLED = -1  # the label of an image that has none
 
@@ -47,6 +49,7 @@ class Reader(ABC):
         own_output: folders of this project's runs and cache that lie among the images, and are not listed.
         folders: the folders that the images may lie in; None where there is no such thing.
         splits: the split folders that the images lie in, where they do.
+        window, channels: of images of measurements: what becomes black and white, and how many bands they may have.
     """
 
     def __init__(self, kind: str, labels: Labels | None = None) -> None:
@@ -57,6 +60,8 @@ class Reader(ABC):
         self.own_output: list[str] = []
         self.folders: set[str] | None = None
         self.splits: Splits | None = None
+        self.window: Window | None = None
+        self.channels = 3
         self._labels = labels
 
     @abstractmethod
@@ -108,13 +113,23 @@ class EncodedReader(Reader):
     def refuse_changed(self, row: int) -> None:
         """Raise a `UserError` where the file with the image in this row has changed since the images were listed."""
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int) -> Image.Image | np.ndarray:
         with self._unchanged(row):
-            return load_image(*self.file(row))
+            file, name = self.file(row)
+            content = bytes_of(file)
+            measured = load_measured(content)
+            if measured is not None:
+                refuse_bands(measured, self.channels)
+                return shown(measured, self.window)
+            picture = load_image(content, name)
+            measured = None if self.window is None else measured_picture(upright(picture))
+            return picture if measured is None else shown(measured, self.window)
 
-    def read_header(self, row: int) -> Image.Image:
+    def read_header(self, row: int) -> Image.Image | np.ndarray:
         with self._unchanged(row):
-            return open_image(*self.file(row))
+            file, name = self.file(row)
+            measured = load_measured(file)
+            return open_image(file, name) if measured is None else measured.values
 
     @contextmanager
     def _unchanged(self, row: int) -> Iterator[None]:
@@ -124,6 +139,8 @@ class EncodedReader(Reader):
             self.refuse_changed(row)
 
     def encoded(self, row: int) -> tuple[bytes, str]:
+        if isinstance(self.read(row), np.ndarray):  # numbers, that others would scale otherwise
+            return super().encoded(row)
         file, name = self.file(row)
         content, suffix = bytes_of(file), PurePosixPath(name).suffix.lower()
         return content, suffix or f".{(open_image(content, name).format or 'png').lower()}"

@@ -7,7 +7,8 @@ made of its kind, ids, labels and the bytes of its files, so that a moved data s
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,15 +22,19 @@ from torch import Tensor
 
 from datamodules.images.dataset_settings import KINDS, DatasetSettings
 from datamodules.images.decoding import UnusableImageError, each_row
+from datamodules.images.formats import MEASUREMENTS, suffix_of
 from datamodules.images.image_files import printable
 from datamodules.images.label_files import labels_from_folders, read_label_file
-from datamodules.images.reader import UNLABELLED, Labels, Reader
+from datamodules.images.measured import load_measured
+from datamodules.images.reader import UNLABELLED, EncodedReader, Labels, Reader
 from datamodules.images.split_folders import find_splits, other_split
+from datamodules.images.window import SAMPLE, Window, sampled
 from storage.errors import UserError, named_by
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
 
 SHOWN = 5  # bad files that a message names
+MAY_BE_MEASURED = {*MEASUREMENTS, ".tif", ".tiff", ""}
 
 
 class ImageSource:
@@ -69,6 +74,7 @@ class ImageSource:
         self.classes_are_ids = labels.are_ids  # which are no words
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
         self.splits = reader.splits  # the split folders, where the images lie in some
+        self.window = reader.window  # of measured images
         self.own_output = reader.own_output  # folders of this project's that lie among the images
         usable = torch.tensor([row for row, image_id in enumerate(reader.ids) if image_id not in self.skipped])
         self.total = len(usable)  # images of the whole data set
@@ -161,7 +167,8 @@ class ImageSource:
     @cached_property
     def state(self) -> str:
         """Changes when a file may have changed or another part is taken; reads no file."""
-        return fingerprint([self._reader.state(), self.positions.tolist(), self.skipped])
+        window = [] if self.window is None else [self.window.limits]
+        return fingerprint([self._reader.state(), self.positions.tolist(), self.skipped, *window])
 
     def image_digests(self) -> list[str]:
         """A digest per image: equal for images that are stored as the same bytes, and for no others."""
@@ -171,7 +178,8 @@ class ImageSource:
     def _fingerprint(self, labels: list[int] | None) -> str:
         with self._refused():
             contents = self._reader.contents(self.rows.tolist(), self._cache_dir)
-        return fingerprint({"kind": self.kind, "ids": self.ids, "labels": labels, "contents": contents})
+        window = {} if self.window is None else {"window": self.window.limits}
+        return fingerprint({"kind": self.kind, "ids": self.ids, "labels": labels, "contents": contents, **window})
 
     def _forget_missing_labels(self) -> None:
         if self.labels is not None and bool((self.labels == UNLABELLED).all()):
@@ -211,6 +219,8 @@ def open_source(
     with named_by(setting):
         reader: Reader = resolve_name(kind.opener)(settings)
     choose_split(reader, settings)
+    if isinstance(reader, EncodedReader):
+        reader.channels, reader.window = settings.channels, window_of(reader, settings, cache_dir)
     unusable, skip = reader.unusable, settings.on_bad_file == "skip"
     if skip:
         unusable = unusable | damaged_images(reader, settings.name, cache_dir)
@@ -239,6 +249,32 @@ def choose_split(reader: Reader, settings: DatasetSettings) -> None:
             raise UserError(
                 f"dataset.split={settings.split}: no images in {', '.join(splits.taken)}. {other_split(splits.counts)}"
             )
+
+
+def window_of(reader: EncodedReader, settings: DatasetSettings, cache_dir: str | Path | None) -> Window | None:
+    """What becomes black and white in images of measurements: as stated, else taken from some, evenly spaced."""
+    if settings.window is not None:
+        return Window.of_setting(settings.window)
+    rows = [row for row, image_id in enumerate(reader.ids) if suffix_of(image_id) in MAY_BE_MEASURED]
+    rows = [rows[place] for place in evenly_spaced(len(rows), SAMPLE).tolist()]
+
+    def sample(place: int) -> np.ndarray | None:
+        with suppress(UnusableImageError):  # which is told where all are looked at
+            measured = load_measured(reader.file(rows[place])[0])
+            return None if measured is None else sampled(measured)
+        return None
+
+    def find() -> dict[str, Any]:
+        found = Window.of_sample(each_row(sample, len(rows), f"looking for the numbers in {settings.name}"))
+        return {} if found is None else asdict(found)
+
+    if not rows or cache_dir is None:
+        found = find() if rows else {}
+    else:
+        key = fingerprint([reader.state(), rows])
+        path = own_folder(Path(cache_dir) / "surveys") / f"{file_stem(settings.name, 'window', key)}.json"
+        found = remembered_json(path, key, find)
+    return Window(**found) if found else None
 
 
 def labels_of(settings: DatasetSettings, reader: Reader) -> Labels | None:
@@ -290,7 +326,8 @@ def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> d
 
     if cache_dir is None:
         return find()
-    key = fingerprint([reader.state(), PIL.__version__])
+    window = [] if reader.window is None else [reader.window.limits]
+    key = fingerprint([reader.state(), reader.channels, PIL.__version__, *window])
     return remembered_json(own_folder(Path(cache_dir) / "surveys") / f"{file_stem(name, 'bad', key)}.json", key, find)
 
 

@@ -39,6 +39,7 @@ class Survey:
     num_unlabelled: int  # images without a label, where others have one
     labels_note: str  # why there are no labels
     split: str  # which split folders are taken, and which are not; empty where there are none
+    window: str  # what becomes black and white in images of measurements; empty where there are none
     skipped: dict[str, str]  # files that cannot be used and are left out, each with the reason
     left_out: dict[str, int]  # how many files of which kind are no images
 
@@ -107,6 +108,7 @@ def _look(source: ImageSource) -> Survey:
         num_unlabelled=num_unlabelled,
         labels_note=source.labels_note,
         split="" if source.splits is None else str(source.splits),
+        window="" if source.window is None else source.window.told,
         skipped=source.skipped,
         left_out=source.left_out,
     )
@@ -131,7 +133,7 @@ def _look_at(source: ImageSource, index: int) -> _Look | str:
         return str(error)
     height, width, channels = values.shape
     if isinstance(stored, np.ndarray):
-        mode = f"{stored.dtype}, {channels} channel{'s' if channels > 1 else ''}"
+        mode = f"{stored.dtype.name}, {channels} channel{'s' if channels > 1 else ''}"
     else:
         mode = f"{stored.format} {stored.mode}"
     return _Look((width, height), mode, bool((values == values[0, 0]).all()), f"{values.shape} {digest(values)}")

@@ -18,6 +18,8 @@ SAMPLES, PLANAR, COLOUR_MAP, INK_SET, EXTRA, SAMPLE_FORMAT, DEPTH = 277, 284, 32
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 ALPHA = {(1,), (2,)}  # of an extra channel: colours multiplied by it, or not
 JPEG = 7
+LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, deflate, PackBits, deflate again, LZMA, Zstandard
+NUMBERS = {(kind, bits) for kind in (1, 2, 3) for bits in (8, 16, 32, 64)} - {(3, 8)}  # sample format and bits
 
 # Bits per channel by what the channels are: photometric interpretation, number of channels, meaning of extra ones.
 LAYOUTS: dict[tuple[int, int, tuple[int, ...]], set[int]] = {
@@ -89,6 +91,24 @@ def tiff_problem(tags: Mapping[int, Any]) -> str | None:
     if tags.get(FILL_ORDER, 1) != 1 and bits[0] != 1:
         return f"{what}, with its bits in reverse order (FillOrder 2); {TO_PNG}"
     return volume_problem(tags)
+
+
+def is_measurement(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF holds numbers, floats, wide ones or bands, that are no picture and can be read as they are."""
+    photometric, samples = tags.get(PHOTOMETRIC, -1), tags.get(SAMPLES, 1)
+    bits, extra = set(values_of(tags, BITS, (1,))), values_of(tags, EXTRA, ())
+    formats = set(values_of(tags, SAMPLE_FORMAT, (1,)))
+    if formats == {1} and bits <= LAYOUTS.get((photometric, samples, extra), set()):
+        return False
+    return (
+        photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
+        and not {*extra} & {1, 2}  # alpha
+        and len(bits) == len(formats) == 1
+        and (*formats, *bits) in NUMBERS
+        and tags.get(COMPRESSION, 1) in LOSSLESS
+        and tags.get(FILL_ORDER, 1) == 1
+        and volume_problem(tags) is None
+    )
 
 
 def volume_problem(tags: Mapping[int, Any]) -> str | None:

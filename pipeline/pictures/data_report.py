@@ -51,6 +51,8 @@ def describe(found: Survey, name: str, resolution: int, fit: str) -> list[str]:
     """The survey as lines for a terminal."""
     said = {"sizes": describe_sizes(found)}
     said["modes"] = ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items())
+    if found.window:
+        said["window"] = found.window
     if found.not_square:
         what, text = describe_not_square(found, fit)
         said[what] = text
@@ -140,5 +142,5 @@ def draw_contact_sheet(source: ImageSource, resolution: int, channels: int, path
         return []
     return [
         f"nearly black   the brightest pixel of {len(rows)} images is {brightest} of 255. Were 12-bit values stored in "
-        "16 bits? Then save an array and state its range: dataset=npy dataset.value_range=[0,4095]"
+        "16 bits? Then set dataset.window=[0,4095]"
     ]

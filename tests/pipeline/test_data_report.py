@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..datamodules.images.handmade import fits
 from .conftest import TINY_EDM, TINY_TEMI, Cedm, summary
 
 DOCS = (Path(__file__).parents[2] / "docs/data.md").read_text()
@@ -35,6 +36,9 @@ def images(workplace: Path) -> Path:
     with zipfile.ZipFile("FILE.zip", "w") as archive:
         for path in sorted(folder.rglob("*.png")):
             archive.write(path, path.relative_to(folder))
+    (workplace / "SKY").mkdir()
+    for number, image in enumerate(pictures(channels=1)):
+        (workplace / f"SKY/{number}.fits").write_bytes(fits(image[..., 0].astype(np.int16) * 16))
     np.save("FILE.npy", pictures())
     np.save("FLOATS.npy", (pictures() / 255).astype(np.float32))
     np.save("BANDS.npy", pictures(channels=5))

@@ -70,8 +70,9 @@ def tiff(
 ) -> bytes:
     """Uncompressed TIFF of samples [H, W, C] in one strip per plane; `tags` adds (type, value, count) by number."""
     height, width, channels = samples.shape
-    if sample_format > 1:
-        body = [samples.astype(samples.dtype.newbyteorder(order)).tobytes()]
+    if sample_format > 1 or bits > 16:
+        planes = np.moveaxis(samples, 2, 0) if planar else samples[np.newaxis]
+        body = [plane.astype(samples.dtype.newbyteorder(order)).tobytes() for plane in planes]
     elif planar:
         body = [packed(samples[..., channel], bits, order) for channel in range(channels)]
     else:
@@ -237,12 +238,80 @@ def qoi(samples: np.ndarray) -> bytes:
     )
 
 
-def fits(values: np.ndarray, **cards: int) -> bytes:
-    """FITS of integers or floats [..., H, W], with further header cards such as BZERO."""
+def fits(values: np.ndarray, extension: bool = False, **cards: float) -> bytes:
+    """FITS of integers or floats [..., H, W], with further header cards such as BZERO; or one of its extensions."""
     bits = values.dtype.itemsize * (8 if values.dtype.kind != "f" else -8)
     axes = {f"NAXIS{number}": size for number, size in enumerate(reversed(values.shape), 1)}
     header = {"BITPIX": bits, "NAXIS": values.ndim, **axes, **cards}
-    lines = ["SIMPLE  =                    T", *(f"{key:<8}= {value:>20}" for key, value in header.items()), "END"]
+    first = "XTENSION= 'IMAGE   '           " if extension else "SIMPLE  =                    T"
+    lines = [first, *(f"{key:<8}= {value:>20}" for key, value in header.items()), "END"]
     text = "".join(f"{line:<80}" for line in lines)
     body = values.astype(values.dtype.newbyteorder(">")).tobytes()
     return text.ljust(-(-len(text) // 2880) * 2880).encode() + body.ljust(-(-len(body) // 2880) * 2880, b"\0")
+
+
+def dicom(
+    pixels: bytes,
+    height: int,
+    width: int,
+    allocated: int,
+    stored: int | None = None,
+    *,
+    photometric: str = "MONOCHROME2",
+    signed: bool = False,
+    channels: int = 1,
+    syntax: str = "1.2.840.10008.1.2.1",
+    more: Sequence[tuple[int, int, str, bytes]] = (),
+    without: Sequence[int] = (),
+) -> bytes:
+    """DICOM of one frame whose bytes are as the transfer syntax stores them.
+
+    Args:
+        more: further elements (group, number, value representation, value), such as RescaleSlope.
+        without: numbers in group 0028 to leave out.
+    """
+    order = ">" if syntax == "1.2.840.10008.1.2.2" else "<"
+    explicit, wrapped = syntax != "1.2.840.10008.1.2", syntax not in PLAIN
+
+    def element(group: int, number: int, kind: str, value: bytes, order: str, explicit: bool) -> bytes:
+        tag, value = struct.pack(f"{order}HH", group, number), value + b"\0" * (len(value) % 2)
+        if kind == "encapsulated":
+            return tag + b"OB\0\0\xff\xff\xff\xff" + value
+        if not explicit:
+            return tag + struct.pack("<I", len(value)) + value
+        if kind in ("OB", "OW", "SQ"):
+            return tag + kind.encode() + struct.pack(f"{order}HI", 0, len(value)) + value
+        return tag + kind.encode() + struct.pack(f"{order}H", len(value)) + value
+
+    def short(value: int) -> bytes:
+        return struct.pack(f"{order}H", value)
+
+    meta = element(2, 0x10, "UI", syntax.encode(), "<", True)
+    meta = element(2, 0, "UL", struct.pack("<I", len(meta)), "<", True) + meta
+    stored = stored or allocated
+    numbers = {2: channels, 0x10: height, 0x11: width, 0x100: allocated, 0x101: stored, 0x102: stored - 1}
+    numbers |= {0x103: signed} | ({6: 0} if channels > 1 else {})
+    elements = [(0x28, number, "US", short(value)) for number, value in numbers.items() if number not in without]
+    elements += [(0x28, 4, "CS", photometric.encode() + b" " * (len(photometric) % 2)), *more]
+    if wrapped:  # an empty table of offsets, one fragment, the end
+        item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+        item += struct.pack("<HHI", 0xFFFE, 0xE000, len(pixels) + len(pixels) % 2) + pixels + b"\0" * (len(pixels) % 2)
+        elements.append((0x7FE0, 0x10, "encapsulated", item + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)))
+    else:
+        elements.append((0x7FE0, 0x10, "OW" if allocated > 8 else "OB", pixels))
+    body = b"".join(element(*one, order, explicit) for one in sorted(elements, key=lambda one: one[:2]))
+    return b"\0" * 128 + b"DICM" + meta + body
+
+
+PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+
+
+def dicom_runs(samples: np.ndarray) -> bytes:
+    """Samples [H, W] of 8, 16 or 32 bits in DICOM's RLE: a segment for each byte, the highest first, by rows."""
+    size, segments = samples.dtype.itemsize, []
+    for place in range(size):
+        plane = samples.astype(samples.dtype.newbyteorder(">")).view(np.uint8).reshape(*samples.shape, size)[..., place]
+        rows = [bytes([len(row) - 1]) + bytes(row) for row in plane.tolist()]  # up to 128 literal bytes each
+        segments.append(b"".join(rows) + b"\0" * (len(b"".join(rows)) % 2))
+    starts = [64 + sum(map(len, segments[:place])) for place in range(size)]
+    return struct.pack("<16I", size, *starts, *[0] * (15 - size)) + b"".join(segments)

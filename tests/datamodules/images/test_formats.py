@@ -279,7 +279,7 @@ COMMENT = b"ImageJ=1.54f\nimages=7\nslices=7\n\0"
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (fits(U16, BZERO=32768, BSCALE=1), "a FITS file; save them as one array"),
+        (fits(U16, BZERO=32768, BSCALE=1), "a FITS file; set dataset=folder"),
         (fits(np.stack([U16, U16])), "a FITS file"),
         (fits(U16.astype(np.float32)), "a FITS file"),
         (tiff(random(8, 13), 8, 1, [0] * 12), "a TIFF of 13 channels, 8-bit unsigned integers, grey, for which there"),
@@ -321,8 +321,8 @@ def test_every_suffix_that_pillow_knows_is_taken_refused_or_no_picture() -> None
     assert not taken & refused
     others = {name for suffix, name in Image.registered_extensions().items() if suffix not in taken | refused}
     assert others <= {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
-    assert set(suffixes().values()) == {*MODES}
-    assert {".fits", ".psd", ".ico", ".heic", ".dcm", ".eps", ".pfm", ".dng"} <= refused
+    assert set(suffixes().values()) == {*MODES, "FITS", "DICOM"}
+    assert {".nii", ".psd", ".ico", ".heic", ".eps", ".pfm", ".dng"} <= refused
 
 
 # Properties -----------------------------------------------------------------------------------------------------------

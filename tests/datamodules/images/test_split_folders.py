@@ -150,12 +150,12 @@ def test_a_split_of_one_class(tmp_path: Path) -> None:
 
 def test_bad_files_of_another_split_do_not_stop_this_one(tmp_path: Path) -> None:
     path = tree(tmp_path, [*TRAIN, *TEST], "folder")
-    (path / "test/cat/scan.dcm").write_bytes(b"")
+    (path / "test/cat/scan.psd").write_bytes(b"")
     assert opened("folder", path).ids == TRAIN
-    with pytest.raises(UserError, match=r"test/cat/scan\.dcm"):
+    with pytest.raises(UserError, match=r"test/cat/scan\.psd"):
         opened("folder", path, split="all")
-    (path / "train/cat/scan.dcm").write_bytes(b"")
-    with pytest.raises(UserError, match=r"train/cat/scan\.dcm"):
+    (path / "train/cat/scan.psd").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train/cat/scan\.psd"):
         opened("folder", path)
 
 
