@@ -25,7 +25,7 @@ help:  ## This list
 	@echo 'Variables, with their defaults:'
 	@echo '  DATASET=digits    digits, emoji, cifar10, cifar100, fashion, stl10, medmnist, imagenet, ffhq64, afhqv2, folder, zip, npy, hdf5 or hf; brings its published settings along'
 	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id; alone, it tells the kind of data set'
-	@echo '  BACKBONE=         pixels, efficientnet_lite0, dino_vitb16, dinov2_vitb14, … see docs/backbones.md'
+	@echo '  BACKBONE=         pixels, efficientnet_lite0 (supervised), dino_vitb16, dinov2_vitb14, … see docs/backbones.md'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'
 	@echo '  CONDITIONING=     clusters or none'

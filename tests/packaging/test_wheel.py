@@ -69,3 +69,4 @@ def test_tests_are_not_installed(installed: Path):
     (site,) = installed.parent.glob("lib/python3*/site-packages")
     assert not (site / "tests").exists()
     assert (site / "configs/base.yaml").exists()
+    assert (site / "datamodules/images/emoji.txt").exists()
