@@ -1,5 +1,6 @@
 """A grid of images, one named row per group, as a picture for TensorBoard and for disk."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ GAP = 2
 MARGIN = 8
 TEXT_PIXELS = 16
 LINE = 26  # height of a line of text above the images
+NAME_LETTERS, NAME_LINES = 28, 2  # of each line of a row's name, which people may have chosen longer
 INK = "#444444"
 
 
@@ -41,7 +43,7 @@ def image_grid(
     scale = max(1, round(CELL_PIXELS / max(height, width)))
     cells = enlarge(images, scale)
     cell_height, cell_width = height * scale + GAP, width * scale + GAP
-    names, groups = list(row_names or []), column_groups or {"": columns}
+    names, groups = list(map(in_short_lines, row_names or [])), column_groups or {"": columns}
     lines = max((name.count("\n") + 1 for name in names), default=1)
     font = label_font(min(TEXT_PIXELS, max(9, int(cell_height / (1.4 * lines)))))
     name_width = max((font.getlength(line) for name in names for line in name.split("\n")), default=0)
@@ -66,6 +68,17 @@ def image_grid(
             cell = cells[row, column].permute(1, 2, 0).cpu().numpy()
             picture.paste(Image.fromarray(np.ascontiguousarray(cell)), (lefts[column], row_top))
     return picture
+
+
+def row_name(cluster: int, names: Mapping[int, str]) -> str:
+    """What stands beside a row of a cluster's images: its number, and below what people call it."""
+    return f"cluster {cluster}" + (f"\n{names[cluster]}" if cluster in names else "")
+
+
+def in_short_lines(name: str) -> str:
+    """A row's name with its lines broken where they are long, and cut where they are longer still."""
+    lines = (textwrap.wrap(line, NAME_LETTERS, max_lines=NAME_LINES, placeholder=" …") for line in name.split("\n"))
+    return "\n".join(part for parts in lines for part in parts)
 
 
 def enlarge(images: Tensor, scale: int) -> Tensor:

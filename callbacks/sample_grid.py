@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.image_grid import image_grid
+from callbacks.image_grid import image_grid, row_name
 from callbacks.schedule import EveryKimg
 from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -45,7 +45,7 @@ def sample_rows(
         rows = grid_rows(denoiser.cluster_frequencies, max_rows)
         labels = torch.tensor(rows).repeat_interleave(columns)
         seeds = torch.arange(columns).repeat(len(rows))
-        names = [f"cluster {int(denoiser.cluster_ids[row])}" for row in rows]
+        names = [row_name(int(denoiser.cluster_ids[row]), denoiser.cluster_names) for row in rows]
     else:
         labels, seeds, names = None, torch.arange(8 * columns), []
     share = -(-len(seeds) // world_size)

@@ -18,6 +18,7 @@ from storage.errors import UserError
 
 INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
 CLUSTERS = ("cluster_frequencies", "cluster_ids")
+CLUSTER_NAMES = "cluster_names"  # key of `meta`
 
 
 class Denoiser(nn.Module):
@@ -108,6 +109,13 @@ class Denoiser(nn.Module):
         """`cluster_frequencies` and `cluster_ids`, those that there are."""
         found = {name: getattr(self, name) for name in CLUSTERS}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    @property
+    def cluster_names(self) -> dict[int, str]:
+        """Cluster → what people call it, of those that have a name; kept in `meta`."""
+        names = self.meta.get(CLUSTER_NAMES)
+        known = names.items() if isinstance(names, dict) else ()
+        return {int(cluster): str(name) for cluster, name in known if str(cluster).isdecimal()}
 
     @classmethod
     def described(cls, description: Mapping[str, Any], clusters: Mapping[str, Tensor]) -> Self:

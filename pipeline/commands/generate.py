@@ -47,7 +47,7 @@ def generate(settings: GenerateCommandSettings) -> None:
     with side_by_side(settings.trainer) as fabric, opened_run_folder(folder, run, overwrite, fabric.global_rank):
         model.to(fabric.device)
         where = folder if judge is None else folder / "candidates"
-        output = ImageOutput(where, settings.format, seeds, model.cluster_ids)
+        output = ImageOutput(where, settings.format, seeds, model.cluster_ids, model.denoiser.cluster_names)
         write_images(fabric, output, model, settings.batch_size)
         if not fabric.is_global_zero:
             return

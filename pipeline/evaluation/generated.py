@@ -15,7 +15,8 @@ from torch import Tensor
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import to_uint8
 from datamodules.images.sources import open_source
-from lightning_modules.diffusion.denoiser import Denoiser
+from datamodules.pseudo_labels.cluster_names import read_cluster_names
+from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
 from pipeline.evaluation.features import GeneratedSet
 from pipeline.evaluation.guides import guide_path, load_guide
 from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
@@ -124,6 +125,14 @@ def image_array(path: Path) -> str | None:
     return key
 
 
+def name_clusters(denoiser: Denoiser, file: str | None) -> None:
+    """Let a model call its clusters as `file` says, where there is one; else they keep the names of its training."""
+    if file is not None and denoiser.cluster_ids is not None:
+        num_clusters = max(int(denoiser.cluster_ids.max()) + 1, denoiser.meta.get("num_clusters", 0))
+        names = read_cluster_names(Path(file), num_clusters)
+        denoiser.meta[CLUSTER_NAMES] = {str(cluster): name for cluster, name in names.items()}
+
+
 class GeneratedByModel:
     """Images that a denoiser makes when they are asked for, each from its seed.
 
@@ -133,6 +142,7 @@ class GeneratedByModel:
 
     def __init__(self, path: Path, seeds: Tensor, settings: ModelCommandSettings) -> None:
         self.denoiser, self.seeds, self.compiled = Denoiser.from_pretrained(path), seeds, settings.trainer.compile
+        name_clusters(self.denoiser, settings.cluster_names)
         check_guidance(settings.sampler, self.denoiser, path)
         guide = guide_path(settings.sampler, path)
         self.sampler = Sampler(settings.sampler, None if guide is None else load_guide(guide, self.denoiser))

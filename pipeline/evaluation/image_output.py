@@ -6,8 +6,9 @@ where one file is wanted, the folder is packed into it in the end.
 
 import json
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from callbacks.image_grid import image_grid
+from callbacks.image_grid import image_grid, row_name
 from storage.files import atomic_path, write_json
 
 GRID_ROWS, GRID_COLUMNS = 16, 12
@@ -29,6 +30,7 @@ class ImageOutput:
     format: str  # png, zip or npy
     seeds: Tensor  # of the images, int64 [N]; they name the files
     cluster_ids: list[int] | None  # of each image, for EDM's label file; None without clusters
+    cluster_names: Mapping[int, str] = field(default_factory=dict)  # of those that have one
 
     @property
     def images(self) -> Path:
@@ -122,7 +124,7 @@ class ImageOutput:
         if self.cluster_ids is not None:
             clusters, order = torch.tensor(self.cluster_ids[:count]).sort(stable=True)
             ends = clusters.view(-1, columns)[:, [0, -1]].tolist()
-            names = [f"cluster {a}" if a == b else f"clusters {a}–{b}" for a, b in ends]
+            names = [row_name(a, self.cluster_names) if a == b else f"clusters {a}–{b}" for a, b in ends]
         title = "" if count == len(self.seeds) else f"{count} of {len(self.seeds):,} images"
         images = torch.stack([self.read(row) for row in order.tolist()]).unflatten(0, (-1, columns))
         with atomic_path(path) as temporary:

@@ -1,6 +1,7 @@
 """Rejection sampling: of more candidates than asked for, those of each cluster that a clustering head is sure of."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,8 @@ def keep_confident(
     names = ("seed", "asked", "assigned", "confidence", "kept")
     lines = zip(*(column.tolist() for column in columns), strict=True)
     write_csv(folder / "confidence.csv", [dict(zip(names, line, strict=True)) for line in lines])
-    output = ImageOutput(
-        folder, candidates.format, candidates.seeds[kept], None if unconditional else asked[kept].tolist()
-    )
+    clusters = None if unconditional else asked[kept].tolist()
+    output = replace(candidates, folder=folder, seeds=candidates.seeds[kept], cluster_ids=clusters)
     for place, row in enumerate(kept.nonzero().flatten().tolist()):
         if not output.is_there(place):
             with atomic_path(output.images / output.name(place)) as temporary:

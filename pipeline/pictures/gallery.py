@@ -24,7 +24,7 @@ def gallery_of(
     generated = generated.cpu()
     if labels is None:
         return {"Generated, without condition.": image_grid(generated)}
-    clusters = [int(name.removeprefix("cluster ")) for name in names]
+    clusters = [int(name.split()[1]) for name in names]  # cluster 7, and below it a name
     real = torch.stack([members_to_show(labels, cluster, images) for cluster in clusters])
     which = "the most confident" if labels.has_confidence else "randomly chosen"
     return {

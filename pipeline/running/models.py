@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from datamodules.image_datamodule import ImageDataModule
+from datamodules.pseudo_labels.cluster_names import names_of
 from lightning_modules.diffusion.augment import AUGMENT_DIM
-from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
@@ -29,6 +30,7 @@ class ModelSettings:
     optimizer: OptimizerSettings
     trainer: TrainerSettings
     init_from: str | None
+    cluster_names: str | None
     seed: int
 
     @classmethod
@@ -54,12 +56,14 @@ class ModelSettings:
         except ValueError as error:
             raise UserError(f"network: {error}") from error
         denoiser.cluster_frequencies, denoiser.cluster_ids = data.class_frequencies, data.cluster_ids
+        names = {} if data.pseudo_labels is None else names_of(data.pseudo_labels, self.cluster_names)
         denoiser.meta = {
             "dataset": data.source.name,
             "images": data.source.images_fingerprint,
             "conditioning": condition,
             "num_clusters": 0 if data.pseudo_labels is None else data.pseudo_labels.num_clusters,
             "pseudo_labels": None if data.pseudo_labels is None else pseudo_labels_fingerprint(data.pseudo_labels),
+            CLUSTER_NAMES: {str(cluster): name for cluster, name in names.items()},
             "label_dropout": self.training.label_dropout,
             "channels_last": self.trainer.channels_last,
         }

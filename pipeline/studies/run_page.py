@@ -12,6 +12,7 @@ from datamodules.images.images import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import table_of_scores
+from pipeline.evaluation.generated import name_clusters
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import held_out_chart, history_chart, loss_chart
@@ -82,7 +83,7 @@ def typed(summary: Mapping[str, Any]) -> str:
 
 def of_training(folder: Path, summary: Mapping[str, Any]) -> Parts:
     """The distance along the training, the gallery and the loss."""
-    pictures, notes = pictures_of(folder)
+    pictures, notes = pictures_of(folder, summary)
     curves = loss_chart({folder.name: (folder, "temi")})
     if curves:  # the page has one loss: not the summary's too, which is averaged in another way
         summary = {**summary, "loss": curves[0].series[0].y[-1]}
@@ -185,11 +186,14 @@ def pictures_in(folder: Path) -> dict[str, Image.Image]:
     return pictures
 
 
-def pictures_of(train_folder: Path, name: str = "") -> tuple[dict[str, Image.Image], list[str]]:
+def pictures_of(
+    train_folder: Path, summary: Mapping[str, Any] | None = None, name: str = ""
+) -> tuple[dict[str, Image.Image], list[str]]:
     """Real and generated images of a training run by their captions; or a note why they are no longer to be had."""
     try:
-        settings = settings_of(train_folder, read_any_summary(train_folder))
+        settings = settings_of(train_folder, summary or read_any_summary(train_folder))
         denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
+        name_clusters(denoiser, settings.cluster_names)
         source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
         labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
         store = ImageStore(source, dataset.resolution, dataset.channels, memory_gb=0)

@@ -25,7 +25,7 @@ def study_page(summary: Mapping[str, Any]) -> Page:
     results = Results.from_json(summary)
     charts = [CHARTS[name](results) for name in summary["plots"]]
     shown = results.final or run_to_show(results.runs)
-    pictures, notes = pictures_of(Path(shown.folder), shown.name) if shown is not None else ({}, [])
+    pictures, notes = pictures_of(Path(shown.folder), name=shown.name) if shown is not None else ({}, [])
     bound = BoundFindings.from_summary(results.bound).tables if results.bound else []
     return Page(
         title=f"{results.name} on {results.dataset}",

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from callbacks.image_grid import GAP, MARGIN, image_grid
+from callbacks.image_grid import GAP, MARGIN, image_grid, in_short_lines, row_name
 
 
 def test_images_stand_where_they_belong_and_keep_their_pixels() -> None:
@@ -31,3 +31,11 @@ def test_row_names_make_room_to_the_left() -> None:
     plain, named = image_grid(images), image_grid(images, ["cluster 7"])
     assert named.width > plain.width
     assert named.height == plain.height
+
+
+def test_a_long_name_takes_two_lines_and_says_that_there_is_more() -> None:
+    assert row_name(7, {7: "cats", 8: "dogs"}) == "cluster 7\ncats"
+    assert row_name(9, {7: "cats"}) == "cluster 9"
+    short = in_short_lines(row_name(7, {7: "black and white animals, be they dogs or cats, or none of them"}))
+    assert short.splitlines() == ["cluster 7", "black and white animals, be", "they dogs or cats, or none …"]
+    assert max(map(len, in_short_lines("w" * 500).splitlines())) <= 28
