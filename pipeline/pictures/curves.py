@@ -11,6 +11,7 @@ from pipeline.pictures.chart import Chart, Series, colour_of, colours_of
 from pipeline.pictures.table import Table
 
 POINTS = 100  # of a curve: a page is no archive
+MOST_MARKS = 4  # curves with values beside them, which more would hide
 
 Curve = Sequence[tuple[float, float]]
 
@@ -33,11 +34,17 @@ def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
 
 
 def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> list[Chart]:
-    """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points."""
+    """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points.
+
+    Where there are few runs, the value with which a curve ends stands beside it.
+    """
     curves = {run: smoothed(read_curve(folder, "train/loss")) for run, (folder, _) in runs.items()}
+    marks = end_mark if len(curves) <= MOST_MARKS else lambda _: None
     colours = colours_of({run: method for run, (_, method) in runs.items()})
     series = [
-        Series(run, [x for x, _ in curve], [y for _, y in curve], style="curve", colour=colours[run])
+        Series(
+            run, [x for x, _ in curve], [y for _, y in curve], style="curve", colour=colours[run], marks=marks(curve)
+        )
         for run, curve in curves.items()
         if len(curve) > 1
     ]
@@ -46,11 +53,16 @@ def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", uni
     return [Chart("loss", "Training loss", x_name, name, series, how=how)] if series else []
 
 
+def end_mark(curve: Curve) -> list[str]:
+    """A mark for each point: the last one's value, and nothing for the others."""
+    return [*[""] * (len(curve) - 1), f"{curve[-1][1]:.4g}"]
+
+
 def history_chart(name: str, points: Curve, title: str, x_name: str, y_name: str) -> Chart:
     """What was measured along one training; the last value stands beside its point."""
     xs, ys = zip(*points, strict=True)
-    marks = [*[""] * (len(ys) - 1), f"{ys[-1]:.4g}"]
-    return Chart(name, title, x_name, y_name, [Series("", xs, ys, colour=colour_of("temi"), marks=marks)])
+    line = Series("", xs, ys, colour=colour_of("temi"), marks=end_mark(points))
+    return Chart(name, title, x_name, y_name, [line])
 
 
 def held_out_chart(found: Mapping[str, Any]) -> Chart:

@@ -186,8 +186,28 @@ class StudyCommandSettings(SharedSettings):
 class ReportSettings(SharedSettings):
     """`configs/report.yaml`."""
 
-    run: str = setting(REQUIRED, "folder of a study, or of any other run", path=True)
-    file: str | None = setting(None, "the page; null: report.html in that folder", path=True)
+    run: Any = setting(REQUIRED, "folder of a study or of any other run; a list of runs is compared on one page")
+    file: str | None = setting(
+        None, "the page; null: report.html in that folder, of several comparison.html in the first", path=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs or not all(isinstance(run, str) and run for run in self.runs):
+            self.refuse("run", "a folder is expected, or a list of folders such as run=[runs/a,runs/b]")
+        if len({path.resolve() for path in self.folders}) < len(self.runs):
+            self.refuse("run", "it names a folder twice; different ones are expected")
+
+    @property
+    def runs(self) -> list[Any]:
+        """What was given, as a list."""
+        given = list(self.run) if isinstance(self.run, list) else [self.run]
+        return [str(run) if type(run) is int else run for run in given]
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of all runs."""
+        return [Path(run).expanduser() for run in self.runs]
 
 
 @dataclass(frozen=True)

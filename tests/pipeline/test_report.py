@@ -1,6 +1,7 @@
 """What a report page shows of each kind of run, and what it says where there is nothing to show."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from matplotlib.figure import Figure
 
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.bound import Measurement
+from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.chart import Chart, Series, draw_axes, draw_png, draw_series, plotly_figure
 from pipeline.pictures.curves import read_curve, smoothed
 from pipeline.pictures.gallery import members_to_show
+from pipeline.studies.comparison import joined, short_names
+from pipeline.studies.comparison import protocols_of as compared_protocols
+from pipeline.studies.page import Page
 from pipeline.studies.run_page import protocols_of, table_of_numbers
 
 from .conftest import Cedm
@@ -154,9 +159,62 @@ def test_pages_of_a_clustering_a_training_and_an_evaluation(cedm: Cedm, workplac
     assert all(f"{value:,.3f}" in measured_page for value in summary["scores"]["fd_pixels"]["sets"])
     assert all(seeds in measured_page for seeds in ("0 to 49", "50 to 99"))
 
+    faster = [*MODEL, *few, "evaluation.log_every_kimg=0.1", "training.lr=0.01", "run_dir=faster"]
+    Path("names.csv").write_text("cluster,name\n0,round ones\n2,<i>\n")
+    assert cedm("train", *faster, "cluster_names=names.csv").code == 0
+    assert Denoiser.from_pretrained("faster").cluster_names == {0: "round ones", 2: "<i>"}
+    assert cedm("report", "run=[model,faster]").code == 0
+    compared = without_scripts(Path("model/comparison.html").read_text())
+    rows = dict(re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", compared))
+    assert rows["training.lr"] == "<td>0.002</td><td>0.01</td>"
+    assert "training.batch_size" not in rows  # the same in both
+    losses = [smoothed(read_curve(Path(run), "train/loss"))[-1][1] for run in ("model", "faster")]
+    assert rows["training loss at the end"] == "".join(f"<td>{loss:.4g}</td>" for loss in losses)
+    distances = [json.loads(Path(run, "summary.json").read_text())["fd_pixels"] for run in ("model", "faster")]
+    assert rows["fd_pixels"] == "".join(f"<td>{distance:.4g}</td>" for distance in distances)
+    assert compared.count("data:image/png;base64,") == 4
+    (figures,) = re.findall(r"const figures = (.*);\n", Path("model/comparison.html").read_text())
+    loss = next(figure for name, figure in json.loads(figures).items() if name.startswith("loss"))
+    assert [trace["name"] for trace in loss["data"]] == ["model", "faster"]
+    assert "not measured alike" not in compared
+    generated = cedm("generate", "ckpt=faster", "num=8", "steps=2", "run_dir=made", "cluster_names=names.csv")
+    assert generated.code == 0, generated.err
+
     for file in workplace.glob("cache/pseudo-labels/*"):
         file.unlink()
     assert cedm("report", "run=model", "file=elsewhere.html").code == 0
     page = without_scripts(Path("elsewhere.html").read_text())
     assert ("No gallery" in page, "pseudo-labels" in page, "Real: " in page) == (True, True, False)
     assert "elsewhere.html" not in page  # the command is that of the run, not of the report
+
+
+@pytest.mark.parametrize("runs", ["[]", "[a,a]", "[a,./a]", "[a,[b]]", "{a:b}", "true"])
+def test_what_cannot_be_compared(cedm: Cedm, workplace: Path, runs: str) -> None:
+    result = cedm("report", f"run={runs}")
+    assert (result.code, "expected" in result.err) == (2, True), result.err
+
+
+def test_runs_go_by_the_ends_of_their_paths(tmp_path: Path) -> None:
+    folders = [tmp_path / "a/1", tmp_path / "b/1", tmp_path / "b/2"]
+    assert short_names(folders) == ["a/1", "b/1", "b/2"]
+    assert short_names(folders[1:]) == ["1", "2"]
+
+
+def test_what_was_measured_in_other_ways_is_told() -> None:
+    pages = {
+        name: Page("", "", [], {}, protocols={"fid": {"num": num}, "kid": {"num": 5}})
+        for name, num in (("a", 10), ("b", 20))
+    }
+    protocols, (note,) = compared_protocols(pages)
+    assert list(protocols) == ["fid, a", "fid, b", "kid"]
+    assert note.startswith("fid was not measured alike")
+
+
+def test_charts_of_the_same_axes_become_one() -> None:
+    one = chart(series=[Series("", [1], [2.0])])
+    several = chart(series=[Series("p", [1], [2.0]), Series("q", [1], [3.0])])
+    other = chart(series=[Series("", [1], [2.0])], y_name="z")
+    first, second = joined({"a": [one, other], "b": [several]})
+    assert [series.name for series in first.series] == ["a", "b: p", "b: q"]
+    assert [series.name for series in second.series] == ["a"]
+    assert first.name != second.name
