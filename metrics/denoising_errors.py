@@ -25,6 +25,11 @@ class Estimate(NamedTuple):
         return Estimate(self.value - other.value, math.hypot(self.error, other.error))
 
     @property
+    def half_width(self) -> float:
+        """Half of its 95 % interval."""
+        return 1.96 * self.error
+
+    @property
     def is_above_zero(self) -> bool:
         """Whether it is, by more than chance is likely to make of 0."""
         return self.value > SURE * self.error

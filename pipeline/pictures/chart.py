@@ -100,7 +100,9 @@ class Chart:
 
     @property
     def from_zero(self) -> bool:
-        """Whether y starts at 0: not for dots and curves, whose differences would not be seen."""
+        """Whether y starts at 0: not for dots and curves, whose differences would not be seen, nor below 0."""
+        if any(value < 0 for series in self.series for value in series.y):
+            return False
         return not self.y_log and any(series.style not in ("curve", "dots") for series in self.series)
 
     @property

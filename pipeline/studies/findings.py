@@ -23,6 +23,7 @@ from pipeline.studies.analysis import (
     welch_test,
 )
 from pipeline.studies.comparisons import Comparison, compare, compare_best, enumerated, in_words, lowest, table_of
+from pipeline.studies.description_length import description_length
 from pipeline.studies.results import CONTROLS, WITHOUT_C, Result, Results
 
 PREDICTORS = {  # of the distance, and what their axis says
@@ -301,4 +302,5 @@ CHARTS: dict[str, Callable[[Results], Chart]] = {
     "bars": bars,
     "conditions": conditions,
     "confidence": confidence,
+    "description_length": description_length,
 }

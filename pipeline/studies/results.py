@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.pictures.chart import name_of
 from pipeline.studies.analysis import Spread, spread
+from pipeline.studies.gains import DescriptionLength, description_length_of
 from pipeline.studies.jobs import Plan, Run
 
 SCORES = ("num_used", "utilization_ratio", "kl_from_uniform", "accuracy", "nmi", "ami", "ari")
@@ -48,6 +49,7 @@ class Result:
         scores: of the clustering, as `cedm score` names them.
         folder: of the training run.
         values: of the study's lists that do not set C, such as the backbone of this run.
+        length: gain and price of the condition, where images were held out.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Result:
     confidence: Confidence | None = None
     folder: str = ""
     values: list[str] = field(default_factory=list)
+    length: DescriptionLength | None = None
 
     @property
     def variant(self) -> str:
@@ -72,7 +75,8 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Result":
         """What `dataclasses.asdict` and JSON made of it."""
-        return cls(**{**data, "confidence": data["confidence"] and Confidence(**data["confidence"])})
+        found = {"confidence": data["confidence"] and Confidence(**data["confidence"])}
+        return cls(**{**data, **found, "length": data.get("length") and DescriptionLength.from_json(data["length"])})
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ def result_of(plan: Plan, run: Run, trained: Mapping[str, Any], evaluated: Mappi
         confidence=confidence_of(plan, run),
         folder=str(train.folder),
         values=list(run.values),
+        length=description_length_of(plan, run),
     )
 
 

@@ -54,8 +54,9 @@ def study_page(summary: Mapping[str, Any]) -> Page:
 
 
 def answer_of(results: Results, charts: Sequence[Chart]) -> list[str]:
-    """What the first chart shows, and what came of the model that was trained for longer."""
+    """What the first chart shows, which clusters pay, and what came of the model that was trained for longer."""
     answer = [charts[0].finding] if charts else []
+    answer += [chart.finding for chart in charts[1:] if chart.name == "description_length" and chart.series]
     if (final := results.final) is not None:
         distance = f": {results.metric} {spread(final.distances)}" if final.distances else ""
         answer.append(
@@ -102,6 +103,8 @@ def row_of(run: Result) -> dict[str, Any]:
         **{name: getattr(run, name) for name in names},
         **distance,
         **{name: run.scores.get(name) for name in SCORES},
+        "price": run.length and run.length.price,
+        "gain": run.length and run.length.gains[0].held_out.value,
     }
 
 

@@ -152,11 +152,14 @@ def test_mistakes(cedm: Cedm, workplace: Path, words: list[str], expected: str) 
 @pytest.mark.slow
 def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     """Two workers, tables, plots and a page that stands alone; the same command again does nothing twice."""
-    own = "question: Does clustering help?\nmeasure: [distance, bound, confidence]\nplots: [granularity, confidence]\n"
+    measured = "measure: [distance, bound, confidence]\nplots: [granularity, confidence, description_length]\n"
+    own = f"question: Does clustering help?\n{measured}"
     runs = "  none: [conditioning=none]\n  temi: ['clustering.num_clusters={clusters}']\n"
-    words = [own_study(workplace, runs, own), "study=mine", *SMALL, "trainer.devices=2", "run_dir=out"]
+    words = [own_study(workplace, runs, own), "study=mine", *SMALL, "dataset.holdout=0.1"]
+    words += ["trainer.devices=2", "run_dir=out"]
     result = cedm("study", *words)
     assert result.code == 0, result.err
+    assert "By description length" in result.out
     assert "cost " in result.out
     summary = json.loads((workplace / "out/summary.json").read_text())
     assert [run["name"] for run in summary["runs"]] == ["none", "temi-3"]
@@ -165,6 +168,10 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     assert summary["bound"]["measurements"]
     assert len(summary["runs"][1]["confidence"]["distances_kept"]) == 2
     assert (workplace / "out/results.csv").read_text().count("\n") == 3
+    without, length = (run["length"] for run in summary["runs"])
+    assert without is None
+    assert 0 < length["price"] <= np.log(3)
+    assert [gain["lowest"] for gain in length["gains"]] == [0.02, 0.002]
     assert (workplace / "out/granularity.png").stat().st_size > 10_000
 
     page = (workplace / "out/report.html").read_text()

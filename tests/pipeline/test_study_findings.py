@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from metrics.denoising_errors import Estimate
 from pipeline.pictures.chart import Chart, plotly_figure
 from pipeline.pictures.curves import smoothed
 from pipeline.studies.findings import CHARTS, correlation_table
+from pipeline.studies.gains import DescriptionLength, Gain
 from pipeline.studies.page import write_markdown
 from pipeline.studies.results import Confidence, Result, Results, distances_in
 from pipeline.studies.study_page import measurements_of, study_page, write_tables
@@ -243,6 +245,33 @@ def test_confidence_is_compared_with_as_many_images_without_choice() -> None:
     assert table.rows == [["temi-40", "50 %", "81 %", "93 %", "2.00 ± 0.10", "1.50 ± 0.10", BETTER]]
 
 
+def length(price: float, gained: float, on_training: float | None = None, below: float = -9.0) -> DescriptionLength:
+    """That of a condition with an error of 0.1 nats on either side; `below` is gained at the lowest noise levels."""
+    training = Estimate(gained if on_training is None else on_training, 0.1)
+    above = Gain(0.02, Estimate(gained, 0.1), training)
+    return DescriptionLength(price, (above, Gain(0.002, Estimate(gained + below, 0.3), training)), 100, 28)
+
+
+def test_how_many_clusters_by_description_length() -> None:
+    measured = (length(1.6, 1.5), length(2.3, 2.6), length(4.3, 3.5, on_training=3.9))
+    temi = [replace(one, length=found) for one, found in zip(CLUSTERS, measured, strict=True)]
+    labels = result("labels", None, [2.5], length=length(2.3, 2.9))
+    random = result("random", 10, [6.0], length=length(2.3, -0.5))
+    chart = CHARTS["description_length"](results(NONE, labels, random, *temi))
+    assert "above σ = 0.02 the shortest is TEMI with C = 10, L = -0.30 ± 0.20 nats" in chart.finding
+    assert "above σ = 0.002 no clustering pays; the least costly is TEMI with C = 10, L = +8.70 ± 0.59" in chart.finding
+    assert "on training images than on others by TEMI with C = 80." in chart.finding  # 0.4 nats, of 0.28 by chance
+    assert chart.table is not None
+    rows = {row[0]: row[1:] for row in chart.table.rows}
+    assert rows["TEMI with C = 80"][:4] == ["4.30", "+3.50 ± 0.20", "81%", "+0.80 ± 0.20"]
+    assert rows["random groups with C = 10"][3:5] == ["+2.80 ± 0.20", "-9.00"]
+    line = next(series for series in chart.series if series.name == "TEMI")
+    assert (line.x, line.y) == ([5, 10, 80], pytest.approx([0.1, -0.3, 0.8]))
+    assert not chart.from_zero
+    poor = [replace(one, length=length(3.0, 1.0)) for one in CLUSTERS]
+    assert "above σ = 0.02 no clustering pays" in CHARTS["description_length"](results(NONE, *poor)).finding
+
+
 def test_every_chart_says_so_where_nothing_was_measured() -> None:
     for name, chart_of in CHARTS.items():
         chart = chart_of(results())
@@ -252,7 +281,8 @@ def test_every_chart_says_so_where_nothing_was_measured() -> None:
 
 def test_results_survive_json() -> None:
     sure = Confidence(0.8, 0.9, 0.5, [[0.5, 0.8]], [1.0])
-    before = results(result("temi", 10, [2.0, 3.0], curve=[[1.0, 9.0]], confidence=sure), bound=bound(5, 3, 5, 10))
+    more = {"confidence": sure, "length": length(2.3, 2.0)}
+    before = results(result("temi", 10, [2.0, 3.0], curve=[[1.0, 9.0]], **more), bound=bound(5, 3, 5, 10))
     assert Results.from_json(json.loads(json.dumps(asdict(before)))) == before
     rows = measurements_of(before.runs[0])
     assert [(row["kimg"], row["distance"]) for row in rows] == [(1.0, 9.0), (40.0, 2.0), (40.0, 3.0)]
