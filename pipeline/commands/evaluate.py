@@ -109,5 +109,6 @@ def describe_reference(
         return {"file": str(path), "fingerprint": file_digest(path), "num_images": None}
     size = f"{dataset.resolution}×{dataset.resolution}"
     resized = f"centre crop to a square and LANCZOS to {size} (Pillow), where the size differs"
-    known = {"dataset": source.name, "fingerprint": source.fingerprint, "num_images": len(source), "resized": resized}
-    return known if source.held_out is None else {**known, "images": source.images_fingerprint}
+    known = {"dataset": source.name, "fingerprint": source.fingerprint, "images": source.images_fingerprint}
+    held_out = {} if source.held_out is None else {"num_held_out": len(source.held_out)}
+    return {**known, "num_images": len(source), "resized": resized, **held_out}

@@ -36,7 +36,7 @@ def train(settings: SharedSettings) -> float | None:
     if settings.sampler.guided_by_label and (labels is None or settings.training.label_dropout == 0):
         expected = "it needs clusters and training.label_dropout above 0, such as 0.1, or another sampler.guide"
         settings.sampler.refuse("guidance", expected)
-    inputs = {"dataset": source.fingerprint}
+    holdout, inputs = settings.dataset.holdout, {"dataset": source.fingerprint}
     if source.held_out is not None:
         inputs["held_out"] = source.held_out.fingerprint
     if labels is not None:
@@ -54,7 +54,8 @@ def train(settings: SharedSettings) -> float | None:
     summary = read_summary(choose(), "train") if finished else None
     if summary is not None and is_whole(choose() / DENOISER, "denoiser"):
         if is_first_process():
-            print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.\n{next_steps(choose())}")
+            print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.")
+            print(next_steps(choose(), holdout))
         return last_distance(summary)
 
     # Lightning takes seconds to import.
@@ -106,7 +107,7 @@ def train(settings: SharedSettings) -> float | None:
         results = training.run(settings.overwrite)
         if machine.rank == 0:
             write_summary(folder, "train", results, inputs)
-            print(next_steps(folder))
+            print(next_steps(folder, holdout))
     return last_distance(results)
 
 
@@ -116,8 +117,9 @@ def last_distance(summary: dict[str, Any]) -> float | None:
     return None if along is None else float(along["kimg_and_distance"][-1][1])
 
 
-def next_steps(folder: Path) -> str:
+def next_steps(folder: Path, holdout: float) -> str:
     """Where the run lies, and what to run next."""
+    of_data = f" ARGS=dataset.holdout={holdout:g}" if holdout else ""
     grids = sorted((folder / "grids").glob("*.png"))
     return (
         f"run folder  {folder}\n"
@@ -126,6 +128,6 @@ def next_steps(folder: Path) -> str:
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}\n"
         f"      make generate CKPT={shlex.quote(str(folder))}\n"
-        f"      make evaluate CKPT={shlex.quote(str(folder))}\n"
+        f"      make evaluate CKPT={shlex.quote(str(folder))}{of_data}\n"
         "      make tensorboard"
     )

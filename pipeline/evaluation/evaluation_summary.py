@@ -139,10 +139,11 @@ def notes_on_set(result: Mapping[str, Any], reference: Mapping[str, Any], datase
         said.append(f"the model was trained on {trained_on!r}, and is compared with {dataset!r}.")
     sampler = generated.get("sampler", {"guidance": 1})  # of images that a model makes
     known = generated.get("trained_on_images")
-    if "images" in reference and known not in (None, reference["images"]):
+    if trained_on == dataset and "images" in reference and known not in (None, reference["images"]):
+        held_out = ": distances to images held out say nothing of memorisation" if "num_held_out" in reference else ""
         said.append(
-            f"{generated['path']} was trained on other images than dataset.holdout leaves here: distances to images "
-            "held out say nothing of memorisation."
+            f"{generated['path']} was trained on other images of {dataset!r} than these {reference['num_images']:,}"
+            f"{held_out}. Set dataset.holdout= and dataset.max_images= as they were in its training."
         )
     if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
         said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")
