@@ -2,7 +2,7 @@
 
 # What was set for these arrives in the commands as it was typed: exported, and so read by no shell.
 VARIABLES := DATASET DATA BACKBONE CLUSTERING CLUSTERS CONDITIONING DEVICES ACCELERATOR ARGS CKPT RUN STUDY \
-    ASSIGNMENTS HEAD
+    ASSIGNMENTS HEAD EMBEDDINGS
 unexport $(VARIABLES)
 $(foreach name,$(VARIABLES),$(eval export CEDM_$(name) := $$(value $(name))))
 
@@ -26,6 +26,7 @@ help:  ## This list
 	@echo '  DATASET=digits    digits, emoji, cifar10, cifar100, fashion, stl10, medmnist, imagenet, ffhq64, afhqv2, folder, zip, npy, hdf5 or hf; brings its published settings along'
 	@echo '  DATA=             the images: folder, ZIP, .npy file or Hugging Face id; alone, it tells the kind of data set'
 	@echo '  BACKBONE=         pixels, efficientnet_lite0 (supervised), dino_vitb16, dinov2_vitb14, … see docs/backbones.md'
+	@echo '  EMBEDDINGS=       a file of embeddings computed elsewhere, in place of BACKBONE; without DATASET and DATA, alone'
 	@echo '  CLUSTERING=temi   temi, kmeans, labels, random or clip'
 	@echo '  CLUSTERS=         number of clusters'
 	@echo '  CONDITIONING=     clusters or none'

@@ -24,13 +24,13 @@ class UtilizationRatio(Callback):
 
     Args:
         batches: (rank, world size) → batches (row indices [B], what the heads read [B, D]) of that rank's share.
-        images: row indices [B] → uint8 images [B, C, H, W], for the picture.
+        images: row indices [B] → uint8 images [B, C, H, W], for the picture; None: no picture.
     """
 
     def __init__(
         self,
         batches: Callable[[int, int], Iterable[tuple[Tensor, Tensor]]],
-        images: Callable[[Tensor], Tensor],
+        images: Callable[[Tensor], Tensor] | None,
         every_epochs: int,
     ) -> None:
         self.batches, self.images = batches, images
@@ -64,6 +64,8 @@ class UtilizationRatio(Callback):
             logger.log_metrics({f"temi/{name}": float(value) for name, value in result.items()}, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram("temi/cluster_sizes", counts.float(), trainer.global_step)
+        if self.images is None:
+            return
         picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences))
         show_in_tensorboard(trainer, "temi/gallery", picture, trainer.global_step)
 

@@ -4,13 +4,14 @@ import csv
 import itertools
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.file_kinds import kind_of, start_of
@@ -75,6 +76,32 @@ def load_pt(path: Path) -> Any:
             code = re.search(r"Unsupported global: GLOBAL (\S+)", reason)
             reason = f"it holds {code[1]}, which is no tensor" if code else "no tensors of PyTorch, or damaged ones"
         raise UserError(f"{path}: refused, it cannot be read as plain tensors ({reason}).") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises `UserError` where it is damaged."""
+    try:
+        return load_file(path)
+    except Exception as error:  # readers raise anything over a damaged file
+        raise UserError(f"{path}: cannot be read as plain tensors ({error}).") from error
+
+
+def contents_of(path: Path) -> dict[str, Any]:
+    """What a file holds by its keys: arrays, or the texts of a table's columns; '' is one thing without a key.
+
+    Raises:
+        UserError: it ends in no suffix of `READERS`, or cannot be read.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: a file that ends in {', '.join(READERS)} is expected.")
+    content = reader(path)
+    named = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
+    for key, value in named.items():
+        if isinstance(value, Tensor) and value.numel() > path.stat().st_size:  # one value under many indices
+            name = key or "the tensor"
+            raise UserError(f"{path}: {name} has {value.numel():,} values, more than the file has bytes.")
+    return named
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:
@@ -155,8 +182,12 @@ def is_number(text: str) -> bool:
     return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*", text, re.ASCII) is not None
 
 
-def whole_numbers(path: Path, values: Any, what: str) -> Tensor:
-    """`values` [N] as int64, if they are whole numbers from 0 up. `what` they are is for messages.
+def whole_numbers(path: Path, values: Any, what: str, none: int = 0) -> Tensor:
+    """`values` [N] as int64, if they are whole numbers from 0 up.
+
+    Args:
+        what: they are, for messages.
+        none: −1 where that and NaN are allowed and stand for none, as −1.
 
     Raises:
         UserError: there are none, or they are no such numbers.
@@ -169,11 +200,21 @@ def whole_numbers(path: Path, values: Any, what: str) -> Tensor:
         raise UserError(
             f"{path}: {what} of shape {list(numbers.shape)} ({numbers.dtype}), expected one number per image."
         )
+    if none < 0 and numbers.is_floating_point():
+        numbers = numbers.nan_to_num(nan=none, posinf=torch.inf, neginf=-torch.inf)
     if not numbers.is_floating_point():
         numbers = numbers.long()  # unsigned ones can't be compared
     elif not torch.equal(numbers, numbers.round()):  # NaN among them
         raise UserError(f"{path}: {what} are not whole; expected 0, 1, 2, …")
-    wrong = next((limit.item() for limit in numbers.aminmax() if not 0 <= limit < MOST), None)
+    wrong = next((limit.item() for limit in numbers.aminmax() if not none <= limit < MOST), None)
     if wrong is not None:
         raise UserError(f"{path}: holds {wrong}; expected {what} from 0 up, below {MOST:,}.")
     return numbers.long()
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": load_pt,
+    ".npy": load_npy,
+    ".safetensors": load_safetensors,
+    **dict.fromkeys(TABLES, read_csv),
+}

@@ -12,6 +12,7 @@ KINDS = {
     "timm": "datamodules.backbones.timm_backbone:TimmBackbone",
     "checkpoint": "datamodules.backbones.timm_backbone:CheckpointBackbone",
     "package": "datamodules.backbones.packaged_backbone:PackagedBackbone",
+    "embeddings": "datamodules.embeddings.computed_elsewhere:EmbeddingsOfFile",
     "inception": "datamodules.backbones.inception_backbone:InceptionBackbone",
 }
 

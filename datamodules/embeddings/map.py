@@ -1,7 +1,7 @@
 """A flat map of the embeddings: a place in the plane for each image of a sample, near images near to each other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class MappedEmbeddings:
     name: str
     cache_dir: str
     map_images: int
+
+    def only(self, rows: Tensor) -> "MappedEmbeddings":
+        """Those of a part of the data set, int64 [M]."""
+        return replace(self, values=self.values[rows], identity=fingerprint([self.identity, rows.tolist()]))
 
     def map(self) -> EmbeddingMap | None:
         """The map of a random sample of `map_images`; None where that is too few.

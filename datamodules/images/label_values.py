@@ -11,6 +11,7 @@ from datamodules.images.reader import UNLABELLED, Labels
 from datamodules.plain_files import is_number
 
 FEW = 1000  # numbers below it stay as they are
+MISSING = ("", "nan")  # texts, in whatever capitals, that stand for none
 SHOWN = 60  # characters of a value in a message
 
 
@@ -44,7 +45,7 @@ def plain_value(value: Any) -> int | str | None:
         value = value.decode(errors="backslashreplace")
     if isinstance(value, str):
         text = value.encode(errors="backslashreplace").decode().strip()  # JSON can hold halves of characters
-        is_missing = text.lower() in ("", "nan") or (is_number(text) and float(text) == UNLABELLED)
+        is_missing = text.lower() in MISSING or (is_number(text) and float(text) == UNLABELLED)
         return None if is_missing else text
     if isinstance(value, float):
         return None if math.isnan(value) else whole(value, value)

@@ -50,7 +50,10 @@ class Reader(ABC):
         folders: the folders that the images may lie in; None where there is no such thing.
         splits: the split folders that the images lie in, where they do.
         window, channels: of images of measurements: what becomes black and white, and how many bands they may have.
+        has_images: whether there are images, and not only their names.
     """
+
+    has_images = True
 
     def __init__(self, kind: str, labels: Labels | None = None) -> None:
         self.kind = kind

@@ -6,7 +6,7 @@ made of its kind, ids, labels and the bytes of its files, so that a moved data s
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -73,6 +73,7 @@ class ImageSource:
         self.class_names = labels.class_names  # one per class, or None
         self.classes_are_ids = labels.are_ids  # which are no words
         self.skipped, self.left_out = dict(skipped or {}), dict(reader.left_out)
+        self.has_images = reader.has_images
         self.splits = reader.splits  # the split folders, where the images lie in some
         self.window = reader.window  # of measured images
         self.own_output = reader.own_output  # folders of this project's that lie among the images
@@ -164,6 +165,15 @@ class ImageSource:
         """The place of each image in `undivided`, int64 [N]."""
         return torch.searchsorted(self.undivided.positions, self.positions)  # both rise
 
+    def only(self, ids: Sequence[str]) -> "ImageSource":
+        """Those of its images that have one of these ids, beside the same ones held out; itself where all have."""
+        if len(ids) == len(self):
+            return self
+        wanted = set(ids)
+        part = self.part(torch.tensor([place for place, image_id in enumerate(self.ids) if image_id in wanted]))
+        part.held_out = self.held_out
+        return part
+
     @cached_property
     def state(self) -> str:
         """Changes when a file may have changed or another part is taken; reads no file."""
@@ -194,7 +204,10 @@ class ImageSource:
 
 
 def open_source(
-    settings: DatasetSettings, cache_dir: str | Path | None = None, setting: str = "dataset.path"
+    settings: DatasetSettings,
+    cache_dir: str | Path | None = None,
+    setting: str = "dataset.path",
+    without_images: bool = False,
 ) -> ImageSource:
     """Opens a data set.
 
@@ -204,6 +217,7 @@ def open_source(
     Args:
         cache_dir: where digests of files are remembered.
         setting: what the user sets to choose these images, for messages. Only a data set can do without its bad files.
+        without_images: whether the names of images, with embeddings of a file, will do.
 
     Raises:
         UserError: there are no images, labels that do not fit them, or files that cannot be used.
@@ -218,6 +232,11 @@ def open_source(
         raise UserError(f"{setting}={printable(path)}: {problem}. Rename it.")
     with named_by(setting):
         reader: Reader = resolve_name(kind.opener)(settings)
+    if not reader.has_images and not without_images:
+        raise UserError(
+            f"dataset={settings.name}: embeddings alone, and images are needed here. Say whose embeddings they are "
+            "beside embeddings=FILE, such as dataset=folder dataset.path=FOLDER."
+        )
     choose_split(reader, settings)
     if isinstance(reader, EncodedReader):
         reader.channels, reader.window = settings.channels, window_of(reader, settings, cache_dir)

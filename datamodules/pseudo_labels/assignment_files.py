@@ -2,47 +2,63 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.images.label_files import in_order, matched_labels
-from datamodules.images.label_values import labels_from_values
+from datamodules.images.label_values import MISSING, labels_from_values
 from datamodules.images.reader import Labels
-from datamodules.plain_files import is_number, load_npy, load_pt, read_csv, whole_numbers
+from datamodules.plain_files import TABLES, column_of, contents_of, is_number, read_csv, whole_numbers
 from storage.artifacts import HEADER_KEY
 from storage.errors import UserError
 
 LABELS_PREFIX = "labels."  # keys of true labels that may lie beside the cluster ids
+NOISE = -1  # the cluster id of an image that is in none, as HDBSCAN writes it
 
 
-def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> tuple[Tensor, str]:
-    """Cluster ids from a `.pt`, `.npy`, `.csv` or `.safetensors` file: int64 [M], and the key they were found under.
+class ClusterIds(NamedTuple):
+    """Cluster ids of a file."""
+
+    values: Tensor  # int64 [M], from 0 up, or NOISE
+    key: str  # they were found under
+    names: list[str] | None = None  # of the clusters, where the file has names
+
+
+def read_cluster_ids(path: Path, key: str, ids: list[str] | None) -> ClusterIds:
+    """Cluster ids, or names of clusters in their order, from a `.pt`, `.npy`, `.csv` or `.safetensors` file.
 
     A CSV file with a column `id` gives them in the order of `ids`; everything else, or without `ids`, gives all it
-    holds in its order. An empty `key` takes the only tensor or column there is. Raises `UserError` where the content is
-    not what it should be.
+    holds in its order. An empty `key` takes the only tensor or column there is. An empty field and NaN are NOISE.
+
+    Raises:
+        UserError: the content is not what it should be.
     """
-    contents = _contents(path)
-    known = ids_in_csv(path)
-    if known is not None:
-        del contents["id"]
-    key, values = _choose(path, contents, key)
-    if path.suffix == ".csv":
-        wrong = next((text for text in values if not is_number(text)), None)
-        if wrong is not None:
-            raise UserError(f"{path}: {wrong!r} is no cluster id; expected whole numbers from 0 up.")
-        if ids is not None and known is not None:
-            values = in_order(path, known, values, ids)
-        values = torch.tensor(list(map(float, values)), dtype=torch.float64)
-    return whole_numbers(path, values, "cluster ids"), key
+    key, values, known = _read(path, key)
+    if ids is not None and known is not None:
+        values = in_order(path, known, values, ids)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "US":
+        values = values.ravel().tolist()
+    if not isinstance(values, list) or not any(isinstance(value, str | bytes) for value in values):
+        return ClusterIds(whole_numbers(path, values, "cluster ids", none=NOISE), key)
+    texts = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+    names = [text for text in texts if not is_number(text) and text.strip().lower() not in MISSING]
+    if names:
+        if any(is_number(text) and float(text) != NOISE for text in texts):
+            raise UserError(
+                f"{path}: {names[0]!r} is no cluster id; whole numbers from 0 up, or names alone are expected."
+            )
+        named = labels_from_values(texts, str(path))
+        assert named.values is not None
+        return ClusterIds(named.values, key, named.class_names)
+    numbers = torch.tensor([float(text.strip() or "nan") for text in texts], dtype=torch.float64)
+    return ClusterIds(whole_numbers(path, numbers, "cluster ids", none=NOISE), key)
 
 
 def read_true_labels(path: Path, key: str, ids: list[str] | None) -> Labels:
@@ -54,10 +70,7 @@ def read_true_labels(path: Path, key: str, ids: list[str] | None) -> Labels:
     Raises:
         UserError: the file cannot be read, or is about other images than `ids`.
     """
-    contents, known = _contents(path), ids_in_csv(path)
-    if known is not None:
-        del contents["id"]
-    _, values = _choose(path, contents, key)
+    _, values, known = _read(path, key)
     if isinstance(values, Tensor | np.ndarray):
         values = values.tolist()
     values = values if isinstance(values, list) else [values]
@@ -72,7 +85,11 @@ def ids_in_csv(path: Path) -> list[str] | None:
     Raises:
         UserError: an id stands in two lines.
     """
-    ids = read_csv(path).get("id") if path.suffix == ".csv" else None
+    if path.suffix.lower() not in TABLES:
+        return None
+    columns = read_csv(path)
+    name = column_of(columns, "id")
+    ids = None if name is None else columns[name]
     if ids is not None and len(set(ids)) < len(ids):
         raise UserError(f"{path}: {Counter(ids).most_common(1)[0][0]!r} stands in two lines. Keep one line per image.")
     return ids
@@ -88,17 +105,6 @@ def label_key(path: Path) -> str | None:
     return next((key for key in _keys(path) if key.startswith(LABELS_PREFIX)), None)
 
 
-def read_embeddings(path: Path, key: str) -> Tensor:
-    """Feature vectors from a `.pt`, `.npy` or `.safetensors` file: float32 [N, D].
-
-    An empty `key` takes the only tensor there is. Raises `UserError` where the content is not what it should be.
-    """
-    values = torch.as_tensor(_choose(path, _contents(path), key)[1])
-    if values.ndim != 2 or not values.isfinite().all():
-        raise UserError(f"{path}: expected embeddings, finite numbers [images, features].")
-    return values.float()
-
-
 def is_artifact(path: Path) -> bool:
     """Whether a file is one that this project wrote."""
     with suppress(SafetensorError, ValueError), safe_open(path, framework="pt") as file:
@@ -106,38 +112,22 @@ def is_artifact(path: Path) -> bool:
     return False
 
 
-def _contents(path: Path) -> dict[str, Any]:
-    """What a file holds by its keys: arrays, or the texts of a CSV file's columns; '' is one thing without a key."""
-    if path.suffix not in READERS:
-        raise UserError(f"{path}: a file of assignments ends in {', '.join(READERS)}.")
-    content = READERS[path.suffix](path)
-    named = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
-    for key, value in named.items():
-        if isinstance(value, Tensor) and value.numel() > path.stat().st_size:  # one value under many indices
-            name = key or "the tensor"
-            raise UserError(f"{path}: {name} has {value.numel():,} values, more than the file has bytes.")
-    return named
-
-
-def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises `UserError` where it is damaged."""
-    try:
-        return load_file(path)
-    except Exception as error:  # readers raise anything over a damaged file
-        raise UserError(f"{path}: cannot be read as plain tensors ({error}).") from error
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".pt": load_pt,
-    ".npy": load_npy,
-    ".csv": read_csv,
-    ".safetensors": load_safetensors,
-}
+def _read(path: Path, key: str) -> tuple[str, Any, list[str] | None]:
+    """The key, what it leads to, and the image ids that a table has beside it."""
+    contents, ids = contents_of(path), ids_in_csv(path)
+    if ids is not None:
+        del contents[str(column_of(contents, "id"))]
+    key, values = _choose(path, contents, key)
+    if ids is None and path.suffix.lower() in TABLES:  # in the order of its lines, unless it says otherwise
+        for name, texts in contents.items():
+            if name != key and not all(map(is_number, texts)):
+                raise UserError(f"{path}: is {name!r} the column of the images' ids? Call it id, or leave it out.")
+    return key, values, ids
 
 
 def _keys(path: Path) -> list[str]:
     """The keys of a `.safetensors` or `.pt` file with several tensors, in a natural order (clusters20, clusters100)."""
-    keys = [key for key in _contents(path) if key] if path.suffix in (".safetensors", ".pt") else []
+    keys = [key for key in contents_of(path) if key] if path.suffix.lower() in (".safetensors", ".pt") else []
     return sorted(keys, key=lambda key: re.sub(r"\d+", lambda number: number[0].zfill(20), key))
 
 
@@ -146,9 +136,9 @@ def _choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any
     if list(contents) == [""]:
         return key, contents[""]  # one thing without a name goes by any
     candidates = [name for name in contents if not name.startswith(LABELS_PREFIX)]
-    found = key or (candidates[0] if len(candidates) == 1 else "cluster")
+    found = key or (candidates[0] if len(candidates) == 1 else column_of(contents, "cluster"))
     if found in contents:
-        return found, contents[found]
+        return str(found), contents[str(found)]
     problem = f"holds no {key!r}" if key else f"holds {len(candidates)} sets of assignments"
     example = (candidates or list(contents) or ["KEY"])[0]
     raise UserError(f"{path}: {problem}. Choose one with {path}::{example}; there are: {', '.join(sorted(contents))}.")

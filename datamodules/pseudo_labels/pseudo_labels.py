@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.images.sources import ImageSource
-from datamodules.pseudo_labels.assignment_files import is_artifact, read_cluster_ids
+from datamodules.pseudo_labels.assignment_files import NOISE, ClusterIds, is_artifact, read_cluster_ids
 from storage.artifacts import Artifact, entry_path, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -95,6 +95,10 @@ class PseudoLabels:
         """Labels 0…num_used−1 without gaps, int64 [N]: a diffusion model learns no embedding of an empty cluster."""
         return torch.searchsorted(self.used_clusters, self.cluster_ids)
 
+    def rows_in(self, ids: Sequence[str]) -> Tensor:
+        """The places among `ids` of those images that have a pseudo-label, sorted: int64."""
+        return torch.tensor([row for row, image_id in enumerate(ids) if image_id in self._rows], dtype=torch.int64)
+
     def select(self, ids: Sequence[str]) -> "PseudoLabels":
         """The pseudo-labels of these images, in this order. Raises `UserError` where one of them has none."""
         absent = [image_id for image_id in ids if image_id not in self._rows]
@@ -165,15 +169,18 @@ def pseudo_labels_path(cache_dir: str | Path, source: ImageSource, description: 
     return entry_path(Path(cache_dir) / "pseudo-labels" / f"{stem}.safetensors", KIND, {"made_from": says})
 
 
-def read_assignments(specification: str, source: ImageSource, num_clusters: int | None = None) -> PseudoLabels:
+def read_assignments(
+    specification: str, source: ImageSource, num_clusters: int | None = None, noise: str | None = None
+) -> PseudoLabels:
     """Pseudo-labels of a source from `FILE` or `FILE::key`.
 
     The file holds one cluster id per image of the source, or of the whole data set when the source is a subset of it,
     in data-set order; a CSV file with the columns `id` and `cluster` is matched by id, in any order; and so are
     pseudo-labels that this project wrote. `key` names the tensor or column.
 
-    C is `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the highest id + 1, with a
-    warning. Raises `UserError` over a file, key, length or value that does not fit.
+    C is `num_clusters` where given, else what a key that ends in `clusters<C>` says, else the number of names or the
+    highest id + 1, with a warning. With `noise="drop"` the images that are in no cluster are left out; see `settled`.
+    Raises `UserError` over a file, key, length or value that does not fit.
     """
     file_name, _, key = specification.partition("::")
     path = Path(file_name)
@@ -190,17 +197,53 @@ def read_assignments(specification: str, source: ImageSource, num_clusters: int 
                 "a CSV file with the columns id and cluster (pseudo_labels.csv beside it), matched by name alone."
             )
         return labels
-    found, key = read_cluster_ids(path, key, source.ids)
-    num_clusters = clusters_of(path, key, found, num_clusters)
-    if len(found) == source.total:
-        found = found[source.positions]
-    elif len(found) == len(source.undivided):
-        found = found[source.places]
-    if len(found) != len(source):
+    found = read_cluster_ids(path, key, source.ids)
+    cluster_ids, num_clusters = settled(path, found, num_clusters, noise)
+    if len(cluster_ids) == source.total:
+        cluster_ids = cluster_ids[source.positions]
+    elif len(cluster_ids) == len(source.undivided):
+        cluster_ids = cluster_ids[source.places]
+    if len(cluster_ids) != len(source):
         whole = f", {source.total} in the whole data set" if source.total != len(source) else ""
-        raise UserError(f"{path}: {len(found)} cluster ids for {len(source)} images of {source.name}{whole}.")
-    meta = {"source": source.fingerprint, "assignments": path.name, "key": key, "sha256": file_digest(path)}
-    return PseudoLabels(found, num_clusters, torch.ones(len(found)), source.ids, meta)
+        raise UserError(f"{path}: {len(cluster_ids)} cluster ids for {len(source)} images of {source.name}{whole}.")
+    meta: dict[str, Any] = {"source": source.fingerprint, "assignments": path.name, "key": found.key}
+    meta["sha256"] = file_digest(path)
+    names = found.names
+    if noise == "own" and bool((found.values == NOISE).any()):
+        meta["noise"] = num_clusters - 1
+        names = None if names is None else [*names, *[""] * (num_clusters - 1 - len(names)), "noise"]
+    if names is not None:
+        meta["cluster_names"] = names
+    rows = (cluster_ids != NOISE).nonzero().flatten().tolist()
+    if not rows:
+        raise UserError(f"{path}: none of the {len(source):,} images of {source.name} is in a cluster.")
+    ids = [source.ids[row] for row in rows]
+    return PseudoLabels(cluster_ids[rows], num_clusters, torch.ones(len(rows)), ids, meta)
+
+
+def settled(path: Path, found: ClusterIds, num_clusters: int | None, noise: str | None) -> tuple[Tensor, int]:
+    """Cluster ids [M] and C, after it is decided what becomes of images that are in no cluster.
+
+    Args:
+        num_clusters: without the noise; None: see `clusters_of`.
+        noise: own: they are one more cluster, the last; drop: they stay NOISE, to be left out.
+
+    Raises:
+        UserError: there are such images and nothing is decided, or an id is beyond C.
+    """
+    values = found.values
+    if not bool((values != NOISE).any()):
+        raise UserError(f"{path}: all {len(values):,} images are in no cluster (−1). Give another file.")
+    clusters = clusters_of(path, found.key, values, num_clusters or (None if found.names is None else len(found.names)))
+    is_noise = values == NOISE
+    if not bool(is_noise.any()) or noise == "drop":
+        return values, clusters
+    if noise == "own":
+        return values.where(~is_noise, clusters), clusters + 1
+    raise UserError(
+        f"{path}: {int(is_noise.sum()):,} of {len(values):,} images are in no cluster (−1, as HDBSCAN writes it). "
+        "Set noise=own to make them one more cluster, or noise=drop to leave them out."
+    )
 
 
 def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:

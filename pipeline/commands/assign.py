@@ -1,6 +1,7 @@
 """`cedm assign`: a trained clustering head and new images → their pseudo-labels."""
 
 import shlex
+from pathlib import Path
 
 from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, made_for
@@ -21,15 +22,16 @@ def assign(settings: AssignSettings) -> None:
     """Give every image the cluster that the head finds it in."""
     path, condition, dataset = head_file(settings.head), Condition.of(settings), settings.dataset
     head = ClusteringHead.load(path)
-    source = open_source(dataset, settings.cache_dir).undivided
-    if head.backbone_identity != condition.backbone_identity:
-        raise UserError(
-            f"head={path}: it was trained on embeddings of another backbone ({head.backbone_identity}) than "
-            f"backbone={settings.backbone.name} ({condition.backbone_identity}). "
-            "Set backbone= and dataset.resolution= to those of its training."
-        )
+    source = open_source(dataset, settings.cache_dir, without_images=True).undivided
+    check_backbone(path, head, condition)
     embeddings = condition.embeddings(source)
-    inputs = {"dataset": source.fingerprint, "head": file_digest(path)}
+    width = embeddings.values.shape[1]
+    if width != head.head.embedding_dim:  # a file says no more of its backbone
+        raise UserError(
+            f"head={path}: it was trained on embeddings of {head.head.embedding_dim} numbers, and those of "
+            f"embeddings={settings.embeddings} have {width}. Give those of the network that it was trained on."
+        )
+    inputs = condition.inputs(source) | {"head": file_digest(path)}
     run = run_settings(settings, inputs, ("dataset", "backbone"))
     folder = choose_run_folder(settings.run_dir, runs_of(dataset.name, "assign"), run, settings.overwrite)
     with opened_run_folder(folder, run, settings.overwrite):
@@ -47,4 +49,16 @@ def assign(settings: AssignSettings) -> None:
         write_summary(folder, "assign", cluster_summary(labels, source, written), inputs)
     print(f"pseudo-labels  {written}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")
-    print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', written))}")
+    if source.has_images:
+        print(f"Next: {typed_command('train')} {shlex.quote(word('assignments', written))}")
+
+
+def check_backbone(path: Path, head: ClusteringHead, condition: Condition) -> None:
+    """Refuse a head that was trained on embeddings of another backbone; one of a file may be that of any file."""
+    theirs, ours = head.backbone_identity, condition.backbone_identity
+    if theirs != ours and not (condition.of_file and theirs.get("kind") == ours["kind"]):
+        raise UserError(
+            f"head={path}: it was trained on embeddings of another backbone ({theirs}) than "
+            f"backbone={condition.backbone.name} ({ours}). "
+            "Set backbone= and dataset.resolution= to those of its training."
+        )

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datamodules.images.sources import open_source
-from datamodules.pseudo_labels.assignment_files import assignment_keys, read_cluster_ids
+from datamodules.pseudo_labels.assignment_files import NOISE, assignment_keys, read_cluster_ids
+from datamodules.pseudo_labels.pseudo_labels import settled
 from lightning_modules.clustering.bound import COARSE_BETA, UPPER_BETA, Measurement
 from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.bound import BoundFindings
@@ -13,6 +14,7 @@ from pipeline.pictures.chart import draw_png
 from pipeline.pictures.cluster_pictures import show_in_tensorboard
 from pipeline.pictures.table import write_csv
 from pipeline.running.bound_grid import grid_of, measure_grid
+from pipeline.running.condition import Condition
 from pipeline.running.resources import resources_of
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
 from pipeline.settings.door import typed_words
@@ -35,13 +37,13 @@ def bound(settings: BoundCommandSettings) -> None:
     asked = settings.bound
     if settings.assignments is not None:
         path, _, prefix = settings.assignments.partition("::")
-        measurements = from_assignments(Path(path), prefix, asked.used_when)
+        measurements = from_assignments(Path(path), prefix, asked.used_when, settings.noise)
         name, inputs = Path(path).stem, {"assignments": file_digest(path), **({"prefix": prefix} if prefix else {})}
         run = run_settings(settings, inputs, ("bound",))
     else:
         check(settings)
-        source = open_source(settings.dataset, settings.cache_dir)
-        name, inputs = source.name, {"dataset": source.fingerprint}
+        source = open_source(settings.dataset, settings.cache_dir, without_images=True)
+        name, inputs = source.name, Condition.of(settings).inputs(source)
         run = run_settings(settings, inputs, ("dataset", "backbone", "clustering", "bound", "seed"))
         grid = list(grid_of(asked.grid or [], asked.num_seeds, settings.seed, source, typed_words()))
         resources = resources_of(settings.trainer, address=asked.address)
@@ -87,7 +89,7 @@ def check(settings: BoundCommandSettings) -> None:
             raise UserError(f"{key}={kind}: the bound is one on TEMI's clusters. Leave {key}= out.")
 
 
-def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measurement]:
+def from_assignments(path: Path, prefix: str, used_when: str, noise: str | None = None) -> list[Measurement]:
     """A measurement for every key of the file that begins with `prefix` and ends in `beta<β>.clusters<C>`.
 
     Raises:
@@ -115,7 +117,7 @@ def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measuremen
     found: dict[tuple[int, float, int], str] = {}
     measurements = []
     for key, match in matches.items():
-        measurement = measured(path, key, match)
+        measurement = measured(path, key, match, noise)
         same = found.setdefault((measurement.num_clusters, measurement.beta, measurement.seed), key)
         if same != key:
             raise UserError(f"{path}: {same} and {key} have the same C, β and seed. Leave one out.")
@@ -123,7 +125,7 @@ def from_assignments(path: Path, prefix: str, used_when: str) -> list[Measuremen
     return measurements
 
 
-def measured(path: Path, key: str, match: re.Match[str]) -> Measurement:
+def measured(path: Path, key: str, match: re.Match[str], noise: str | None) -> Measurement:
     """The measurement that a key of a file names."""
     try:
         beta, num_clusters, seed = float(match["beta"]), int(match["clusters"]), int(match["seed"] or 0)
@@ -134,11 +136,13 @@ def measured(path: Path, key: str, match: re.Match[str]) -> Measurement:
             f"{path}::{key}: expected a key that ends in beta<β>.clusters<C> with a number above 0 and at least 2 "
             "clusters, such as temi.beta0.6.clusters100."
         )
-    cluster_ids, _ = read_cluster_ids(path, key, ids=None)
-    used = cluster_ids.unique()
-    if int(used[-1]) >= num_clusters:
+    found = read_cluster_ids(path, key, ids=None)
+    highest = int(found.values.max())
+    if highest >= num_clusters:
         raise UserError(
-            f"{path}::{key}: holds cluster id {int(used[-1])}, but by its key there are {num_clusters} clusters, 0 to "
+            f"{path}::{key}: holds cluster id {highest}, but by its key there are {num_clusters} clusters, 0 to "
             f"{num_clusters - 1}. Rename the key, or leave it out."
         )
+    cluster_ids, num_clusters = settled(path, found, num_clusters, noise)
+    used = cluster_ids[cluster_ids != NOISE].unique()
     return Measurement(num_clusters, beta, seed, num_used=len(used))

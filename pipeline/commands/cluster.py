@@ -29,10 +29,10 @@ def cluster(settings: SharedSettings) -> None:
     if reason is not None:
         print(f"Nothing to do: no pseudo-labels are made for {reason}.")
         return
-    source = open_source(settings.dataset, settings.cache_dir)
+    source = open_source(settings.dataset, settings.cache_dir, without_images=True)
     condition.check(source)
     path = condition.pseudo_labels_path(source)
-    inputs = {"dataset": source.fingerprint}
+    inputs = condition.inputs(source)
     run = run_settings(settings, inputs, ("dataset", "backbone", "clustering", "seed"))
     labels = None if settings.overwrite else made_before(condition, source)
     if labels is not None:
@@ -42,7 +42,7 @@ def cluster(settings: SharedSettings) -> None:
 
             results = cluster_summary(labels, source, path)
             write_summary_beside(Path(settings.run_dir), "cluster", results, inputs, run)
-        print(f"Next: {typed_command('train')}")
+        print(next_command(source))
         return
 
     from pipeline.running.clustering import Clustering  # Lightning takes seconds to import
@@ -60,7 +60,8 @@ def cluster(settings: SharedSettings) -> None:
     data = clustering.temi_data(machine.world_size) if temi else None
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
-            print(f"{source.name}: {len(source):,} images; {condition.method} on {machine}; run folder {folder}")
+            what = "images" if source.has_images else "embeddings without images"
+            print(f"{source.name}: {len(source):,} {what}; {condition.method} on {machine}; run folder {folder}")
             if source.splits is not None:
                 print(f"split          {source.splits}")
         if data is None:
@@ -70,7 +71,7 @@ def cluster(settings: SharedSettings) -> None:
         if machine.rank == 0:
             pictures = clustering.write(labels)
             print(f"{describe(labels, path)}\npictures       {', '.join(map(str, pictures))}")
-            print(f"Next: {typed_command('train')}")
+            print(next_command(source))
 
 
 def made_before(condition: Condition, source: ImageSource) -> PseudoLabels | None:
@@ -87,6 +88,11 @@ def made_before(condition: Condition, source: ImageSource) -> PseudoLabels | Non
     except DamagedArtifactError as error:
         print(f"{error} Set aside as {set_aside(file).name}; making it again.", file=sys.stderr)
         return None
+
+
+def next_command(source: ImageSource) -> str:
+    """What to type next; without images nothing is trained."""
+    return f"Next: {typed_command('train' if source.has_images else 'bound')}"
 
 
 def name_of(condition: Condition) -> str:

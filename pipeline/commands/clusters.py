@@ -8,7 +8,6 @@ from pipeline.pictures.cluster_pictures import thumbnails
 from pipeline.running.condition import Condition
 from pipeline.running.finished_run import clusters_of_run, read_any_summary, settings_of
 from pipeline.running.run_folder import SUMMARY_FILE
-from pipeline.running.shown_embeddings import shown_embeddings
 from pipeline.settings.door import typed_words, understood
 from pipeline.settings.schemas import ClustersSettings
 from storage.errors import UserError
@@ -25,11 +24,14 @@ def clusters(settings: ClustersSettings) -> None:
         labels = clusters_of_run(folder, summary, made_with, source)
     except KeyError as error:
         raise UserError(f"{folder / SUMMARY_FILE}: not a summary as cedm writes it ({error} is missing).") from error
+    part, mapped = source.only(labels.ids), condition.mapped(source, made_with.map_images)
+    if mapped is not None and part is not source:
+        mapped = mapped.only(labels.rows_in(source.ids))
     path = write_cluster_page(
         Path(settings.file or folder / PAGE),
         labels,
-        thumbnails(source, dataset.resolution, dataset.channels),
-        shown_embeddings(made_with, source),
+        thumbnails(part, dataset.resolution, dataset.channels),
+        mapped,
         f"{source.name}, {condition.name(labels)}",
         condition.names(labels),
         made_with.page_images,

@@ -28,7 +28,7 @@ def embed(settings: SharedSettings) -> None:
     """Survey the images, embed them, and find the neighbours that TEMI needs; what is there already is kept."""
     condition, cache_dir = Condition.of(settings), settings.cache_dir
     embedder = Embedder(condition, settings.embedding, settings.trainer)
-    source = open_source(settings.dataset, cache_dir)
+    source = open_source(settings.dataset, cache_dir, without_images=True)
     everything = source.undivided  # those held out, too: their clusters are found by their embeddings
     if embedder.write_share(everything):
         return
@@ -39,11 +39,14 @@ def embed(settings: SharedSettings) -> None:
         check_neighbours(source, temi.num_neighbours)
         if temi.neighbour_search == "approximate":
             import_faiss()  # before the embedding, not after it
-    found, picture = report_data(everything, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
+    report: tuple[Survey, Path] | None = None
+    if everything.has_images:
+        report = report_data(everything, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
-    check_distinct(everything, found)
+    if report is not None:
+        check_distinct(everything, report[0])
     identity = condition.backbone_identity
     path = embeddings_path(cache_dir, everything, identity)
     done_before = path.exists()
@@ -60,6 +63,8 @@ def embed(settings: SharedSettings) -> None:
     if source.held_out is not None:
         print(f"held out    {len(source.held_out):,} images: clustering and training see the other {len(source):,}")
     print(f"embeddings  {path}  [{len(everything):,} × {embeddings.values.shape[1]}]")
+    if condition.of_file:
+        print(f"taken from  {settings.embeddings}: {embeddings.meta['settings']['taken']}")
     if done_before:
         print("Nothing to do: they were there already.")
     results = {
@@ -68,7 +73,7 @@ def embed(settings: SharedSettings) -> None:
         "embeddings": str(path),
         "backbone": identity,
     }
-    inputs = {"dataset": source.fingerprint}
+    inputs = condition.inputs(source)
     run = run_settings(settings, inputs, ("dataset", "backbone"))
     if done_before:
         if settings.run_dir is not None:
@@ -77,7 +82,8 @@ def embed(settings: SharedSettings) -> None:
         parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
         folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
         with opened_run_folder(folder, run, settings.overwrite):
-            keep_report(found, picture, folder)
+            if report is not None:
+                keep_report(*report, folder)
             print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
     print(f"Next: {typed_command('cluster')}")
 

@@ -32,6 +32,7 @@ def export_dataset(settings: ExportDatasetSettings) -> None:
     labels = condition.pseudo_labels(source)
     if labels is None:
         settings.refuse("conditioning", "the images are exported with their clusters. Leave conditioning= out")
+    source = source.only(labels.ids)
     inputs = {"dataset": source.fingerprint, "pseudo_labels": pseudo_labels_fingerprint(labels)}
     run = run_settings(settings, inputs, ("dataset", "format"))
     parent = runs_of(settings.dataset.name, "export-dataset")

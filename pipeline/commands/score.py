@@ -1,7 +1,7 @@
 """`cedm score`: cluster ids → how they use the clusters, how they agree with labels, and pictures of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.pseudo_labels.assignment_files import (
+    NOISE,
     assignment_keys,
     ids_in_csv,
     is_artifact,
@@ -16,13 +17,12 @@ from datamodules.pseudo_labels.assignment_files import (
     read_cluster_ids,
     read_true_labels,
 )
-from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, clusters_of, read_artifact_labels, read_assignments
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_artifact_labels, read_assignments, settled
 from pipeline.pictures.cluster_pictures import thumbnails, write_pictures
 from pipeline.pictures.table import Table, write_csv
 from pipeline.running.cluster_scores import COLUMNS, cluster_scores
 from pipeline.running.condition import Condition
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
-from pipeline.running.shown_embeddings import file_and_key, shown_embeddings
 from pipeline.settings.schemas import ScoreSettings
 from storage.digests import file_digest
 from storage.errors import UserError
@@ -33,7 +33,7 @@ from storage.fingerprints import file_stem
 class Clustering:
     """Cluster ids of a file."""
 
-    cluster_ids: Tensor  # int64 [N], in the file's order
+    cluster_ids: Tensor  # int64 [N], in the file's order; NOISE where an image is left out
     num_clusters: int  # C
     ids: list[str] | None  # of the N images; None where they are not known
     of_images: PseudoLabels | None  # the clusters of the data set's images; None where the file is about other images
@@ -43,8 +43,8 @@ class Clustering:
 def score(settings: ScoreSettings) -> None:
     """Score one clustering of a file, or all that it holds, and picture those of the data set's images."""
     (path, key), dataset = file_and_key("assignments", settings.assignments), settings.dataset
-    source = open_source(dataset, settings.cache_dir)
-    clusterings = read_clusterings(path, key, settings.num_clusters, source)
+    source = open_source(dataset, settings.cache_dir, without_images=True)
+    clusterings = read_clusterings(path, key, settings.num_clusters, source, settings.noise)
     scores = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
     rows = table_rows(scores)
     cells = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
@@ -68,9 +68,12 @@ def score(settings: ScoreSettings) -> None:
         seen = {name: c.of_images for name, c in clusterings.items() if c.of_images is not None}
         if not seen:
             return
-        images, shown = thumbnails(source, dataset.resolution, dataset.channels), shown_embeddings(settings, source)
+        whole = Condition.of(settings).mapped(source, settings.map_images)
         page_images = settings.page_images if len(clusterings) == 1 else 0
         for name, labels in seen.items():
+            some = source.only(labels.ids)
+            images = thumbnails(some, dataset.resolution, dataset.channels)
+            shown = whole if whole is None or some is source else whole.only(labels.rows_in(source.ids))
             part = folder if len(clusterings) == 1 else folder / file_stem(name)
             names, title = Condition.of(settings).names(labels), f"{dataset.name}, {name}"
             pictures = write_pictures(part, labels, images, shown, title, names, page_images)
@@ -85,28 +88,46 @@ def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]
     ]
 
 
-def read_clusterings(path: Path, key: str, num_clusters: int | None, source: ImageSource) -> dict[str, Clustering]:
+def file_and_key(setting: str, value: str) -> tuple[Path, str]:
+    """The file and the key of `FILE::key`; a `UserError` that names the setting where there is no such file."""
+    name, _, key = value.partition("::")
+    if not Path(name).is_file():
+        raise UserError(f"{setting}={value}: no such file. Give FILE or FILE::key.")
+    return Path(name), key
+
+
+def read_clusterings(
+    path: Path, key: str, num_clusters: int | None, source: ImageSource, noise: str | None
+) -> dict[str, Clustering]:
     """The assignment `key`, or every one in the file, by name."""
     if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters)
         return {path.stem: clustering_of(path, "", labels.cluster_ids, labels.num_clusters, labels.ids, source)}
     clusterings, ids = {}, ids_in_csv(path)
     for name in [key] if key else assignment_keys(path):
-        cluster_ids, found = read_cluster_ids(path, name, ids=None)
-        clusters = clusters_of(path, found, cluster_ids, num_clusters)
-        clusterings[found or path.stem] = clustering_of(path, name, cluster_ids, clusters, ids, source)
+        found = read_cluster_ids(path, name, ids=None)
+        cluster_ids, clusters = settled(path, found, num_clusters, noise)
+        there = noise if bool((found.values == NOISE).any()) else None
+        clusterings[found.key or path.stem] = clustering_of(path, name, cluster_ids, clusters, ids, source, there)
     return clusterings
 
 
 def clustering_of(
-    path: Path, key: str, cluster_ids: Tensor, num_clusters: int, ids: list[str] | None, source: ImageSource
+    path: Path,
+    key: str,
+    cluster_ids: Tensor,
+    num_clusters: int,
+    ids: list[str] | None,
+    source: ImageSource,
+    noise: str | None = None,
 ) -> Clustering:
     """A clustering, with what it says of the data set's images where it knows them all."""
     try:
-        known = read_assignments(f"{path}::{key}", source, num_clusters)
+        known = read_assignments(f"{path}::{key}", source, num_clusters - (noise == "own"), noise)
     except UserError as error:
         return Clustering(cluster_ids, num_clusters, ids, None, str(error).rstrip("."))
-    in_its_order = source.ids if len(known) == len(cluster_ids) else None
+    in_its_order = source.ids if len(source) == len(cluster_ids) else None
+    known = replace(known, num_clusters=num_clusters)  # of the whole file, of which these may have no noise
     return Clustering(cluster_ids, num_clusters, ids or in_its_order, known)
 
 
@@ -114,16 +135,18 @@ def score_one(path: Path, clustering: Clustering, labels_setting: str | None, so
     """The scores of one clustering, against `labels=`, the labels in its file, or those of the data set."""
     labels, known = labels_for(path, clustering, labels_setting, source), clustering.of_images
     if labels is not None or known is None:
-        return cluster_scores(clustering.cluster_ids, clustering.num_clusters, labels)
-    if len(known) < len(clustering.cluster_ids):
+        kept = clustering.cluster_ids != NOISE
+        of_kept = None if labels is None else labels[kept]
+        return cluster_scores(clustering.cluster_ids[kept], clustering.num_clusters, of_kept)
+    if len(source) < len(clustering.cluster_ids):
         print(
-            f"{path} knows {len(clustering.cluster_ids):,} images; scored are the {len(known):,} of "
+            f"{path} knows {len(clustering.cluster_ids):,} images; scored are the {len(source):,} of "
             f"dataset={source.name}. labels=FILE, in the file's order or by id, scores all."
         )
     if source.labels is None and source.labels_note:
         print(f"no labels of dataset={source.name}: {source.labels_note}")
     # By the images' ids, not by the file's lines.
-    return cluster_scores(known.cluster_ids, known.num_clusters, source.labels)
+    return cluster_scores(known.cluster_ids, known.num_clusters, source.only(known.ids).labels)
 
 
 def labels_for(path: Path, clustering: Clustering, setting: str | None, source: ImageSource) -> Tensor | None:

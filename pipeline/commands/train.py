@@ -33,6 +33,7 @@ def train(settings: SharedSettings) -> float | None:
     condition = Condition.of(settings)
     source = open_source(settings.dataset, settings.cache_dir)
     labels = condition.pseudo_labels(source)
+    whole, source = source, source if labels is None else source.only(labels.ids)
     if settings.sampler.guided_by_label and (labels is None or settings.training.label_dropout == 0):
         expected = "it needs clusters and training.label_dropout above 0, such as 0.1, or another sampler.guide"
         settings.sampler.refuse("guidance", expected)
@@ -104,6 +105,8 @@ def train(settings: SharedSettings) -> float | None:
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"run folder  {folder}")
+            if len(source) < len(whole):
+                print(f"left out    {len(whole) - len(source):,} of {len(whole):,} images, in no cluster (noise=drop)")
         results = training.run(settings.overwrite)
         if machine.rank == 0:
             write_summary(folder, "train", results, inputs)

@@ -43,7 +43,7 @@ def write_pictures(
     names: Mapping[int, str],
     page_images: int,
 ) -> list[Path]:
-    """Write `gallery.png`, `clusters.png`, `clusters.csv` and, with a map, `map.png` into `folder`; and TensorBoard's.
+    """Write `clusters.png`, `clusters.csv`, with images `gallery.png`, with a map `map.png`; and TensorBoard's.
 
     Args:
         labels: of all images of `images`, in its order.
@@ -58,24 +58,27 @@ def write_pictures(
     used = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     write_csv(folder / "clusters.csv", [without_nan(row) for row in used if row["images"]])
     named = sample_clusters(labels.cluster_ids)
-    pictures = [folder / "gallery.png", folder / "clusters.png"]
-    drawn = gallery(
-        images.gather,
-        torch.arange(len(labels)),
-        labels.cluster_ids,
-        labels.confidence if labels.has_confidence else None,
-        title=f"{title}: {len(named)} of {labels.num_used:,} used clusters, from the largest to the smallest",
-        notes=gallery_notes(named, names, table),
-    )
-    with atomic_path(pictures[0]) as temporary:
-        drawn.save(temporary)
-    draw_clusters(pictures[1], table, title)
+    pictures = []
+    if images.source.has_images:
+        drawn = gallery(
+            images.gather,
+            torch.arange(len(labels)),
+            labels.cluster_ids,
+            labels.confidence if labels.has_confidence else None,
+            title=f"{title}: {len(named)} of {labels.num_used:,} used clusters, from the largest to the smallest",
+            notes=gallery_notes(named, names, table),
+        )
+        pictures.append(folder / "gallery.png")
+        with atomic_path(pictures[-1]) as temporary:
+            drawn.save(temporary)
+    pictures.append(folder / "clusters.png")
+    draw_clusters(pictures[-1], table, title)
     shown_map = None if embeddings is None else embeddings.map()
     if shown_map is not None:
         pictures.append(folder / "map.png")
-        draw_map(pictures[2], shown_map, labels.cluster_ids, title)
+        draw_map(pictures[-1], shown_map, labels.cluster_ids, title)
     show_in_tensorboard(folder, {f"clusters/{path.stem}": path for path in pictures})
-    if page_images:
+    if page_images and images.source.has_images:
         page = folder / PAGE
         pictures.append(write_cluster_page(page, labels, images, embeddings, title, names, page_images))
     return pictures

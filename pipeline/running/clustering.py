@@ -88,7 +88,8 @@ class Clustering:
         torch.manual_seed(self.condition.seed)
         module = TEMIModule(settings, data.dim, data.steps_per_epoch)
         every_epochs = max(1, settings.max_epochs // UTILIZATION_LOOKS)
-        utilization = UtilizationRatio(data.evaluation_batches, self.thumbnails.gather, every_epochs)
+        images = self.thumbnails.gather if self.source.has_images else None
+        utilization = UtilizationRatio(data.evaluation_batches, images, every_epochs)
         fit(
             replace(trainer, gradient_clip_val=None, sync_batchnorm=False),  # they are the diffusion model's
             self.folder,
@@ -156,7 +157,7 @@ class Clustering:
         names = condition.names(labels)
         pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title, names, self.page_images)
         path = condition.pseudo_labels_path(source)
-        write_summary(self.folder, "cluster", cluster_summary(labels, source, path), {"dataset": source.fingerprint})
+        write_summary(self.folder, "cluster", cluster_summary(labels, source, path), condition.inputs(source))
         labels.save(path)
         return pictures
 
@@ -185,6 +186,8 @@ class Clustering:
         embeddings = self.condition.embeddings(self.source)
         values = embeddings.values
         if len(values) > 1 and bool((values - values[0]).abs().amax() <= SAME * values.abs().amax()):
+            if self.condition.of_file:
+                raise UserError(f"embeddings={self.condition.backbone.path}: all {len(values):,} rows are the same.")
             raise UserError(
                 f"{self.source.name}: all {len(self.source):,} images have the same embedding by "
                 f"backbone={self.condition.backbone.name}, so they are one cluster. Look at the contact sheet of "

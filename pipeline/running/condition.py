@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
+from datamodules.embeddings.computed_elsewhere import import_embeddings
 from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
 from datamodules.embeddings.map import MappedEmbeddings
 from datamodules.embeddings.neighbours import make_neighbours
@@ -47,6 +48,7 @@ class Condition:
     conditioning: str
     assignments: str | None
     cluster_names: str | None
+    noise: str | None
     seed: int
     cache_dir: str
 
@@ -78,12 +80,26 @@ class Condition:
             return f"clustering={self.clustering.method}"
         return None
 
+    @property
+    def of_file(self) -> bool:
+        """Whether the embeddings come from `embeddings=FILE`."""
+        return self.backbone.kind == "embeddings"
+
+    def inputs(self, source: ImageSource) -> dict[str, str]:
+        """What a run that needs embeddings is made from, for its summary and its identity."""
+        digest = {"embeddings": fingerprint(self.backbone_identity)} if self.of_file else {}
+        return {"dataset": source.fingerprint, **digest}
+
     def embeddings(self, source: ImageSource) -> Embeddings:
-        """The cached embeddings of the images."""
+        """The cached embeddings of the images; those of a file are taken into the cache first."""
+        if self.of_file:
+            return import_embeddings(str(self.backbone.path), source, self.backbone_identity, self.cache_dir)
         return load_embeddings(source, self.backbone_identity, self.cache_dir)
 
     def embeddings_if_there(self, source: ImageSource) -> Embeddings | None:
         """The cached embeddings, for a picture that can do without; None where they are not there."""
+        if self.of_file:  # these were asked for
+            return self.embeddings(source)
         if not has_embeddings(self.cache_dir, source):  # then don't ask for the backbone's weights, a download maybe
             return None
         try:
@@ -166,6 +182,8 @@ class Condition:
     def pseudo_labels(self, source: ImageSource) -> PseudoLabels | None:
         """The clusters to train on: `assignments=`, else the cached pseudo-labels; None for `conditioning=none`.
 
+        With `noise=drop` they are of fewer images, those to train on: `source.only(labels.ids)`.
+
         Raises:
             UserError: the clusters cannot be had, or all images are in one.
             MissingArtifactError: they have not been made yet.
@@ -176,7 +194,7 @@ class Condition:
             self.check(source)
             labels = PseudoLabels.load(self.pseudo_labels_path(source))
         else:
-            labels = read_assignments(self.assignments, source)
+            labels = read_assignments(self.assignments, source, noise=self.noise)
         if labels.num_used < 2:
             origin = f"clustering={self.method}" if self.assignments is None else f"assignments={self.assignments}"
             raise UserError(

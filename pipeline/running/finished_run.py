@@ -58,7 +58,7 @@ def clusters_of_run(
     """
     command = summary["command"]
     if isinstance(settings, ScoreSettings):
-        return read_assignments(settings.assignments, source, settings.num_clusters)
+        return read_assignments(settings.assignments, source, settings.num_clusters, settings.noise)
     if command == "train":
         labels = Condition.of(settings).pseudo_labels(source)
         if labels is not None:

@@ -33,7 +33,10 @@ def held_out_clusters(condition: Condition, source: ImageSource, labels: PseudoL
     held_out, method = source.held_out, condition.method
     assert held_out is not None
     if method == "assignments":
-        return read_assignments(str(condition.assignments), held_out, MOST_CLUSTERS).cluster_ids
+        found = read_assignments(str(condition.assignments), held_out, MOST_CLUSTERS, condition.noise and "drop")
+        clusters = torch.full((len(held_out),), labels.meta.get("noise", UNLABELLED))
+        clusters[found.rows_in(held_out.ids)] = found.cluster_ids
+        return clusters
     if method == "labels":
         return torch.full((len(held_out),), UNLABELLED) if held_out.labels is None else held_out.labels
     if method == "random":

@@ -30,7 +30,7 @@ from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settin
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
 from pipeline.settings.options import options_and_settings, spelled_out
-from pipeline.settings.words import config_folders, key_of, readable
+from pipeline.settings.words import config_folders, implied, key_of, readable
 from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
 
@@ -252,7 +252,9 @@ def program() -> str:
 
 def typed_command(name: str) -> str:
     """Command `name` with those settings of the running one that it knows, to be typed next or before."""
-    typed = (word for word in typed_words() if key_of(word) not in ("run_dir", "overwrite"))
+    own = [word for word in typed_words() if word not in implied(["embeddings=FILE"])]
+    chosen = implied(own) if len(own) < len(typed_words()) else []  # which the command will choose again
+    typed = (word for word in typed_words() if word not in chosen and key_of(word) not in ("run_dir", "overwrite"))
     return shlex.join([program(), name, *config_folders(), *understood(name, tuple(typed))])
 
 

@@ -75,7 +75,11 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
     if target in ("study", "auto"):
         yield "study=auto" if target == "auto" else f"study={variables.get('STUDY') or 'granularity'}"
     if target not in ("generate", "report"):
-        yield f"dataset={dataset_of(variables)}"
+        embeddings = variables.get("EMBEDDINGS")
+        if embeddings:
+            yield word("embeddings", embeddings)
+        if not embeddings or variables.get("DATASET") or variables.get("DATA"):
+            yield f"dataset={dataset_of(variables)}"
         if variables.get("DATA"):
             yield word("dataset.path", variables["DATA"])
         if assignments and target != "assign":

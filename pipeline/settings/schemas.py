@@ -45,11 +45,19 @@ class SharedSettings(Settings):
     conditioning: str = setting(
         "clusters", "train on the pseudo-labels, or without any condition", choices=("clusters", "none")
     )
+    embeddings: str | None = setting(
+        None, "FILE[::key] of embeddings [N, D] computed elsewhere, in place of a backbone's", path=True
+    )
     assignments: str | None = setting(
         None, "FILE[::key] of cluster ids, in place of the cached pseudo-labels", path=True
     )
     cluster_names: str | None = setting(
         None, "CSV file with the columns cluster and name, for grids, reports and clusters.html", path=True
+    )
+    noise: str | None = setting(
+        None,
+        "images in no cluster (−1) of assignments=: own: one more cluster; drop: left out; null: they are refused",
+        choices=("own", "drop"),
     )
     init_from: str | None = setting(
         None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
@@ -69,6 +77,16 @@ class SharedSettings(Settings):
         None, "null: runs/<dataset>/<what>/<time>, or the unfinished run of these settings", path=True
     )
     overwrite: bool = setting(False, "start afresh; what was there is kept aside")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_file = self.backbone.kind == "embeddings"
+        if self.embeddings is not None and not of_file:
+            self.refuse("embeddings", f"it takes the place of backbone={self.backbone.name}. Leave one of them out")
+        if self.embeddings is None and (of_file or self.dataset.kind == "embeddings"):
+            self.refuse("embeddings", "a file is expected. Set embeddings=FILE, which chooses the backbone, too")
+        if self.noise is not None and self.assignments is None:
+            self.refuse("noise", "it is about images in no cluster of assignments=FILE. Leave it out")
 
     def check_files(self) -> None:
         """Look for the files that settings name: when the command starts, and not when it is planned.
@@ -108,9 +126,6 @@ class ScoreSettings(SharedSettings):
     )
     num_clusters: int | None = setting(
         None, "C; null: from a key that ends in clusters<C>, else the highest id + 1", low=1, high=10**7
-    )
-    embeddings: str | None = setting(
-        None, "FILE[::key], [N, D], for the map; null: those in the cache, if any", path=True
     )
 
 

@@ -23,8 +23,18 @@ def quoted(value: object) -> str:
 
 
 def readable(words: Sequence[str]) -> list[str]:
-    """The settings in Hydra's grammar: values that begin with `~` in quotes."""
-    return [re.sub(r"^(\+{0,2}[\w./@]+)=(~.*)", lambda found: word(found[1], found[2]), typed) for typed in words]
+    """The settings in Hydra's grammar: values that begin with `~` in quotes; and the choices that go with them."""
+    quoted_words = (re.sub(r"^(\+{0,2}[\w./@]+)=(~.*)", lambda found: word(found[1], found[2]), one) for one in words)
+    return [*implied(words), *quoted_words]
+
+
+def implied(words: Sequence[str]) -> list[str]:
+    """What `embeddings=FILE` chooses: its backbone and, where no data set is named, its rows in place of images."""
+    typed = {key_of(text): text for text in words}
+    if typed.get("embeddings", "=null").partition("=")[2] in ("null", ""):
+        return []
+    groups = ["backbone"] if "experiment" in typed else ["backbone", "dataset"]
+    return [f"{group}=embeddings" for group in groups if group not in typed]
 
 
 def key_of(override: str) -> str:

@@ -196,6 +196,7 @@ def pictures_of(
         name_clusters(denoiser, settings.cluster_names)
         source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
         labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
+        source = source if labels is None else source.only(labels.ids)
         store = ImageStore(source, dataset.resolution, dataset.channels, memory_gb=0)
         pictures = gallery_of(denoiser, Sampler(settings.sampler), store, labels)
     except UserError as error:

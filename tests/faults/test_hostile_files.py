@@ -25,7 +25,7 @@ import torch
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 from datamodules.images.survey import survey
-from datamodules.pseudo_labels.assignment_files import read_embeddings
+from datamodules.embeddings.embedding_files import read_embedding_file
 from datamodules.plain_files import read_csv
 from lightning_modules.diffusion.interop import read_edm_pickle
 from metrics.frechet import Statistics
@@ -104,7 +104,7 @@ def cedm_header(text: str) -> bytes:
     return safetensors(json.dumps({"__metadata__": {"cedm": text}}).encode())
 
 
-EMBEDDINGS, ARTIFACT = "lambda path: read_embeddings(path, '')", "lambda path: read_artifact(path, 'x')"
+EMBEDDINGS, ARTIFACT = "lambda path: read_embedding_file(str(path))", "lambda path: read_artifact(path, 'x')"
 CASES: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "ZIP entry of zeros": ("images", "a.zip", lambda: zipped({"a.png": 1200})),
     "ZIP dataset.json of zeros": ("images", "a.zip", lambda: zipped({"a.png": b"x", "dataset.json": 1200})),

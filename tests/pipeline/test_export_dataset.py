@@ -79,6 +79,25 @@ def test_the_command_that_reads_it_back_takes_all_of_it(
     assert f": {count} images" in result.out, result.err
 
 
+def test_images_in_no_cluster_are_left_out_or_a_class(cedm: Cedm, images: dict[str, bytes]) -> None:
+    rows = [f"{name};{number % 2 if number else -1}" for number, name in enumerate(images)]
+    Path("ids.csv").write_text("\n".join(["id;cluster", *rows]))
+    words = ["dataset=folder", "dataset.path=images", "assignments=ids.csv", "format=folders"]
+    refused = cedm("export-dataset", *words)
+    assert (refused.code, "noise=own" in refused.err, "noise=drop" in refused.err) == (2, True, True)
+    assert cedm("export-dataset", *words, "noise=drop", "run_dir=drop").code == 0
+    assert cedm("export-dataset", *words, "noise=own", "run_dir=own").code == 0
+    dropped, own = summary("drop"), summary("own")
+    assert (dropped["num_images"], dropped["num_classes"]) == (len(images) - 1, 2)
+    assert (own["num_images"], own["num_classes"]) == (len(images), 3)
+    first = next(iter(images))
+    assert sorted(path.name for path in Path("own/images/2").rglob("*") if path.is_file()) == [Path(first).name]
+    written = {path.read_bytes() for path in Path("drop/images").rglob("*") if path.is_file()}
+    assert written == {content for name, content in images.items() if name != first}
+    lonely = cedm("export-dataset", "noise=drop")
+    assert (lonely.code, "noise=drop: it is about" in lonely.err) == (2, True)
+
+
 def test_a_zip_is_that_of_edm(cedm: Cedm, images: dict[str, bytes]) -> None:
     words = ["dataset=folder", "dataset.path=images", "assignments=clusters.csv", "run_dir=run"]
     assert cedm("export_dataset", *words).code == 0

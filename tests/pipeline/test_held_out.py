@@ -143,5 +143,6 @@ def test_no_loss_where_the_clusters_of_images_held_out_are_not_known(workplace: 
 
 def test_every_data_set_can_hold_images_out() -> None:
     for file in (CONFIGS / "dataset").glob("*.yaml"):
-        path = ["dataset.path=images"] if file.stem not in ("digits", "emoji") else []
+        path = ["dataset.path=images"] if file.stem not in ("digits", "emoji", "embeddings") else []
+        path += ["embeddings=FILE"] * (file.stem == "embeddings")
         assert compose("embed", [f"dataset={file.stem}", *path, "dataset.holdout=0.25"]).dataset.holdout == 0.25

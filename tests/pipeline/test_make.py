@@ -89,6 +89,15 @@ def test_bound_and_assign_embed_first_and_score_takes_the_newest(tmp_path: Path,
     assert list(dict(command_lines("bound", given))) == ["bound"]
 
 
+def test_embeddings_of_a_file_need_no_data_set():
+    for target in ("embed", "cluster"):
+        words = dict(command_lines(target, {"EMBEDDINGS": "my e.npy"}))[target]
+        assert compose(target, words).dataset.path == "my e.npy"
+    both = dict(command_lines("cluster", {"EMBEDDINGS": "e.npy", "DATASET": "digits"}))["cluster"]
+    settings = compose("cluster", both)
+    assert (settings.dataset.kind, settings.backbone.path) == ("digits", "e.npy")
+
+
 def test_data_tells_the_kind_of_data_set(tmp_path: Path):
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images/a.png")

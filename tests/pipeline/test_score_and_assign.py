@@ -127,6 +127,33 @@ def test_labels_of_a_file_are_matched_by_id(cedm: Cedm, workplace: Path, name: s
     assert summary("run")["nmi"] == pytest.approx(100)
 
 
+def test_noise_is_scored_as_a_cluster_or_left_out(cedm: Cedm, workplace: Path) -> None:
+    """By the images' own labels and by a file's, with the pictures of the images that are left."""
+    digits = digits_labels()
+    ids = np.where(np.arange(1797) % 3 == 0, -1, digits)
+    np.save("ids.npy", ids)
+    np.save("labels.npy", digits)
+    refused = cedm("score", "assignments=ids.npy")
+    assert (refused.code, "599 of 1,797 images are in no cluster" in refused.err) == (2, True)
+    for number, words in enumerate(([], ["labels=labels.npy"])):
+        kept = cedm("score", "assignments=ids.npy", "noise=drop", *words, f"run_dir=drop{number}")
+        own = cedm("score", "assignments=ids.npy", "noise=own", *words, f"run_dir=own{number}")
+        assert (kept.code, own.code) == (0, 0), kept.err + own.err
+        found = summary(f"drop{number}")
+        assert (found["num_clusters"], found["num_used"], found["nmi"]) == (10, 10, pytest.approx(100))
+        found = summary(f"own{number}")
+        expected = 100 * normalized_mutual_info_score(digits, np.where(ids < 0, 10, ids))
+        assert (found["num_clusters"], found["num_used"], found["nmi"]) == (11, 11, pytest.approx(expected))
+        rows = list(csv.DictReader((workplace / f"drop{number}/clusters.csv").open()))
+        assert sum(int(row["images"]) for row in rows) == 1198
+        assert {float(row["purity"]) for row in rows} == {1.0}  # each image is shown with its own label
+    key = "x.beta0.6.clusters12"
+    save_file({key: torch.from_numpy(ids)}, "keyed.safetensors")
+    for noise, ratio in (("drop", 10 / 12), ("own", 11 / 13)):
+        assert cedm("bound", "assignments=keyed.safetensors", f"noise={noise}", f"run_dir={noise}").code == 0
+        assert summary(noise)["measurements"][0]["ratio"] == pytest.approx(ratio)
+
+
 def test_agreement_is_over_the_images_that_have_a_label(cedm: Cedm, workplace: Path) -> None:
     """Whatever way the labels come, and whatever they are called."""
     digits = digits_labels()

@@ -113,6 +113,42 @@ def test_every_kind_of_file_is_read(digits: ImageSource, tmp_path: Path, caplog:
     assert read_assignments(str(tmp_path / "tensor.pt"), digits, num_clusters=20).num_clusters == 20
 
 
+NOISY = {
+    "ids.npy": np.array([1, -1, 0, 1]),  # as HDBSCAN writes them
+    "names.npy": np.array(["dog", "", "cat", "dog"]),
+    "clusters2.csv": "ID;Cluster\n@2;0\n@0;1\n@3;1\n@1;-1\n",
+    "names.csv": "id\tcluster\ntrain/@2\tcat\ntrain/@0\tdog\ntrain/@3\tdog\ntrain/@1\tNaN\n",
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_a_cluster_of_its_own_or_left_out(name: str, digits: ImageSource, tmp_path: Path):
+    content = NOISY[name]
+    if isinstance(content, str):
+        for row, image_id in enumerate(digits.ids):
+            content = content.replace(f"@{row}", image_id.removeprefix("train/"))
+        (tmp_path / name).write_text(content)
+    else:
+        np.save(tmp_path / name, content)
+    own = read_assignments(str(tmp_path / name), digits, noise="own")
+    assert (own.cluster_ids.tolist(), own.num_clusters, own.ids) == ([1, 2, 0, 1], 3, digits.ids)
+    part = read_assignments(str(tmp_path / name), digits, noise="drop")
+    assert (part.cluster_ids.tolist(), part.num_clusters) == ([1, 0, 1], 2)
+    assert part.ids == [digits.ids[row] for row in (0, 2, 3)]
+    kept = digits.only(part.ids)
+    assert (kept.ids, len(kept), kept.fingerprint != digits.fingerprint) == (part.ids, 3, True)
+    assert np.array_equal(np.asarray(kept.image(1)), np.asarray(digits.image(2)))
+    names = ["cat", "dog", "noise"] if name.startswith("names") else None
+    assert own.meta.get("cluster_names") == names
+
+
+def test_names_of_clusters_need_no_decision_without_noise(digits: ImageSource, tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.array(["b", "a", "b", "c"]))
+    labels = read_assignments(str(tmp_path / "a.npy"), digits, noise="drop")
+    assert (labels.cluster_ids.tolist(), labels.num_clusters) == ([1, 0, 1, 2], 3)
+    assert labels.meta["cluster_names"] == ["a", "b", "c"]
+
+
 def test_our_own_pseudo_labels_are_matched_by_id(digits: ImageSource, tmp_path: Path):
     path, ids = tmp_path / "ours.safetensors", [*digits.ids[::-1], "train/99999"]
     PseudoLabels(torch.tensor([5, 3, 2, 1, 0]), 8, torch.ones(5) / 2, ids).save(path)
@@ -143,10 +179,13 @@ def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, t
     ("name", "content", "message"),
     [
         ("a.npy", np.arange(5), "5 cluster ids for 4 images of mine, 1797 in the whole"),
-        ("a.npy", np.array([0, 1, -1, 2]), "holds -1"),
-        ("a.npy", np.array(["a", "b", "c", "d"]), "cannot be read as"),
+        ("a.npy", np.array([0, 1, -2, 2]), "holds -2"),
+        ("a.npy", np.array([0, 1, -1, 2]), r"1 of 4 images are in no cluster.*noise=own.*noise=drop"),
+        ("a.npy", np.array([0, 1, np.nan, 2]), r"1 of 4 images are in no cluster.*noise=own.*noise=drop"),
+        ("a.npy", np.array([-1, -1, -1, -1]), "all 4 images are in no cluster"),
+        ("a.npy", np.array(["a", "", "c", "d"]), r"1 of 4 images are in no cluster.*noise=own.*noise=drop"),
+        ("a.npy", np.array([0, 1, np.inf, 2]), "holds inf"),
         ("a.npy", np.array([0, 1, 1.5, 2]), "not whole"),
-        ("a.npy", np.array([0, 1, np.nan, 2]), "not whole"),
         ("a.npy", np.zeros((4, 2), dtype=int), r"shape \[4, 2\]"),
         ("a.npy", np.array(["a", "b", "c", "d"], dtype=object), "cannot be read as"),
         ("a.csv", "1\n2\nx\n3\n", "'x' is no cluster id"),
@@ -157,7 +196,8 @@ def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, t
         ("a.csv", "id,cluster\ntrain/00000\n", "line 2 has not 2 columns"),
         ("a.csv", "", "empty"),
         ("a.safetensors", "broken", "cannot be read as"),
-        ("a.txt", "1 2 3 4", r"ends in \.pt, \.npy"),
+        ("a.txt", "1 2 3 4", r"ends in \.pt, \.npy.* is expected"),
+        ("a.csv", "file,cluster\nb.png,1\na.png,0\nc.png,1\nd.png,1\n", "is 'file' the column of the images' ids"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
