@@ -16,7 +16,8 @@ from storage.digests import file_digests
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
-LABEL_COLUMNS = ("label", "labels")
+LABEL_COLUMNS = ("label", "labels", "cls")  # the last in shards of WebDataset
+FILES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # what reads them; a folder tells it itself
 
 
 class HuggingFaceReader(EncodedReader):
@@ -71,9 +72,9 @@ class HuggingFaceReader(EncodedReader):
 
 
 def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
-    """Images and labels of one split of an id on the hub (`ylecun/mnist`), of a folder that `save_to_disk` wrote, or of
-    a folder of images, Parquet, …; without keys of the only image column, and of `label`, `labels` or the only column
-    of classes.
+    """Images and labels of one split of an id on the hub (`ylecun/mnist`), of a folder that `save_to_disk` wrote, of a
+    folder of images, Parquet files, WebDataset's shards …, or of one such file; without keys of the only image column,
+    and of `label`, `labels`, `cls` or the only column of classes.
 
     Raises:
         UserError: `datasets` is not installed, or there is no such data set, split or column.
@@ -124,15 +125,16 @@ def labels_in_column(dataset: Any, key: str) -> Labels:
 def load_split(datasets: Any, settings: DatasetSettings) -> Any:
     """One split as a `datasets.Dataset`."""
     path, split = str(settings.path), settings.split
+    words: dict[str, Any] = {"path": path, "name": settings.config_name, "revision": settings.revision}
     if Path(path).is_file():
-        raise UserError(f"{path}: a file; give the folder that holds it. Set dataset.path={Path(path).parent}.")
+        kind = FILES.get(Path(path).suffix.lower())
+        if kind is None:
+            known = ", ".join(FILES)
+            raise UserError(f"{path}: a file, and none of {known}. Set dataset.path to the folder that holds it.")
+        words = {"path": kind, "data_files": {"train": path}}
     saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
-        dataset = (
-            datasets.load_from_disk(path)
-            if saved
-            else datasets.load_dataset(path, name=settings.config_name, split=split, revision=settings.revision)
-        )
+        dataset = datasets.load_from_disk(path) if saved else datasets.load_dataset(**words, split=split)
     except Exception as error:  # dozens of kinds, of this library, of the hub's and of file formats
         hint = "" if Path(path).exists() else " Where there is no network, give a folder that save_to_disk wrote."
         raise UserError(

@@ -104,9 +104,11 @@ def dataset_of(variables: Mapping[str, str]) -> str:
     path = Path(data).expanduser()
     if path.suffix.lower() in DATASETS:
         return DATASETS[path.suffix.lower()]
+    if path.suffix.lower() in (".parquet", ".arrow", ".tar"):
+        return "hf"
     saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     on_the_hub = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
-    return "hf" if saved or on_the_hub or any(path.glob("*.parquet")) else "folder"
+    return "hf" if saved or on_the_hub or any((*path.glob("*.parquet"), *path.glob("*.tar"))) else "folder"
 
 
 def runs_in(variables: Mapping[str, str], any_data: bool = False) -> list[Path]:

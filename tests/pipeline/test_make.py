@@ -103,9 +103,15 @@ def test_data_tells_the_kind_of_data_set(tmp_path: Path):
     Image.new("L", (8, 8)).save(tmp_path / "images/a.png")
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/dataset_info.json").touch()
-    kinds = {"images": "folder", "saved": "hf", "a.zip": "zip", "a.npy": "npy", "a.npz": "npy", "gone": "folder"} | {
-        "a.H5": "hdf5"
-    }
+    kinds = {
+        "images": "folder",
+        "saved": "hf",
+        "a.zip": "zip",
+        "a.npy": "npy",
+        "a.npz": "npy",
+        "a.tar": "hf",
+        "gone": "folder",
+    } | {"a.H5": "hdf5"}
     for name, kind in kinds.items():
         (_, words), *_ = command_lines("embed", {"DATA": str(tmp_path / name)})
         assert words[0] == f"dataset={kind}"

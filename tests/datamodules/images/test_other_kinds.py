@@ -1,5 +1,6 @@
 """What is given in place of images is called by its name, and a line says how to go on."""
 
+import io
 import pickle
 import tarfile
 import urllib.error
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from datamodules.file_kinds import KINDS
@@ -126,12 +128,48 @@ def test_parquet_that_says_nothing_of_images(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         parquet.write_table(pyarrow.table(columns), tmp_path / name / "train.parquet")
         source = opened("hf", tmp_path / name)
+        assert opened("hf", tmp_path / name / "train.parquet").fingerprint == source.fingerprint
         assert np.array_equal(np.asarray(source.image(1)), np.asarray(source.image(0)))
         assert np.asarray(source.image(0)).shape == (24, 32, 3)
     (tmp_path / "none").mkdir()
     parquet.write_table(pyarrow.table({"x": [1, 2]}), tmp_path / "none/train.parquet")
     assert "no column of images or of encoded images (PNG, JPEG, … as bytes)" in refusal("hf", tmp_path / "none")
-    assert f"Set dataset.path={tmp_path / 'none'}" in refusal("hf", tmp_path / "none/train.parquet")
+    assert "no column of images" in refusal("hf", tmp_path / "none/train.parquet")
+    two = pyarrow.table({"left": images, "right": images, "label": [0, 1]})
+    parquet.write_table(two, tmp_path / "two.PARQUET")
+    assert "which column holds the images?" in refusal("hf", tmp_path / "two.PARQUET")
+    assert len(opened("hf", tmp_path / "two.PARQUET", image_key="right")) == 2
+    (tmp_path / "x.txt").touch()
+    assert "none of .parquet, .arrow, .tar. Set dataset.path to the folder" in refusal("hf", tmp_path / "x.txt")
+
+
+def test_shards_of_webdataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of a picture, a class and a caption; a column of other bytes; and one that holds no class."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"shards-{shard:03d}.tar", "w") as archive:
+            for number in range(3):
+                picture = io.BytesIO()
+                Image.fromarray(IMAGES[3 * shard + number]).save(picture, "png")
+                for suffix, content in (("png", picture.getvalue()), ("cls", b"%d" % number), ("txt", b"a leaf")):
+                    entry = tarfile.TarInfo(f"leaves/{shard}{number}.{suffix}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for path in tmp_path.glob("*.tar"):
+        path.rename(folder / path.name)
+    source = opened("hf", folder)
+    assert source.labels is not None
+    assert (len(source), source.labels.tolist()) == (6, [0, 1, 2, 0, 1, 2])
+    for row in range(6):
+        assert np.array_equal(np.asarray(source.image(row)), IMAGES[row])
+    one = opened("hf", folder / "shards-001.tar", label_key="txt")
+    assert (len(one), one.class_names) == (3, ["a leaf"])
+    assert np.array_equal(np.asarray(one.image(0)), IMAGES[3])
+    (folder / "shards-001.tar").write_bytes((folder / "shards-001.tar").read_bytes()[:700])
+    assert "the library `datasets` cannot load this" in refusal("hf", folder / "shards-001.tar")
 
 
 def test_a_download_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
