@@ -30,7 +30,6 @@ FOLDER = "set dataset=folder and dataset.path to the folder that holds it"
 NIFTI = array_line("nibabel", "nibabel.load('FILE').get_fdata().transpose(2, 1, 0)[:, ::-1]")  # axial slices
 GUNZIP = "run: gunzip"
 TIFF = stack_line("tifffile", "tifffile.imread(f)", "*.tif")
-HEIC = png_line(".heic")
 ARRAYS = stack_line("os", "numpy.load(f)", "*.npy")
 HDF5 = "set dataset=hdf5 and dataset.path to it"
 MATLAB_73 = array_line("h5py", "h5py.File('FILE')['KEY'][:].T")  # its axes are reversed
@@ -47,7 +46,7 @@ KINDS = (
     (rb"\s*(<!doctype html|<html|<head|<\?xml[^>]*>\s*<html)", "a web page (HTML), as a failed download leaves"),
     (rb"\s*(<svg|<\?xml)", f"an SVG or XML text, {DRAWING}"),
     (rb"version https://git-lfs", "a Git LFS pointer in place of the file; run: git lfs pull"),
-    (rb".{4}ftyp(heic|heix|hevc|mif1|msf1)", f"a HEIC picture, which Pillow cannot read; {HEIC}"),
+    (rb".{4}ftyp(heic|heix|hevc|mif1|msf1)", f"a HEIC picture; {FOLDER}"),
     (rb"%!PS|\xc5\xd0\xd3\xc6|%PDF", f"PostScript or PDF, {DRAWING}"),
     (rb".{128}DICM", f"a DICOM file; {FOLDER}"),
     (rb"SIMPLE  =", f"a FITS file; {FOLDER}"),
@@ -71,7 +70,7 @@ KINDS = (
     (rb"\0\0\x01\0|icns", f"an icon; {png_line('.ico')}"),
     (rb"\x01\xda[\0\x01][\x01\x02]", f"an SGI picture; {png_line('.sgi')}"),
     (rb"DDS ", f"a DDS texture; {png_line('.dds')}"),
-    (rb"\xff\x0a|\0\0\0\x0cJXL ", f"a JPEG XL picture, which Pillow cannot read; {png_line('.jxl')}"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", f"a JPEG XL picture; {FOLDER}"),
     (rb"P[fF]\s|PF4\s", f"a PFM picture of floating-point values; {FLOATING}"),
     (rb"v/1\x01", f"an OpenEXR picture of floating-point values; {FLOATING}"),
 )  # fmt: skip

@@ -16,8 +16,9 @@ from typing import TypeVar
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from datamodules.file_kinds import START, kind_of, png_line
-from datamodules.images.formats import SIGNED, formats_of, header_problem, png_rawmode
+from datamodules.file_kinds import START, kind_of, png_line, start_of
+from datamodules.images.formats import SIGNED, formats_of, header_problem, plugin_for, png_rawmode
+from datamodules.images.jpeg_xl import jxl_problem
 from datamodules.images.tiff import describe_tiff, read_tags, tiff_problem
 from storage.cores import available_cores
 from storage.errors import UserError
@@ -42,12 +43,22 @@ def open_image(file: Path | bytes, name: str) -> ImageFile.ImageFile:
 
     Raises:
         UnusableImageError: what the header tells already.
+        UserError: a plugin of Pillow that it needs is not installed.
     """
     try:
-        image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats_of(name))
+        plugin = plugin_for(file[:START] if isinstance(file, bytes) else start_of(file))
+        if plugin == "JXL" and (problem := jxl_problem(bytes_of(file))):
+            raise UnusableImageError(problem)
+        formats = formats_of(name) if plugin is None else [plugin]
+        image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=formats)
+        if plugin == "JXL":  # whose codestream says how it is turned
+            image.info.pop("exif", None)
         problem = header_problem(image)
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
-        raise UnusableImageError(describe_unreadable(bytes_of(file), name)) from error
+        problem = describe_unreadable(bytes_of(file), name) if plugin is None else f"{plugin}: truncated or damaged"
+        raise UnusableImageError(problem) from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"{error}; shrink it or cut it into tiles") from error
     except Exception as error:  # bytes of any content can raise anything in one of Pillow's many readers

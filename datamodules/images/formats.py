@@ -11,16 +11,19 @@ from pathlib import PurePosixPath
 
 from PIL import Image, ImageFile
 
-from datamodules.file_kinds import DRAWING, GUNZIP, HEIC, NIFTI, START, kind_of, png_line
+from datamodules.file_kinds import DRAWING, GUNZIP, NIFTI, START, kind_of, png_line
 from datamodules.images.tiff import tiff_problem
+from datamodules.packages import needed
 
 # Modes by format. 16-bit grey begins with I;16; PPM's I is 16 bits, scaled by Pillow.
 MODES = {
     "AVIF": {"RGB", "RGBA"},
     "BMP": {"1", "L", "P", "RGB", "RGBA"},
     "GIF": {"L", "P"},
+    "HEIF": {"L", "RGB", "RGBA"},
     "JPEG": {"L", "RGB", "CMYK"},
     "JPEG2000": {"L", "LA", "RGB", "RGBA", "I;16"},
+    "JXL": {"L", "LA", "RGB", "RGBA"},
     "MPO": {"L", "RGB", "CMYK"},
     "PNG": {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"},
     "PPM": {"1", "L", "RGB", "I"},
@@ -29,12 +32,19 @@ MODES = {
     "TIFF": {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B"},
     "WEBP": {"RGB", "RGBA"},
 }
-SIGNED = [name for name in MODES if name not in ("MPO", "TGA")]  # taken whatever the file is called; MPO opens as JPEG
+PLUGINS = {  # how the bytes begin, module, package
+    "HEIF": (rb".{4}ftyp(hei[cfmsx]|hev[cx]|mif1|msf1)(?!.{0,64}avif)", "pillow_heif", "pillow-heif"),
+    "JXL": (rb"\xff\x0a|\0\0\0\x0cJXL ", "pillow_jxl", "pillow-jxl-plugin"),
+}
+SIGNED = [
+    name for name in MODES if name not in ("MPO", "TGA", *PLUGINS)
+]  # taken whatever the file is called; MPO opens as JPEG
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # registered by Pillow, and not meant as pictures
 FLOATING = ".pfm"  # a suffix of PPM, for pictures that are not in its modes
 DRAWINGS = {".svg", ".eps", ".ps", ".wmf", ".emf"}
-OTHERS = {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".exr"}  # that Pillow does not know
-LINES = {".heic": HEIC, ".heif": HEIC, ".nii": NIFTI, ".nii.gz": NIFTI, ".fits.gz": GUNZIP, ".fits.fz": "run: funpack"}
+OTHERS = {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr"}  # that Pillow does not know
+LINES = {".nii": NIFTI, ".nii.gz": NIFTI, ".fits.gz": GUNZIP, ".fits.fz": "run: funpack"}
+BY_PLUGIN = dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIF") | {".jxl": "JXL"}
 MEASUREMENTS = {".fits": "FITS", ".fit": "FITS", ".fts": "FITS", ".dcm": "DICOM", ".dicom": "DICOM"}  # see `measured`
 
 
@@ -43,7 +53,8 @@ def suffixes() -> dict[str, str]:
     """Format by suffix (`.png`), of those that are taken."""
     Image.init()
     registered = Image.registered_extensions().items()
-    return {suffix: name for suffix, name in registered if name in MODES and suffix != FLOATING} | MEASUREMENTS
+    taken = {suffix: name for suffix, name in registered if name in (*SIGNED, "MPO", "TGA") and suffix != FLOATING}
+    return taken | BY_PLUGIN | MEASUREMENTS
 
 
 @functools.cache
@@ -64,6 +75,21 @@ def formats_of(name: str) -> list[str]:
     """What a file of this name may hold."""
     own = suffixes().get(PurePosixPath(name).suffix.lower())
     return [*SIGNED, "TGA"] if own == "TGA" else SIGNED
+
+
+def plugin_for(start: bytes) -> str | None:
+    """The format of a picture that begins so and that a plugin of Pillow reads, which is registered; None for others.
+
+    Raises:
+        UserError: the plugin is not installed.
+    """
+    for name, (starts, module, package) in PLUGINS.items():
+        if re.match(starts, start, re.S):
+            plugin = needed(module, f"a {'HEIC' if name == 'HEIF' else 'JPEG XL'} picture", package)
+            if name == "HEIF":
+                plugin.register_heif_opener()
+            return name
+    return None
 
 
 def header_problem(image: ImageFile.ImageFile) -> str | None:

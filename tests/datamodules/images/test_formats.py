@@ -1,6 +1,7 @@
 """Each format and mode of the allow-list gives the pixels that its bytes mean; all else is refused by name."""
 
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from datamodules.images.decoding import UnusableImageError, load_image
 from datamodules.images.formats import MODES, refused_suffixes, suffixes
 from datamodules.images.images import to_uint8
 from datamodules.images.tiff import LAYOUTS
+from storage.errors import UserError
 
 from .bad_files import encoded
 from .handmade import bmp, bmp_16, bmp_runs, fits, gif, packed, png, pnm, qoi, shown, tga, tiff
@@ -224,6 +226,88 @@ def test_formats_that_only_libraries_write(image_format: str, options: dict[str,
         check(content, shown(samples), 3 if image_format == "AVIF" else 1)
 
 
+def test_heic() -> None:
+    """Written by the plugin, as no other does; nearly lossless, since its colours are rounded."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    ramp = np.tile(np.arange(0, 192, 3, dtype=np.uint8)[None, :], (48, 1))
+    rgb = np.stack([ramp, ramp[:, ::-1], ramp // 2], axis=2)
+    lossless = {"quality": -1, "chroma": 444}
+    check(encoded(ramp, "HEIF", **lossless), shown(ramp), 1, "x.heic")
+    check(encoded(rgb, "HEIF", **lossless), rgb, 2, "x.jpg")
+    rgba = np.concatenate([rgb, ramp[..., None] + 60], axis=2)
+    check(encoded(rgba, "HEIF", **lossless), shown(rgba), 3)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    check(encoded(rgb, "HEIF", exif=turned.tobytes(), **lossless), np.rot90(rgb, -1), 2)
+    content = encoded(rgb, "HEIF", save_all=True, append_images=[Image.fromarray(rgb)])
+    with pytest.raises(UnusableImageError, match="2 frames"):
+        decoded(content)
+    with pytest.raises(UnusableImageError, match="truncated or damaged"):
+        decoded(encoded(rgb, "HEIF")[:-200])
+
+
+def test_jpeg_xl() -> None:
+    """Written by the plugin, as no other does."""
+    pytest.importorskip("pillow_jxl")
+    for channels in (None, 2, 3, 4):
+        samples = random(8, channels)
+        image = Image.fromarray(samples.astype(np.uint8), {None: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels])
+        turned = Image.Exif()
+        turned[0x0112] = 6  # which means nothing: the codestream is upright
+        for options in ({}, {"use_container": True}, {"exif": turned.tobytes()}):
+            check(encoded(image, "JXL", lossless=True, **options), shown(samples), 1)
+    grey = Image.fromarray(random(16).astype(np.uint16))
+    with pytest.raises(UnusableImageError, match="mode I;16"):
+        decoded(encoded(grey, "JXL", lossless=True))
+
+
+def jxl_header(*fields: tuple[int, int]) -> bytes:
+    """The start of a codestream from (value, bits), lowest bits first."""
+    number = place = 0
+    for value, bits in fields:
+        number, place = number | value << place, place + bits
+    return b"\xff\x0a" + number.to_bytes(40, "little")
+
+
+SMALL_JXL = [(1, 1), (7, 5), (1, 3)]  # a multiple of 8, 64 high, as wide
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ([*SMALL_JXL, (0, 1), (1, 1), (5, 3)], "its header turns"),
+        ([*SMALL_JXL, (0, 1), (1, 1), (0, 3), (0, 1), (1, 1)], "preview or several frames"),
+        ([*SMALL_JXL, (0, 1), (1, 1), (0, 3), (1, 1), *SMALL_JXL, (0, 1), (1, 1)], "preview or several frames"),
+        ([(0, 1), (3, 2), (2**20, 30), (7, 3)], "2097154×1048577 pixels, more than 89 megapixels"),
+        ([(0, 1), (1, 2), (8000, 13), (0, 3), (2, 2), (99_999, 18)], "100000×8001 pixels"),
+    ],
+)
+def test_what_the_header_of_a_jpeg_xl_says(fields: list[tuple[int, int]], reason: str) -> None:
+    pytest.importorskip("pillow_jxl")
+    bare = jxl_header(*fields)
+    signature = b"\0\0\0\x0cJXL \r\n\x87\n"
+    box = struct.pack(">I4s", 8 + len(bare), b"jxlc") + bare
+    part = struct.pack(">I4sQI", 1, b"jxlp", 20 + len(bare), 0) + bare
+    for content in (bare, signature + struct.pack(">I4s", 16, b"ftyp") + b"jxl jxl " + box, signature + part):
+        with pytest.raises(UnusableImageError) as error:
+            decoded(content)
+        assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "module", "package"),
+    [
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "pillow_heif", "pillow-heif"),
+        (jxl_header(*SMALL_JXL), "pillow_jxl", "pillow-jxl-plugin"),
+    ],
+)
+def test_a_plugin_that_is_missing(content: bytes, module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f"needs the package {package}. Run: pip install {package}") as error:
+        decoded(content)
+    assert not isinstance(error.value, UnusableImageError)  # so that it is not skipped
+
+
 def test_jpeg2000_grey() -> None:
     for bits in (8, 16):
         grey = random(bits)
@@ -322,7 +406,7 @@ def test_every_suffix_that_pillow_knows_is_taken_refused_or_no_picture() -> None
     others = {name for suffix, name in Image.registered_extensions().items() if suffix not in taken | refused}
     assert others <= {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
     assert set(suffixes().values()) == {*MODES, "FITS", "DICOM"}
-    assert {".nii", ".psd", ".ico", ".heic", ".eps", ".pfm", ".dng"} <= refused
+    assert {".nii", ".psd", ".ico", ".eps", ".pfm", ".dng"} <= refused
 
 
 # Properties -----------------------------------------------------------------------------------------------------------
@@ -441,10 +525,10 @@ def test_any_format_in_any_mode_that_pillow_writes(image_format: str, mode: str)
             return
     try:
         content = encoded(image, image_format)
-    except (OSError, ValueError, KeyError, TypeError, SystemError):  # the format has no such mode
+    except (OSError, ValueError, KeyError, TypeError, SystemError, NotImplementedError):  # the format has no such mode
         return
     name = f"x.{image_format.lower()}"
-    lossy = image_format in ("AVIF", "GIF", "JPEG", "MPO", "WEBP")
+    lossy = image_format in ("AVIF", "GIF", "HEIF", "JPEG", "JXL", "MPO", "WEBP")
     taken = seen_or_refused(content, seen, 90 if lossy else 2, name)
     if taken:
         assert image_format in MODES

@@ -190,8 +190,8 @@ def test_no_split_takes_the_place_of_one_without_images(tmp_path: Path, kind: st
 def test_no_split_takes_the_place_of_one_of_bad_files(tmp_path: Path, on_bad_file: str) -> None:
     path = tree(tmp_path, ["test/cat/1.png", "test/dog/2.png"], "folder")
     (path / "train").mkdir()
-    (path / "train" / "photo.heic").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 of 1 files cannot be used as images:\n  'train/photo\.heic'"):
+    (path / "train" / "photo.psd").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 1 files cannot be used as images:\n  'train/photo\.psd'"):
         opened("folder", path, on_bad_file=on_bad_file)
 
 
