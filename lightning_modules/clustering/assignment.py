@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_modules.clustering.heads import ClusteringHeads
 from storage.artifacts import read_artifact, write_artifact
+from storage.hub import OnTheHub
 from storage.standardised import standardised
 
 KIND = "clustering-head"
@@ -38,7 +39,7 @@ def assign(head: ClusteringHeads, embeddings: Iterable[Tensor], temperature: flo
 
 
 @dataclass(frozen=True)
-class ClusteringHead:
+class ClusteringHead(OnTheHub):
     """All it takes to assign an image: one teacher head, how it wants embeddings scaled, and which backbone made them.
 
     Attributes:
@@ -48,6 +49,8 @@ class ClusteringHead:
         backbone_identity: what the backbone says of itself; embeddings of another backbone mean nothing to this head.
         temperature: that of the softmax behind the confidence.
     """
+
+    FILE: ClassVar[str] = "head.safetensors"
 
     head: ClusteringHeads
     mean: Tensor
@@ -70,16 +73,19 @@ class ClusteringHead:
         """
         return assign(self.head, map(self.inputs, raw_embeddings.split(BATCH_SIZE)), self.temperature)
 
-    def save(self, path: str | Path, meta: Mapping[str, Any] | None = None) -> None:
-        """Writes the artifact `clustering-head`; `meta` joins what is recorded of its making."""
+    def save_pretrained(self, path: str | Path, **meta: Any) -> None:
+        """Writes the artifact `clustering-head`, a file or `head.safetensors` in a folder.
+
+        `meta` joins what is recorded of its making.
+        """
         sizes = ("embedding_dim", "num_clusters", "hidden_dim", "bottleneck_dim")
         weights = {f"head.{name}": weight for name, weight in self.head.state_dict().items()}
         write_artifact(
-            path,
+            self.file_at(path),
             KIND,
             {**weights, "mean": self.mean, "std": self.std},
             {
-                **(meta or {}),
+                **meta,
                 "architecture": {size: getattr(self.head, size) for size in sizes},
                 "backbone": dict(self.backbone_identity),
                 "temperature": self.temperature,
@@ -87,8 +93,7 @@ class ClusteringHead:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "ClusteringHead":
-        """Reads and verifies the artifact; `UserError` where it is missing, damaged, or something else."""
+    def _load(cls, path: Path) -> "ClusteringHead":
         artifact = read_artifact(path, KIND)
         weights, meta = dict(artifact.tensors), artifact.meta
         mean, std = weights.pop("mean"), weights.pop("std")

@@ -15,13 +15,14 @@ from lightning_modules.diffusion.networks import ARCHITECTURES
 from lightning_modules.diffusion.objective import EDMObjective
 from storage.artifacts import read_artifact, write_artifact
 from storage.errors import UserError
+from storage.hub import OnTheHub
 
 INTERFACE = ("img_resolution", "img_channels", "label_dim", "augment_dim")
 CLUSTERS = ("cluster_frequencies", "cluster_ids")
 CLUSTER_NAMES = "cluster_names"  # key of `meta`
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, OnTheHub):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise, labels): the expected clean image of a noisy one.
 
     Args:
@@ -42,6 +43,8 @@ class Denoiser(nn.Module):
     Raises:
         ValueError: The network does not fit the images.
     """
+
+    FILE = DENOISER_FILE
 
     def __init__(
         self,
@@ -132,23 +135,17 @@ class Denoiser(nn.Module):
     def save_pretrained(self, path: str | Path, **meta: Any) -> None:
         """Writes the artifact `denoiser.safetensors`: the weights and all that generating images needs.
 
-        `meta` adds to (and overrides) what `self.meta` says.
+        Args:
+            path: The file, or a folder for `denoiser.safetensors`.
+            meta: Adds to (and overrides) what `self.meta` says.
         """
         description = {**self.description, "meta": {**self.meta, **meta}}
-        write_artifact(Path(path), "denoiser", {**self.state_dict(), **self.clusters}, description)
+        write_artifact(self.file_at(path), "denoiser", {**self.state_dict(), **self.clusters}, description)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
-        """Reads what `save_pretrained` wrote: a denoiser in evaluation mode, on the CPU.
-
-        Args:
-            path: The file, or the folder of a run with its `denoiser.safetensors`.
-
-        Raises:
-            UserError: There is no such file, it is damaged, or it holds something else.
-        """
-        path = Path(path)
-        artifact = read_artifact(path / DENOISER_FILE if path.is_dir() else path, kind="denoiser")
+    def _load(cls, path: Path) -> Self:
+        """A denoiser in evaluation mode."""
+        artifact = read_artifact(path, kind="denoiser")
         tensors = dict(artifact.tensors)
         clusters = {name: tensors.pop(name) for name in CLUSTERS if name in tensors}
         try:

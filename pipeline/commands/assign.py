@@ -21,7 +21,7 @@ from storage.errors import UserError
 def assign(settings: AssignSettings) -> None:
     """Give every image the cluster that the head finds it in."""
     path, condition, dataset = head_file(settings.head), Condition.of(settings), settings.dataset
-    head = ClusteringHead.load(path)
+    head = ClusteringHead.from_pretrained(path)
     source = open_source(dataset, settings.cache_dir, without_images=True).undivided
     check_backbone(path, head, condition)
     embeddings = condition.embeddings(source)

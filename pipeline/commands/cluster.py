@@ -81,7 +81,7 @@ def made_before(condition: Condition, source: ImageSource) -> PseudoLabels | Non
         labels = PseudoLabels.load(file)
         if isinstance(condition.clustering, TEMISettings):
             file = condition.head_path(source)
-            ClusteringHead.load(file)
+            ClusteringHead.from_pretrained(file)
         return labels
     except MissingArtifactError:
         return None

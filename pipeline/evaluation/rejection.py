@@ -31,7 +31,7 @@ def judge_of(
     Raises:
         UserError: it is a head of other clusters than the model's, or another backbone's.
     """
-    head = ClusteringHead.load(head_file)
+    head = ClusteringHead.from_pretrained(head_file)
     known = denoiser.meta.get("num_clusters", denoiser.label_dim)  # a file that was imported tells its labels alone
     if denoiser.label_dim and known != head.num_clusters:
         raise UserError(

@@ -103,7 +103,7 @@ def measure_grid(
 @torch.no_grad()
 def probable_clusters(point: GridPoint, source: ImageSource) -> int:
     """The number of clusters whose mean probability over the data set is above 1/C."""
-    head = ClusteringHead.load(point.condition.head_path(source))
+    head = ClusteringHead.from_pretrained(point.condition.head_path(source))
     utilization = ClusterUtilization(head.num_clusters, used_when="probable")
     for batch in point.condition.embeddings(source).values.split(4096):
         logits = head.head(head.inputs(batch))[0]  # [b, C]

@@ -114,7 +114,7 @@ class Clustering:
         if module.global_rank == 0:
             made_from = {"dataset": self.source.name, **self.condition.head_made_from(self.source)}
             for file in (self.folder / "head.safetensors", self.condition.head_path(self.source)):
-                head.save(file, made_from)
+                head.save_pretrained(file, **made_from)
             y_name = "utilization ratio (clusters used / C)"
             chart = history_chart("utilization", utilization.history, self.title, "epochs", y_name)
             draw_png(chart, self.folder / "utilization.png")

@@ -43,7 +43,7 @@ def held_out_clusters(condition: Condition, source: ImageSource, labels: PseudoL
         return random_groups(len(held_out), labels.num_clusters, condition.seed)
     values = condition.embeddings(held_out).values
     if method == "temi":
-        return ClusteringHead.load(condition.head_path(source)).assign(values)[0]
+        return ClusteringHead.from_pretrained(condition.head_path(source)).assign(values)[0]
     if method == "kmeans":
         return nearest_cluster(values, condition.embeddings(source).values, labels.cluster_ids)
     assert isinstance(condition.clustering, CLIPSettings)

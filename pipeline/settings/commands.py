@@ -11,6 +11,7 @@ from pipeline.settings.schemas import (
     ExportDatasetSettings,
     GenerateCommandSettings,
     ImportEDMSettings,
+    PublishSettings,
     ReportSettings,
     ScoreSettings,
     SharedSettings,
@@ -52,6 +53,7 @@ COMMANDS = {
     "export-dataset": Command("images and cluster ids → a data set for other people's trainers", ExportDatasetSettings),
     "study": Command("a question → the runs that answer it, tables, plots, a report", StudyCommandSettings),
     "report": Command("a run or a study → one HTML page", ReportSettings),
+    "publish": Command("a trained model → a repository on the Hugging Face hub, with a model card", PublishSettings),
     "import-edm": Command("a published EDM snapshot (.pkl) → a denoiser file", ImportEDMSettings),
 }
 

@@ -25,6 +25,7 @@ from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.trainer_settings import CALLBACKS, TrainerSettings
 from pipeline.studies.study_settings import StudySettings
 from storage.files import MARK
+from storage.hub import REPOSITORY
 from storage.settings import REQUIRED, Settings, setting
 
 
@@ -231,6 +232,25 @@ class ClustersSettings(SharedSettings):
 
     run: str = setting(REQUIRED, "folder of a run of cluster, assign, score or train", path=True)
     file: str | None = setting(None, "the page; null: clusters.html in that folder", path=True)
+
+
+@dataclass(frozen=True)
+class PublishSettings(SharedSettings):
+    """`configs/publish.yaml`."""
+
+    run: str = setting(REQUIRED, "folder of a run of train", path=True)
+    repo: str | None = setting(None, "repository on the hub, user/name; a dry run needs none")
+    images_license: str = setting(REQUIRED, "of the images that the model was trained on: cc-by-4.0, mit, other, …")
+    scores: str | None = setting(None, "folder of a run of evaluate, whose scores the card gives", path=True)
+    private: bool = setting(False, "a repository that only you see, where it has to be made")
+    dry_run: bool = setting(False, "write the folder `hub` into the run's, and push nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repo is None and not self.dry_run:
+            self.refuse("repo", "USER/NAME is expected; or set dry_run=true")
+        if self.repo is not None and not REPOSITORY.fullmatch(self.repo):
+            self.refuse("repo", "USER/NAME is expected")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_clusters_of_images_held_out(cedm: Cedm, workplace: Path) -> None:
     for words in (FEW[2:], ["clustering=labels"], ["clustering=random", "clustering.num_clusters=5"], TINY_TEMI):
         assert cedm("cluster", *HOLDOUT, *words, "overwrite=true", "run_dir=last").code == 0
     found, labels = clusters_of(*TINY_TEMI)
-    head = ClusteringHead.load("last/head.safetensors")
+    head = ClusteringHead.from_pretrained("last/head.safetensors")
     assert found.tolist() == head.assign(embeddings.values)[0].tolist()
     assert labels.ids == SOURCE.ids
 

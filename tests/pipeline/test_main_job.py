@@ -40,7 +40,7 @@ def test_images_to_generated_images(cedm: Cedm, workplace: Path) -> None:
     assert scores["utilization_ratio"] == scores["num_used"] / 5
     assert 0 < scores["nmi"] <= 100
     labels = PseudoLabels.load(clustered / "pseudo_labels.safetensors")
-    head = ClusteringHead.load(clustered / "head.safetensors")
+    head = ClusteringHead.from_pretrained(clustered / "head.safetensors")
     assert len(labels) == 1797
     assert head.num_clusters == 5
     assert Image.open(clustered / "gallery.png").width > 100

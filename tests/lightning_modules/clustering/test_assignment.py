@@ -34,8 +34,8 @@ def test_saved_head_assigns_raw_embeddings_alike(heads: ClusteringHeads, tmp_pat
     raw = mean + std * torch.randn(31, 6)
     identity = {"name": "pixels", "sha256": "00ff"}
     head = ClusteringHead(heads.head(0), mean, std, identity, temperature=0.2)
-    head.save(tmp_path / "head.safetensors", meta={"objective": "temi"})
-    loaded = ClusteringHead.load(tmp_path / "head.safetensors")
+    head.save_pretrained(tmp_path / "head.safetensors", objective="temi")
+    loaded = ClusteringHead.from_pretrained(tmp_path / "head.safetensors")
 
     expected_ids, expected_confidence = assign(heads.head(0), [(raw - mean) / std.clamp_min(1e-6)], temperature=0.2)
     cluster_ids, confidence = loaded.assign(raw)
@@ -48,4 +48,4 @@ def test_saved_head_assigns_raw_embeddings_alike(heads: ClusteringHeads, tmp_pat
 
 def test_a_missing_file_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="clustering-head"):
-        ClusteringHead.load(tmp_path / "nothing.safetensors")
+        ClusteringHead.from_pretrained(tmp_path / "nothing.safetensors")
