@@ -128,7 +128,7 @@ class FrechetDistance(AlongTraining):
         if self.best is not None and trainer.is_global_zero and self.best_so_far == (kimg, distance):
             self.best.write(pl_module, **{self.name: distance})
         for logger in trainer.loggers:
-            logger.log_metrics({self.name: distance}, step=round(kimg))
+            logger.log_metrics({self.name: distance}, step=trainer.global_step)
         trainer.print(f"{kimg:,.0f} kimg: {self.name} {distance:.3f} ({self.num_images:,} images)")
         return distance
 

@@ -99,7 +99,7 @@ class HeldOutLoss(AlongTraining):
         scalars = {f"held_out/{name}": value for name, value in values.items()}
         scalars |= {f"held_out_by_noise_level/{sigma:.4f}": value for sigma, value, _ in look.by_level}
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=round(kimg))
+            logger.log_metrics(scalars, step=trainer.global_step)
         trainer.print(f"{kimg:,.0f} kimg: {look}")
         return look
 

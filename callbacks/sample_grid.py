@@ -9,8 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.image_grid import image_grid, row_name
+from callbacks.loggers import log_image
 from callbacks.schedule import EveryKimg
-from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
 from storage.files import atomic_path
@@ -59,7 +59,7 @@ def sample_rows(
 
 
 class SampleGrid(Callback):
-    """Draws the grid every `every_kimg` and at the end, into `folder` and TensorBoard (`samples/grid`)."""
+    """Draws the grid every `every_kimg` and at the end, into `folder` and the loggers (`samples/grid`)."""
 
     def __init__(
         self,
@@ -98,4 +98,4 @@ class SampleGrid(Callback):
         kimg = round(pl_module.nimg / 1000)
         with atomic_path(self.folder / f"kimg{kimg:06d}.png") as temporary:
             picture.save(temporary)
-        show_in_tensorboard(trainer, "samples/grid", picture, kimg)
+        log_image(trainer, "samples/grid", picture)

@@ -1,4 +1,4 @@
-"""How fast training goes: a progress bar in images, and the rates in TensorBoard."""
+"""How fast training goes: a progress bar in images, and the rates as curves."""
 
 import resource
 import sys
@@ -54,7 +54,7 @@ class Throughput(Callback):
             "throughput/eta_hours": (total - pl_module.nimg) / 1000 / kimg_per_s / 3600,
         }
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=round(pl_module.nimg / 1000))
+            logger.log_metrics(values, step=trainer.global_step)
 
 
 class ImageProgressBar(TQDMProgressBar):

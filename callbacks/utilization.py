@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks.gallery import gallery
+from callbacks.loggers import log_histogram, log_image
 from callbacks.schedule import EveryEpochs
-from callbacks.tensorboard import show_in_tensorboard
 from lightning_modules.temi_module import TEMIModule
 from metrics.utilization import ClusterUtilization
 
@@ -62,12 +61,11 @@ class UtilizationRatio(Callback):
         counts = result.pop("counts").cpu()
         for logger in trainer.loggers:
             logger.log_metrics({f"temi/{name}": float(value) for name, value in result.items()}, trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram("temi/cluster_sizes", counts.float(), trainer.global_step)
+        log_histogram(trainer, "temi/cluster_sizes", counts.float())
         if self.images is None:
             return
         picture = gallery(self.images, torch.cat(rows), torch.cat(ids), torch.cat(confidences))
-        show_in_tensorboard(trainer, "temi/gallery", picture, trainer.global_step)
+        log_image(trainer, "temi/gallery", picture)
 
     def state_dict(self) -> dict[str, list[tuple[float, float]]]:
         return {"history": self.history}

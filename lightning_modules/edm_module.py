@@ -140,8 +140,7 @@ class EDMModule(LightningModule):
         self.log("train/ema_halflife_kimg", cast(EMA, self.emas[0]).halflife_nimg(self.nimg) / 1000)
         if self._gradient_scaler is not None:
             self.log("train/skipped_steps", self.skipped_steps.float())
-        # The x axis of every curve, which TensorBoard keeps as a whole number: thousands of images, this step included.
-        self.log("step", float(round((self.nimg + self.settings.batch_size) / 1000)))
+        self.log("step", float(self.global_step + 1))  # x axis of every curve, this step included
 
     def loss_of(self, batch: Any) -> Tensor:
         """EDM's weighted squared error of each image, summed over its pixels and channels: [b]."""

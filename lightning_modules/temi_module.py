@@ -113,6 +113,7 @@ class TEMIModule(LightningModule):
         self.epoch_losses += head_losses
         self.log("train/loss", head_losses.mean(), prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("step", float(self.global_step + 1))  # x axis of every curve, this step included
         self.log("epoch", self.global_step / self.steps_per_epoch)
         if (self.global_step + 1) % self.steps_per_epoch == 0:
             self._end_epoch()

@@ -55,8 +55,8 @@ def cluster(settings: SharedSettings) -> None:
         lambda: choose_run_folder(settings.run_dir, parent, run, settings.overwrite),
         one_process=not temi,
     )
-    more = names_in(settings.callbacks)
-    clustering = Clustering(condition, source, folder, settings.map_images, settings.page_images, more)
+    watching = settings.loggers, names_in(settings.callbacks)
+    clustering = Clustering(condition, source, folder, settings.map_images, settings.page_images, *watching)
     data = clustering.temi_data(machine.world_size) if temi else None
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:

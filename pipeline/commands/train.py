@@ -25,7 +25,8 @@ from storage.artifacts import is_whole
 from storage.digests import file_digest
 from storage.settings import names_in
 
-SHOWN = ("dataset", "backbone", "clustering", "network", "training", "optimizer")  # in TensorBoard's table
+SHOWN = ("dataset", "network", "training", "optimizer")  # in tables of hyper-parameters
+SHOWN_OF_CLUSTERS = ("backbone", "clustering")
 
 
 def train(settings: SharedSettings) -> float | None:
@@ -84,7 +85,8 @@ def train(settings: SharedSettings) -> float | None:
     extractors = Extractors(settings.backbone, settings.evaluation.weights, settings.dataset, settings.cache_dir)
     if settings.evaluation.backbone is not None:
         extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made
-    shown = (getattr(settings, group) for group in SHOWN)
+    none = {"C": 0, "Method": "none"} if labels is None else {}
+    shown = [getattr(settings, group) for group in (SHOWN if none else (*SHOWN, *SHOWN_OF_CLUSTERS))]
     precision = settings.evaluation.precision
     if precision == "auto":
         precision = low_precision_of(machine.device) or settings.sampler.precision
@@ -99,7 +101,8 @@ def train(settings: SharedSettings) -> float | None:
         folder,
         condition,
         name,
-        hyperparameters(*shown, seed=settings.seed),
+        hyperparameters(*shown, conditioning=name, seed=settings.seed) | none,
+        settings.loggers,
         names_in(settings.callbacks),
     )
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):

@@ -221,7 +221,7 @@ def number(value: float | None) -> str:
 
 def show_in_tensorboard(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Scores as scalars and the pictures, a step per set."""
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder)) as writer:
         for step, result in enumerate(results, start=1):
             for name, score in result["scores"].items():
                 writer.add_scalar(f"evaluate/{name}", score["value"], step)

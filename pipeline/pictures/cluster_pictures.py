@@ -181,7 +181,7 @@ def spread_out(middles: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def show_in_tensorboard(folder: Path, pictures: Mapping[str, Path]) -> None:
     """Pictures by their tag, in the TensorBoard of a run folder."""
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder)) as writer:
         for tag, path in pictures.items():
             with Image.open(path) as picture:
                 writer.add_image(tag, np.array(picture.convert("RGB")), dataformats="HWC")

@@ -12,19 +12,24 @@ from pipeline.pictures.table import Table
 
 POINTS = 100  # of a curve: a page is no archive
 MOST_MARKS = 4  # curves with values beside them, which more would hide
+OLD_FOLDER = "tensorboard"  # of runs whose x axis was in thousand images, and in optimizer steps for clusterings
 
 Curve = Sequence[tuple[float, float]]
 
 
 def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
-    """(step, value) of a scalar that a run has written, over all its starts; empty where there is none."""
-    points: dict[int, float] = {}
+    """(thousand images seen, value) of a scalar that a run has written, over all its starts; empty where there is none.
+
+    Those of older runs, in a folder of their own, are over the numbers that they were written with.
+    """
+    points: dict[float, float] = {}
     for events in sorted({path.parent for path in folder.glob("**/events.out.tfevents.*")}):
         accumulator = EventAccumulator(str(events), size_guidance={SCALARS: 0})
         accumulator.Reload()
         if tag in accumulator.Tags()["scalars"]:
-            points |= {point.step: point.value for point in accumulator.Scalars(tag)}
-    return [(float(step), value) for step, value in sorted(points.items())]
+            scale = 1 if events.name == OLD_FOLDER else 1000
+            points |= {point.step / scale: point.value for point in accumulator.Scalars(tag)}
+    return sorted(points.items())
 
 
 def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:

@@ -51,8 +51,7 @@ class Clustering:
         source: the images.
         folder: of the run.
         map_images, page_images: images on the map of the embeddings and on `clusters.html`; 0: none such.
-        map_images: images on the map of the embeddings; 0: no map.
-        more_callbacks: names of callbacks for TEMI's training that the user has asked for.
+        loggers, more_callbacks: names of those of TEMI's training that the user has asked for.
     """
 
     condition: Condition
@@ -60,6 +59,7 @@ class Clustering:
     folder: Path
     map_images: int
     page_images: int
+    loggers: Sequence[str] = ("tensorboard",)
     more_callbacks: Sequence[str] = ()
 
     def temi_data(self, world_size: int) -> EmbeddingDataModule:
@@ -101,11 +101,14 @@ class Clustering:
                 ImageProgressBar(settings.batch_size, module.max_steps * settings.batch_size, "TEMI", unit="pair"),
             ],
             max_steps=module.max_steps,
+            images_per_step=settings.batch_size,
             precision=settings.precision,
-            shown=hyperparameters(self.condition.dataset, self.condition.backbone, settings),
+            shown=hyperparameters(self.condition.dataset, self.condition.backbone, settings, seed=self.condition.seed)
+            | {"Learning rate": settings.lr},
             outcomes=("temi/utilization_ratio", "train/loss"),
             log_every_steps=max(1, min(50, data.steps_per_epoch)),
             overwrite=overwrite,
+            loggers=self.loggers,
             more_callbacks=self.more_callbacks,
         )
         inputs, scaling = embeddings.head_inputs(settings.standardise), embeddings.scaling(settings.standardise)

@@ -12,16 +12,16 @@ from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from callbacks.loggers import close, log_settings
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped, TimeIsUp
 from callbacks.stopping import queue_again, stop_between_batches
 from pipeline.running.processes import RUN_FOLDER_VARIABLE, adopt_torchrun
-from pipeline.running.trainer_settings import CALLBACKS, PROFILERS, TrainerSettings
+from pipeline.running.trainer_settings import CALLBACKS, LOGGERS, PROFILERS, More, TrainerSettings
 from storage.errors import UserError
 from storage.settings import Settings
 
@@ -34,26 +34,42 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # t
 warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it starts at the trainer's step
 
 
-# What curves and pictures are written to, by name.
-LOGGERS: dict[str, Callable[[Path], Logger]] = {
-    "tensorboard": lambda folder: TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-}
+# TensorBoard sorts by the alphabet, capitals before all others, and shows the first five until one chooses.
+FIRST = {"clustering.num_clusters": "C", "training.lr": "Learning rate", "clustering.method": "Method"}
 
 
 def hyperparameters(*groups: Settings, **others: Any) -> dict[str, Any]:
-    """What TensorBoard's table of hyper-parameters shows: the settings that tell one run from another."""
+    """What tables of hyper-parameters show: the settings that tell one run from another, those of `FIRST` first."""
     leaves = {group.key(name): value for group in groups for name, value in group.identity().items()} | others
-    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in leaves.items()}
+    named = {FIRST[key]: leaves[key] for key in FIRST if key in leaves} | leaves
+    shown = {name: value for name, value in named.items() if name not in FIRST}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in shown.items()}
 
 
-def show_hyperparameters(trainer: Trainer, shown: dict[str, Any], outcomes: tuple[str, ...]) -> None:
-    """Fill TensorBoard's table of hyper-parameters, beside the newest values of the `outcomes`' curves.
+def loggers_of(names: Sequence[str], folder: Path, images_per_step: int) -> list[Logger]:
+    """The loggers of these names, each started on rank 0, so that what it lacks is told before the training.
 
-    Not by `logger.log_hyperparams`, which would write points of its own into those curves.
+    Raises:
+        UserError: one of them needs a package that is not installed, or cannot start.
     """
-    if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-        for summary in hparams(shown, dict.fromkeys(outcomes, 0)):
-            trainer.logger.experiment.file_writer.add_summary(summary)
+    made: list[Logger] = []
+    for name in names:
+        look_for(LOGGERS[name], f"logger={name}", f"cluster-conditioned-diffusion[{name}]")
+        try:
+            logger = resolve_name(LOGGERS[name].target)(folder, images_per_step)
+            logger.experiment  # noqa: B018, as it starts it
+        except OSError:
+            raise
+        except Exception as error:
+            raise UserError(f"logger={name} cannot start: {error}\nLeave it out, or set logger=csv.") from error
+        made.append(logger)
+    return made
+
+
+def look_for(entry: More, setting: str, requirement: str) -> None:
+    """Raise a `UserError` where the package that an entry needs is not installed."""
+    if entry.package and importlib.util.find_spec(entry.package) is None:
+        raise UserError(f'{setting} needs {entry.package}, which is not installed. Run: pip install "{requirement}"')
 
 
 def with_more(callbacks: Sequence[Callback], names: Sequence[str], enable_progress_bar: bool) -> list[Callback]:
@@ -63,8 +79,7 @@ def with_more(callbacks: Sequence[Callback], names: Sequence[str], enable_progre
         UserError: one of them needs a package that is not installed.
     """
     for name in names:
-        if (package := CALLBACKS[name].package) and importlib.util.find_spec(package) is None:
-            raise UserError(f"callbacks={name} needs {package}, which is not installed. Run: pip install {package}")
+        look_for(CALLBACKS[name], f"callbacks={name}", CALLBACKS[name].package)
     more = [resolve_name(CALLBACKS[name].target)() for name in names]
     if any(isinstance(one, ProgressBar) for one in more) or not enable_progress_bar:
         callbacks = [one for one in callbacks if not isinstance(one, ProgressBar)]
@@ -88,21 +103,23 @@ def fit(
     callbacks: list[Callback],
     *,
     max_steps: int,
+    images_per_step: int,
     precision: str,
     shown: dict[str, Any],
     outcomes: tuple[str, ...],
     accumulate: int = 1,
     log_every_steps: int = 1,
     overwrite: bool = False,
+    loggers: Sequence[str] = ("tensorboard",),
     more_callbacks: Sequence[str] = (),
     afterwards: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """Train for `max_steps` optimizer steps from the newest snapshot in `folder/snapshots`, or from the start.
+    """Train for `max_steps` steps of `images_per_step` images from the newest snapshot in `folder/snapshots`, if any.
 
-    `shown` are the settings in TensorBoard's table of hyper-parameters, `outcomes` the curves beside them.
-    SIGTERM ends the process with exit code 143 after a snapshot on all ranks, Ctrl-C at once with 130; either leaves a
-    snapshot to go on from. `more_callbacks` are names in `CALLBACKS`. `afterwards` is called on all ranks when the last
-    step is done, now or in an earlier try.
+    `shown` are the settings that loggers are given, `outcomes` the curves beside them in TensorBoard's table. `loggers`
+    and `more_callbacks` are names in `LOGGERS` and `CALLBACKS`. SIGTERM ends the process with exit code 143 after a
+    snapshot on all ranks, Ctrl-C at once with 130; either leaves a snapshot to go on from. `afterwards` is called on
+    all ranks when the last step is done, now or in an earlier try.
 
     Raises:
         TimeIsUp: `trainer.max_time` was over before the last step, and a snapshot is written.
@@ -126,7 +143,8 @@ def fit(
         max_epochs=-1,  # one endless epoch: the data stream is a function of the step
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
-        logger=[make(folder) for make in LOGGERS.values()],
+        logger=loggers_of(loggers, folder, images_per_step),
+        enable_autolog_hparams=False,
         callbacks=with_more(callbacks, more_callbacks, settings.enable_progress_bar),
         plugins=[AtomicCheckpointIO()],
         log_every_n_steps=log_every_steps,
@@ -135,7 +153,8 @@ def fit(
         enable_model_summary=settings.enable_model_summary,
         default_root_dir=folder,
     )
-    show_hyperparameters(trainer, shown, outcomes)
+    if trainer.is_global_zero:
+        log_settings(trainer.loggers, shown, outcomes)
     snapshot = newest_snapshot(folder / "snapshots", trainer.global_rank)
     if snapshot is not None and trainer.is_global_zero:
         print(f"Resuming from {snapshot}")
@@ -164,4 +183,6 @@ def fit(
         elif RUN_FOLDER_VARIABLE in os.environ:
             sys.exit(0)  # rank 0 has launched this process, and would be killed for its crash if the code were another
         sys.exit(stop.code if isinstance(stop, Stopped) else 130)
+    finally:
+        close(trainer.loggers)
     return trainer

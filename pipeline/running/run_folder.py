@@ -27,7 +27,8 @@ TRAINING_IDENTITY = (
 )  # fmt: skip
 # What runs write into their folder: a user's files of these names are not written over.
 OUTPUTS = re.compile(
-    r"(images|grids|snapshots|averages|tensorboard|profile|hf|hub|candidates|clusterings|settings\.json|data\.(json|png)"
+    r"(images|grids|snapshots|averages|tensorboard|csv|wandb|mlflow_run_id|profile|hf|hub|candidates|clusterings"
+    r"|settings\.json|data\.(json|png)"
     r"|images\.(zip|npy)|labels\.npy|(denoiser(-.+)?|guide|head|held_out|pseudo_labels)\.safetensors|(set-\d+)\.json|nearest-\d+\.png"
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"

@@ -14,7 +14,7 @@ PROFILERS = {
 
 
 class More(NamedTuple):
-    """A callback of Lightning's: its class as `module:name`, and the package that it needs."""
+    """A callback or logger of Lightning's: its class as `module:name`, and the package that it needs."""
 
     target: str
     package: str = ""
@@ -26,6 +26,12 @@ CALLBACKS = {  # those that leave alone what is trained and when it ends
     "rich_progress": More("callbacks.lightning_internals:RichBar", "rich"),
     "model_summary": More("lightning.pytorch.callbacks:ModelSummary"),
     "rich_model_summary": More("lightning.pytorch.callbacks:RichModelSummary", "rich"),
+}
+LOGGERS = {
+    "tensorboard": More("callbacks.loggers:TensorBoard"),
+    "csv": More("callbacks.loggers:CSV"),
+    "wandb": More("callbacks.loggers:Wandb", "wandb"),
+    "mlflow": More("callbacks.loggers:MLFlow", "mlflow"),
 }
 SHARDED = "the averages of the weights, and a resume to the same bytes, need whole parameters on every device"
 HANDS_NOTHING_BACK = "its processes hand nothing back, so what comes after the training would be lost with them"

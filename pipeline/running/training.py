@@ -40,8 +40,8 @@ class Training:
     Attributes:
         condition: what decides its clusters.
         condition_name: what these are called, such as `temi-40`, or none.
-        shown: settings for TensorBoard's table of hyper-parameters.
-        more_callbacks: names of callbacks that the user has asked for.
+        shown: settings that the loggers are given.
+        loggers, more_callbacks: names of those that the user has asked for.
     """
 
     module: EDMModule
@@ -55,6 +55,7 @@ class Training:
     condition: Condition
     condition_name: str
     shown: dict[str, Any]
+    loggers: Sequence[str] = ("tensorboard",)
     more_callbacks: Sequence[str] = ()
 
     def run(self, overwrite: bool) -> dict[str, Any]:
@@ -71,12 +72,14 @@ class Training:
             self.data,
             [*self.callbacks(), *along, *self.savers()],
             max_steps=self.total_images // self.data.batch_size,
+            images_per_step=self.data.batch_size,
             precision=self.trainer.precision,
             shown=self.shown,
             outcomes=("train/loss",) if distance is None else (distance.name, "train/loss"),
             accumulate=self.data.accumulate,
             log_every_steps=max(1, round(self.evaluation.log_every_kimg * 1000 / self.data.batch_size)),
             overwrite=overwrite,
+            loggers=self.loggers,
             more_callbacks=self.more_callbacks,
             afterwards=lambda trainer: self.finish(trainer, along),
         )

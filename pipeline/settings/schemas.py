@@ -22,11 +22,11 @@ from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.running.run_files import denoiser_file, head_file
-from pipeline.running.trainer_settings import CALLBACKS, TrainerSettings
+from pipeline.running.trainer_settings import CALLBACKS, LOGGERS, TrainerSettings
 from pipeline.studies.study_settings import StudySettings
 from storage.files import MARK
 from storage.hub import REPOSITORY
-from storage.settings import REQUIRED, Settings, setting
+from storage.settings import REQUIRED, Settings, names_in, setting
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ class SharedSettings(Settings):
     init_from: str | None = setting(
         None, "denoiser.safetensors to start from (fine-tuning)", identifies=False, path=True
     )
+    logger: Any = setting(
+        "tensorboard",
+        "where a training's curves and pictures go; or a list",
+        choices=(*LOGGERS, "none"),
+        identifies=False,
+    )
     callbacks: Any = setting(
         [], "more of Lightning's callbacks for a training, by name", choices=tuple(CALLBACKS), identifies=False
     )
@@ -88,6 +94,11 @@ class SharedSettings(Settings):
             self.refuse("embeddings", "a file is expected. Set embeddings=FILE, which chooses the backbone, too")
         if self.noise is not None and self.assignments is None:
             self.refuse("noise", "it is about images in no cluster of assignments=FILE. Leave it out")
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Names of the loggers of a training."""
+        return tuple(name for name in names_in(self.logger) if name != "none")
 
     def check_files(self) -> None:
         """Look for the files that settings name: when the command starts, and not when it is planned.

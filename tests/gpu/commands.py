@@ -233,7 +233,7 @@ def loop(check: Check) -> None:
 
 def logged_rates(folder: Path, images: float) -> dict[str, float]:
     """Images per second in the second half of a training that logs every `images`, by its log and by the clock."""
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder))
     events.Reload()
     points = events.Scalars("throughput/kimg_per_s")
     late = points[len(points) // 2 :]

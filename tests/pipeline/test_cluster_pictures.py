@@ -19,7 +19,7 @@ PICTURES = ("gallery.png", "clusters.png", "map.png")
 
 
 def tensorboard_images(folder: Path) -> set[str]:
-    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
     return set(accumulator.Tags()["images"])
 

@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_torch_fidelity(cedm: Cedm, drawn: Path, workpl
     assert found["authenticity"] == memory["authenticity"] < 1
     assert 0.3 < found["scores"]["authenticity"]["protocol"]["of_training_images"] < 0.7
     assert Image.open(memory["picture"]).width > 300
-    events = EventAccumulator(str(workplace / "run/tensorboard")).Reload()
+    events = EventAccumulator(str(workplace / "run")).Reload()
     assert events.Scalars("evaluate/fd_pixels")[0].value == pytest.approx(found["fd_pixels"], rel=1e-5)
     assert events.Tags()["images"] == ["evaluate/nearest_training_images"]
 
