@@ -98,5 +98,7 @@ class DatasetSettings(Settings):
                 self.refuse(name, "[LOW,HIGH] is expected, such as [0,1]")
         if self.window is not None and self.value_range is not None:
             self.refuse("window", "dataset.value_range is set, too, beyond which nothing may be. Set one of them")
+        if self.value_range is not None and self.kind not in ("array", "hdf5"):
+            self.refuse("value_range", "it is for arrays. Leave it out, or set dataset.window for measurements")
         if self.window is not None and self.kind not in MEASURED_KINDS:
             self.refuse("window", f"dataset={self.name} has no use for it. Leave it out")

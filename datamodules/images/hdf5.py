@@ -50,11 +50,11 @@ def open_hdf5(settings: DatasetSettings) -> ArrayReader:
 
 
 def arrays_in(path: Path) -> list[str]:
-    """The names of all arrays in a file, `group/name` in groups; what links to other files is not among them."""
+    """The names of the arrays in a file, `group/name` in groups; not of empty ones, and of links to other files."""
     keys = list[str]()
     try:
         with opened(path) as file:
-            file.visititems(lambda name, item: keys.append(name) if hasattr(item, "shape") else None)
+            file.visititems(lambda name, item: keys.append(name) if getattr(item, "shape", None) is not None else None)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: truncated or damaged ({error}). Copy or make it again.") from error
     return keys

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.file_kinds import array_line
+from datamodules.file_kinds import START, array_line, start_of
 from datamodules.images.decoding import UnusableImageError, bytes_of
 from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO, is_measurement, read_tags
 from datamodules.packages import needed
@@ -149,15 +149,14 @@ READERS: tuple[tuple[bytes, Callable[[bytes], Measured]], ...] = (  # by how the
 )
 
 
-def reader_of(content: bytes) -> Callable[[bytes], Measured] | None:
+def reader_of(file: Path | bytes) -> Callable[[bytes], Measured] | None:
     """What reads a file of measurements; None where it is a picture, or unknown."""
-    reader = next((read for starts, read in READERS if re.match(starts, content, re.S)), None)
-    if reader is read_tiff:
-        try:
-            return reader if is_measurement(read_tags(content)) else None
-        except Exception:  # damaged; told by who decodes it
-            return None
-    return reader
+    try:
+        start = file[:START] if isinstance(file, bytes) else start_of(file)
+        reader = next((read for starts, read in READERS if re.match(starts, start, re.S)), None)
+        return None if reader is read_tiff and not is_measurement(read_tags(file)) else reader
+    except Exception:  # damaged, or not to be opened; told by who decodes it
+        return None
 
 
 def refuse_bomb(width: int, height: int) -> None:
@@ -173,10 +172,10 @@ def load_measured(file: Path | bytes) -> Measured | None:
         UnusableImageError: it is damaged, or nothing says what its numbers mean.
         UserError: the package that reads it is not installed.
     """
-    content = bytes_of(file)
-    read = reader_of(content)
+    read = reader_of(file)
     if read is None:
         return None
+    content = bytes_of(file)
     try:
         measured = read(content)
     except UserError:

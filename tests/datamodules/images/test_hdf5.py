@@ -27,6 +27,7 @@ def test_an_array_of_an_hdf5_file_is_read_image_by_image(tmp_path: Path) -> None
         file["ans"], file["names"] = np.arange(20) % 4, [b"spiral", "elliptisch, früh".encode()] * 10
         file["deep/of floats"] = np.linspace(0, 1, 20 * 81).reshape(20, 9, 9).astype(">f4")
         file["few"] = np.arange(3)
+        file["nothing"] = h5py.Empty("f4")
     source = opened("hdf5", path, label_key="ans")
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 2, 3] * 5

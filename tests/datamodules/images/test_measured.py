@@ -297,6 +297,8 @@ def test_arrays_are_cut_off_at_a_window(tmp_path: Path) -> None:
             opened("array", tmp_path / "x.npy", **wrong)
     with pytest.raises(UserError, match="no use for it"):
         opened("digits", window=[0, 1])
+    with pytest.raises(UserError, match=r"dataset\.value_range=\[0, 1\]: it is for arrays"):
+        opened("folder", tmp_path, value_range=[0, 1])
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
