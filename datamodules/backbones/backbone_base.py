@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.digests import file_digest
+from storage.errors import UserError
 
 # uint8 images [B, C, H, W] to the inputs of a network, on the same device
 Preparation = Callable[[Tensor], Tensor]
@@ -80,6 +81,20 @@ class Backbone(nn.Module, ABC):
         """Features of what `prepare` returned, wherever it lies: float32 [B, dim], on the backbone's device."""
         with full_float32():
             return torch.cat([self._features(part.to(self.device, non_blocking=True)) for part in inputs])
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """Features of float images [B, C, H, W] of values 0…255, through which gradients flow: float32 [B, dim].
+
+        They are those of `extract`, but for the rounding of resized images.
+
+        Raises:
+            UserError: the model's own preparation lets no gradient through.
+        """
+        with torch.enable_grad(), full_float32():
+            features = self._features(self.preparation(images))
+        if images.requires_grad and not features.requires_grad:
+            raise UserError(f"backbone={self.name} lets no gradient through. Set another sampler.guide")
+        return features
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stays in evaluation mode: a backbone is frozen, whatever module it is put into."""

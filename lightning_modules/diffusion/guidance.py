@@ -63,6 +63,36 @@ class Autoguidance:
 
 
 @dataclass(frozen=True)
+class ClassifierGuidance:
+    """D + (scale − 1) σ² ∇ₓ log p(label | D(x; σ)), guided by a classifier of clean images (arXiv 2302.07121).
+
+    σ² ∂D/∂x is the covariance of the clean image given x. So scale 2 gives, to first order, the mean of the clean
+    images to which the classifier gives the label, as with a classifier of noisy images (arXiv 2105.05233). Scale 1,
+    and noise levels outside `interval`: no guidance.
+    """
+
+    denoiser: Callable[..., Tensor]
+    log_likelihood: Callable[[Tensor, Tensor], Tensor]  # of labels [B, label_dim] for images [B, C, H, W], [B]
+    scale: float
+    interval: tuple[float, float] = (0.0, math.inf)
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Guided D(x; σ), `[B, C, H, W]`; sigma `[B]`. One evaluation and its gradient, or one where none is guided."""
+        if class_labels is None:
+            raise ValueError("guidance by a classifier needs class labels; this call has none")
+        sigma = torch.as_tensor(sigma, device=x.device).expand(len(x))
+        guided = (self.interval[0] <= sigma) & (sigma <= self.interval[1])  # [B]
+        if self.scale == 1 or not bool(guided.any()):
+            return self.denoiser(x, sigma, class_labels)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            D = self.denoiser(x, sigma, class_labels)
+            (gradient,) = torch.autograd.grad(self.log_likelihood(D, class_labels).sum(), x)
+        strength = torch.where(guided, (self.scale - 1) * sigma**2, 0.0)  # [B]
+        return D.detach() + (per_image(strength) * gradient).to(D)
+
+
+@dataclass(frozen=True)
 class SlidingWindows:
     """The denoiser on overlapping square windows alone, averaged where they overlap: a guide without long-range sight.
 

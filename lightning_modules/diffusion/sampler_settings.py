@@ -6,8 +6,8 @@ from typing import Any
 
 from storage.settings import Settings, setting
 
-WITHOUT_FILE = ("label", "sliding_window")  # guides made of the model itself
-AUTO = "auto"
+ITSELF = ("label", "sliding_window")  # guides made of the model itself
+AUTO, HEAD = "auto", "head"
 LARGE_FROM_PIXELS = 64  # from this resolution on, EDM takes 40 steps, below 18
 
 
@@ -38,7 +38,7 @@ class SamplerSettings(Settings):
     guide: str = setting(
         "label",
         "label: the model without its label (training.label_dropout > 0); auto: the early model beside it; "
-        "sliding_window: the model on parts of the image; or FILE, another denoiser",
+        "sliding_window: the model on parts of the image; head: the clustering head (head=); FILE: another denoiser",
         path=True,
     )
     window: int | None = setting(None, "side of a sliding window in pixels; null: about 3/4 of the image", low=1)
@@ -67,18 +67,23 @@ class SamplerSettings(Settings):
 
     @property
     def guide_file(self) -> str | None:
-        """The file of the denoiser that guides, `auto` for the one beside the model; None where no file is needed."""
-        return None if self.guidance == 1 or self.guide in WITHOUT_FILE else self.guide
+        """The file of the denoiser that guides, `auto` for the one beside the model; None where no other guides."""
+        return None if self.guidance == 1 or self.guide in (*ITSELF, HEAD) else self.guide
+
+    @property
+    def guided_by_head(self) -> bool:
+        """Whether a clustering head guides the model."""
+        return self.guidance != 1 and self.guide == HEAD
 
     def identity(self) -> dict[str, Any]:
         """The values that tell one run from another; of a guide's file, where it lies does not."""
-        named = self.guide in (*WITHOUT_FILE, AUTO)
+        named = self.guide in (*ITSELF, AUTO, HEAD)
         return {**super().identity(), "guide": self.guide if named else "file"}
 
     @property
     def while_training(self) -> "SamplerSettings":
-        """The sampler of the images that are looked at while a model trains, when it has no guide of its own yet."""
-        return replace(self, guidance=1.0) if self.guide_file is not None else self
+        """The sampler of the images that are looked at while a model trains, which has no guide but itself."""
+        return self if self.guide in ITSELF else replace(self, guidance=1.0)
 
     def window_size(self, resolution: int, factor: int) -> int:
         """`window`, or the largest multiple of the network's down-sampling `factor` within 3/4 of the image.

@@ -23,6 +23,12 @@ class SamplingSettings(Settings):
     )
     churn: float | None = setting(None, "S_churn, 0 is deterministic; null: that of sampler=", low=0, identifies=False)
     guidance: float | None = setting(None, "strength of the guidance; null: that of sampler=", low=0, identifies=False)
+    head: str | None = setting(
+        None,
+        "head.safetensors of the clustering, or its folder: sampler.guide=head, and how sure it is of each image",
+        identifies=False,
+        path=True,
+    )
     batch_size: int = setting(128, "images at once on each device", low=1, identifies=False)
 
     def __post_init__(self) -> None:
@@ -52,9 +58,6 @@ class GenerateSettings(SamplingSettings):
     ckpt: str = setting(REQUIRED, "denoiser.safetensors, or the folder of a run", identifies=False, path=True)
     num: int = setting(64, "images, with seeds from first_seed on", low=1, high=MOST_IMAGES)
     seeds: Any = setting(None, "a list of seeds instead, such as [3,17]")
-    head: str | None = setting(
-        None, "head.safetensors of the clustering: how sure it is of each image", identifies=False, path=True
-    )
     keep: float = setting(1.0, "with a head, generate num/keep images, keep each cluster's surest", above=0, high=1)
     format: str = setting(
         "png", "png: a folder of PNG files; zip: EDM's ZIP; npy: one array", choices=("png", "zip", "npy")

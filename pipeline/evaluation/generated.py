@@ -18,18 +18,17 @@ from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.cluster_names import read_cluster_names
 from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
 from pipeline.evaluation.features import GeneratedSet
-from pipeline.evaluation.guides import guide_path, load_guide
+from pipeline.evaluation.guides import ModelCommandSettings, guide_of
 from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
-from pipeline.settings.schemas import AverageCommandSettings, EvaluateCommandSettings, GenerateCommandSettings
+from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.bounds import read_npy_header
 from storage.cores import available_cores
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
-ModelCommandSettings = GenerateCommandSettings | EvaluateCommandSettings | AverageCommandSettings
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 EXPECTED = (
     "Expected images in uint8, [N, H, W, C] or [N, H, W], 0 black and 255 white: numpy.save(FILE.npy, images) or "
@@ -144,8 +143,8 @@ class GeneratedByModel:
         self.denoiser, self.seeds, self.compiled = Denoiser.from_pretrained(path), seeds, settings.trainer.compile
         name_clusters(self.denoiser, settings.cluster_names)
         check_guidance(settings.sampler, self.denoiser, path)
-        guide = guide_path(settings.sampler, path)
-        self.sampler = Sampler(settings.sampler, None if guide is None else load_guide(guide, self.denoiser))
+        model, guide = guide_of(settings, self.denoiser, path) or (None, None)
+        self.sampler = Sampler(settings.sampler, model)
         self.labels = labels_of(settings, self.denoiser, path, seeds, settings.sampler.labels)
         self.inputs = {"denoiser": file_digest(path, settings.cache_dir)}
         if guide is not None:
@@ -189,6 +188,8 @@ class GeneratedByModel:
         """In the memory format in which the denoiser was trained, and compiled if asked; its guide likewise."""
         for denoiser in filter(None, (self.denoiser, self.sampler.guide)):
             denoiser.to(device)
+            if not isinstance(denoiser, Denoiser):
+                continue
             if denoiser.meta.get("channels_last", True):
                 denoiser.to(memory_format=torch.channels_last)
             if self.compiled:

@@ -3,16 +3,30 @@
 import math
 from pathlib import Path
 
+from torch import Tensor, nn
+
+from datamodules.backbones.backbone_base import Backbone
+from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
-from lightning_modules.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, SlidingWindows
+from lightning_modules.diffusion.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    SlidingWindows,
+)
 from lightning_modules.diffusion.sampler import DenoiserFunction
-from lightning_modules.diffusion.sampler_settings import AUTO, SamplerSettings
-from pipeline.running.run_files import GUIDE, file_of_run
+from lightning_modules.diffusion.sampler_settings import AUTO, HEAD, SamplerSettings
+from pipeline.evaluation.rejection import judge_of
+from pipeline.running.run_files import GUIDE, file_of_run, head_file
+from pipeline.settings.schemas import AverageCommandSettings, EvaluateCommandSettings, GenerateCommandSettings
 from storage.errors import UserError
+from storage.standardised import standardised
+
+ModelCommandSettings = GenerateCommandSettings | EvaluateCommandSettings | AverageCommandSettings
 
 
-def guided(denoiser: Denoiser, settings: SamplerSettings, guide: Denoiser | None) -> DenoiserFunction:
-    """The denoiser under the guidance of the settings; `guide` is the model of `settings.guide_file`, if any."""
+def guided(denoiser: Denoiser, settings: SamplerSettings, guide: nn.Module | None) -> DenoiserFunction:
+    """The denoiser under the guidance of the settings; `guide` is what `guide_of` returned."""
     if settings.guidance == 1:
         return denoiser
     low, high = settings.guidance_interval or (0.0, math.inf)
@@ -22,7 +36,49 @@ def guided(denoiser: Denoiser, settings: SamplerSettings, guide: Denoiser | None
         size = settings.window_size(denoiser.img_resolution, downsampling(denoiser))
         return Autoguidance(denoiser, SlidingWindows(denoiser, size), settings.guidance, (low, high))
     assert guide is not None
-    return Autoguidance(denoiser, guide, settings.guidance, (low, high))
+    kind = ClassifierGuidance if settings.guide == HEAD else Autoguidance
+    return kind(denoiser, guide, settings.guidance, (low, high))
+
+
+def guide_of(settings: ModelCommandSettings, denoiser: Denoiser, ckpt: Path) -> tuple[nn.Module, Path] | None:
+    """What guides the model of the file `ckpt` beside the model itself, and its file; None where nothing does.
+
+    Raises:
+        UserError: there is no such guide, or it does not fit the model.
+    """
+    if settings.sampler.guided_by_head:
+        if settings.head is None:
+            raise UserError("sampler.guide=head: set head=FOLDER, that of the clustering, or its head.safetensors.")
+        if not denoiser.label_dim or denoiser.cluster_ids is None:
+            raise UserError(f"sampler.guide=head: {ckpt} was trained without clusters. Set another sampler.guide.")
+        path = head_file(settings.head)
+        head, backbone = judge_of(path, denoiser, settings.backbone, settings.cache_dir)
+        return HeadLikelihood(head, backbone, denoiser.cluster_ids), path
+    file = guide_path(settings.sampler, ckpt)
+    return None if file is None else (load_guide(file, denoiser), file)
+
+
+class HeadLikelihood(nn.Module):
+    """How likely an image is of the cluster that was asked for, as a clustering head sees it.
+
+    Args:
+        head: the head.
+        backbone: the one that it reads.
+        cluster_ids: the cluster that each label of the model stands for, int64 [label_dim].
+    """
+
+    def __init__(self, head: ClusteringHead, backbone: Backbone, cluster_ids: Tensor) -> None:
+        super().__init__()
+        self.head, self.backbone, self.temperature = head.head, backbone, head.temperature
+        for name, value in (("mean", head.mean), ("std", head.std), ("cluster_ids", cluster_ids)):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
+        """log p(cluster | image), [B], of images [B, C, H, W] in [-1, 1] and one-hot labels [B, label_dim]."""
+        embeddings = self.backbone.differentiable(127.5 * images.float() + 127.5)
+        mean, std, cluster_ids = (self.get_buffer(name) for name in ("mean", "std", "cluster_ids"))
+        logits = self.head(standardised(embeddings, mean, std))[0].float() / self.temperature  # [B, C]
+        return logits.log_softmax(dim=1).gather(1, cluster_ids[class_labels.argmax(dim=1)][:, None])[:, 0]
 
 
 def downsampling(denoiser: Denoiser) -> int:

@@ -32,7 +32,9 @@ def judge_of(
         UserError: it is a head of other clusters than the model's, or another backbone's.
     """
     head = ClusteringHead.from_pretrained(head_file)
-    known = denoiser.meta.get("num_clusters", denoiser.label_dim)  # a file that was imported tells its labels alone
+    ids = denoiser.cluster_ids
+    fewest = denoiser.label_dim if ids is None or not len(ids) else max(denoiser.label_dim, int(ids.max()) + 1)
+    known = denoiser.meta.get("num_clusters", fewest)  # a file that was imported tells its labels alone
     if denoiser.label_dim and known != head.num_clusters:
         raise UserError(
             f"head={head_file} knows {head.num_clusters} clusters, the model {known}. "

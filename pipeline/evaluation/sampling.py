@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.label_draws import draw_labels
@@ -33,7 +33,7 @@ class Sampler:
     """
 
     settings: SamplerSettings
-    guide: Denoiser | None = None  # of `settings.guide_file`
+    guide: nn.Module | None = None  # what `guide_of` returned
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -174,6 +174,11 @@ class GenerateCommandSettings(SharedSettings, GenerateSettings):
 class EvaluateCommandSettings(SharedSettings, EvaluateSettings):
     """`configs/evaluate.yaml`."""
 
+    def check_files(self) -> None:
+        super().check_files()
+        if self.head is not None:
+            head_file(self.head)
+
 
 @dataclass(frozen=True)
 class AverageCommandSettings(SharedSettings, AverageSettings):

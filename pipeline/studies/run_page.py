@@ -199,7 +199,7 @@ def pictures_of(
         labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
         source = source if labels is None else source.only(labels.ids)
         store = ImageStore(source, dataset.resolution, dataset.channels, memory_gb=0)
-        pictures = gallery_of(denoiser, Sampler(settings.sampler), store, labels)
+        pictures = gallery_of(denoiser, Sampler(settings.sampler.while_training), store, labels)
     except UserError as error:
         return {}, [f"No gallery: {error}"]
     return {f"{name}: {caption}" if name else caption: image for caption, image in pictures.items()}, []

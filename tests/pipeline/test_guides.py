@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_modules.clustering.assignment import ClusteringHead
+from lightning_modules.clustering.heads import ClusteringHeads
 from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.sampler import edm_sampler, latents
 from storage.digests import file_digest
 
@@ -69,6 +72,52 @@ def test_windows_guide_a_model_without_labels_or_training(cedm: Cedm, model: Pat
     assert abs(image(workplace / "guided") - image(workplace / "larger")).max() > 1
     result = cedm("generate", *words, "guidance=3", "sampler.window=8", "run_dir=whole")
     assert (result.code, "sampler.window=8" in result.err, Path("whole").exists()) == (2, True, False)
+
+
+@pytest.fixture
+def head(workplace: Path) -> str:
+    """An untrained clustering head of 3 clusters, which reads pixels."""
+    torch.manual_seed(0)
+    heads = ClusteringHeads(1, 64, 3, hidden_dim=16, bottleneck_dim=8)
+    for parameter in (*heads.parameters(), heads.hidden_bias, heads.bottleneck_bias):
+        torch.nn.init.normal_(parameter, std=0.3)
+    identity = {"kind": "pixels", "resolution": 8, "channels": 1}
+    ClusteringHead(heads, torch.zeros(64), torch.ones(64), identity).save_pretrained("head.safetensors")
+    return "head=head.safetensors"
+
+
+def test_the_clustering_head_guides_to_the_clusters_asked_for(cedm: Cedm, head: str, workplace: Path) -> None:
+    """A fresh network is the ideal denoiser of normal pixels, whatever the cluster."""
+    network = NetworkSettings("ddpmpp", model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[])
+    denoiser = Denoiser(network, img_resolution=8, img_channels=1, label_dim=3)
+    denoiser.cluster_frequencies, denoiser.cluster_ids = torch.full((3,), 1 / 3), torch.arange(3)
+    denoiser.save_pretrained("denoiser.safetensors", dataset="digits")
+    words = ["num=60", f"steps={STEPS}", head]
+    for strength in (1, 2, 4):
+        guide = [f"guidance={strength}", "sampler.guide=head"][: 2 if strength > 1 else 0]
+        result = cedm("generate", "ckpt=denoiser.safetensors", *words, *guide, f"run_dir=run{strength}")
+        assert result.code == 0, result.err
+    agreements = [summary(f"run{strength}")["confidence"]["agreement"] for strength in (1, 2, 4)]
+    assert agreements[0] + 0.1 < agreements[1] < agreements[2]
+    assert summary("run2")["inputs"]["guide"] == file_digest(Path("head.safetensors"))
+    assert summary("run2")["sampler"]["guide"] == "head"
+
+    measured = ["generated=denoiser.safetensors", *words, "metrics=[fd]", "memorisation=false", "run_dir=measured"]
+    assert cedm("evaluate", *measured, "sampler.guide=head", "guidance=2").code == 0
+    (generated,) = summary("measured")["scores"]["fd_pixels"]["protocol"]["generated"]
+    assert generated["guide"]["path"] == "head.safetensors"
+
+
+def test_a_head_that_cannot_guide_is_refused(cedm: Cedm, model: Path, head: str, workplace: Path) -> None:
+    asked = ["num=2", "guidance=2", "sampler.guide=head"]
+    Denoiser(Denoiser.from_pretrained(model).settings, 8, 1).save_pretrained("none.safetensors")
+    for words, expected in {
+        (f"ckpt={model}", head): "knows 3 clusters, the model 8",  # with ids up to 7
+        (f"ckpt={model}",): "set head=",
+        ("ckpt=none.safetensors", head): "without clusters",
+    }.items():
+        result = cedm("generate", *words, *asked)
+        assert (result.code, expected in result.err) == (2, True), result.err
 
 
 @pytest.mark.parametrize(("change", "word"), [("clusters", "other clusters"), ("size", "16×16 pixels")])

@@ -203,6 +203,7 @@ def test_every_option_loads_and_gives_what_its_library_gives(
         assert backbone.dim == expected.shape[1]
         assert len(pickle.dumps(backbone.preparation)) < 20_000  # processes that load images get no network
         check_company(backbone, images)
+        check_gradients(backbone, images)
         check_cache(settings, backbone, tmp_path)
 
 
@@ -216,6 +217,17 @@ def check_company(backbone: Backbone, images: Tensor) -> None:
     )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed[[0, 2]], together[:2], rtol=1e-4, atol=1e-5)
+
+
+def check_gradients(backbone: Backbone, images: Tensor) -> None:
+    """Images with fractions have the same features, but for the rounding of resized ones, and a gradient."""
+    values = images.float().requires_grad_()
+    features = backbone.differentiable(values)
+    expected = backbone.extract(images)
+    torch.testing.assert_close(features.detach(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    (gradient,) = torch.autograd.grad(features.square().sum(), values)
+    assert (gradient[..., 20:30, 15:25] != 0).float().mean() > 0.9  # what no processor crops away
+    assert gradient.isfinite().all()
 
 
 def check_cache(settings: BackboneSettings, backbone: Backbone, cache_dir: Path) -> None:

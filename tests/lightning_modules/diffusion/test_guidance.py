@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 from lightning_modules.diffusion.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
+    ClassifierGuidance,
     SlidingWindows,
     window_starts,
 )
@@ -152,3 +153,50 @@ def test_a_denoiser_takes_windows(golden_network):
     sigma, labels = golden.inputs["sigma"], golden.inputs["class_labels"]
     found = SlidingWindows(denoiser, 8)(x, sigma, labels)
     torch.testing.assert_close(found[..., 8:, :8], denoiser(x[..., 8:, :8], sigma, labels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_of_clean_images_guides_to_the_mean_of_its_images():
+    """Known for normal data, N(0, s²): a likelihood exp(a x₀) moves the mean of x₀ given x by its variance times a."""
+    variance, a = 0.25, torch.tensor([1.5, -2.0])
+
+    def denoiser(x, sigma, class_labels):
+        return x * (variance / (variance + sigma**2))[:, None, None, None]
+
+    def log_likelihood(images, class_labels):
+        return (class_labels @ a) * images.flatten(1).sum(dim=1)
+
+    x, labels = torch.randn(2, 1, 3, 3, dtype=torch.float64), torch.eye(2)
+    for sigma in (0.1, 1.0, 30.0):
+        level = torch.full((2,), sigma, dtype=torch.float64)
+        left = variance * sigma**2 / (variance + sigma**2)
+        for scale in (2, 3.5):
+            found = ClassifierGuidance(denoiser, log_likelihood, scale)(x, level, labels)
+            expected = denoiser(x, level, None) + (scale - 1) * left * a[:, None, None, None]
+            torch.testing.assert_close(found, expected.to(found), rtol=1e-5, atol=1e-6)
+    alone = ClassifierGuidance(denoiser, log_likelihood, 3, interval=(0, 5))(x, torch.tensor([2.0, 10.0]), labels)
+    plain = denoiser(x, torch.tensor([2.0, 10.0]), None)
+    assert torch.equal(alone[1], plain[1])
+    assert not torch.allclose(alone[0], plain[0])
+    with pytest.raises(ValueError, match="needs class labels"):
+        ClassifierGuidance(denoiser, log_likelihood, 3)(x, level)
+
+
+def test_guidance_by_a_classifier_in_the_sampler():
+    """Which asks for no gradients. Guided samples of N(0, s²) are of N(s² a, s²), with exp(a x) as the likelihood."""
+    a, weight = torch.tensor([1.0, -2.0]), torch.ones((), requires_grad=True)
+
+    def denoiser(x, sigma, class_labels):
+        return weight * x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
+
+    def log_likelihood(images, class_labels):
+        return (class_labels @ a) * images.flatten(1).sum(dim=1)
+
+    seeds = torch.arange(400)
+    labels = torch.eye(2)[seeds % 2]
+    made = edm_sampler(ClassifierGuidance(denoiser, log_likelihood, 2), latents(seeds, (1, 4, 4)), labels, num_steps=18)
+    for label in (0, 1):
+        of_label = made[seeds % 2 == label]
+        assert float(of_label.mean()) == pytest.approx(0.25 * float(a[label]), abs=0.03)
+        assert float(of_label.std()) == pytest.approx(0.5, abs=0.03)
+    assert weight.grad is None
+    assert not made.requires_grad
