@@ -1,7 +1,9 @@
 """Which of two models is better: tests, verdicts, their table and their words."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, median
 
 from pipeline.pictures.table import Table
 from pipeline.studies.analysis import POWER, Test, Verdict, block_tests, holm, verdict, welch_test
@@ -83,6 +85,39 @@ def compare_best(best: Model, rivals: Sequence[Model], tried: Sequence[Model]) -
 
 def lowest(models: Sequence[Model]) -> Model:
     return min(models, key=lambda model: model.spread.mean)
+
+
+def how_sure(results: Results) -> str:
+    """How much trainings, or sets of one training, differ by chance, and which differences would be missed for it."""
+    models = results.models
+    if len(models) < 2:
+        return ""
+    trainings = pooled([model.values for model in models if len(model.runs) > 1])
+    sets = pooled([run.distances for run in results.runs])
+    level, found = mean(model.spread.mean for model in models), []
+    if trainings is not None:
+        of_which = f", {trainings / level:.1%} of the distance" if level > 0 else ""
+        found.append(f"trainings from other seeds differ by {trainings:.2g} (standard deviation{of_which})")
+    else:
+        found.append(
+            "with one training of each, it is not known how much trainings differ. Set study.seeds=[0,1,2] to know"
+        )
+    if sets is not None:
+        found.append(f"sets of images of one training differ by {sets:.2g}")
+    best = lowest(models)
+    missed = [test.missed_below for test in tests([(best, rival) for rival in models if rival != best]) if test]
+    if missed and max(missed) > 0:
+        found.append(
+            f"differences under {median(missed):.2g} would be missed in more than {1 - POWER:.0%} of such studies"
+        )
+    return f"How sure: {'; '.join(found)}."
+
+
+def pooled(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups, over all of them; None where none has two values."""
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum((value - mean(group)) ** 2 for group in groups if group for value in group)
+    return math.sqrt(squares / freedom) if freedom > 0 else None
 
 
 def table_of(results: Results, comparisons: Sequence[Comparison]) -> Table | None:

@@ -11,6 +11,7 @@ from pipeline.pictures.chart import Chart, draw_png
 from pipeline.pictures.curves import loss_chart
 from pipeline.pictures.table import Table, write_csv
 from pipeline.studies.analysis import spread
+from pipeline.studies.comparisons import how_sure
 from pipeline.studies.findings import CHARTS
 from pipeline.studies.jobs import FINAL
 from pipeline.studies.page import Page
@@ -54,9 +55,10 @@ def study_page(summary: Mapping[str, Any]) -> Page:
 
 
 def answer_of(results: Results, charts: Sequence[Chart]) -> list[str]:
-    """What the first chart shows, which clusters pay, and what came of the model that was trained for longer."""
+    """What the first chart shows, which clusters pay, how sure that is, and what came of the longer training."""
     answer = [charts[0].finding] if charts else []
     answer += [chart.finding for chart in charts[1:] if chart.name == "description_length" and chart.series]
+    answer += filter(None, [how_sure(results)])
     if (final := results.final) is not None:
         distance = f": {results.metric} {spread(final.distances)}" if final.distances else ""
         answer.append(

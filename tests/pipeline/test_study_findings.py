@@ -12,11 +12,13 @@ import pytest
 from metrics.denoising_errors import Estimate
 from pipeline.pictures.chart import Chart, plotly_figure
 from pipeline.pictures.curves import smoothed
+from pipeline.studies.analysis import welch_test
+from pipeline.studies.comparisons import how_sure
 from pipeline.studies.findings import CHARTS, correlation_table
 from pipeline.studies.gains import DescriptionLength, Gain
 from pipeline.studies.page import write_markdown
 from pipeline.studies.results import Confidence, Result, Results, distances_in
-from pipeline.studies.study_page import measurements_of, study_page, write_tables
+from pipeline.studies.study_page import answer_of, measurements_of, study_page, write_tables
 
 BETTER, WORSE, SAME, UNTESTED = "better", "worse", "not significantly different", "not tested"
 
@@ -131,13 +133,29 @@ def test_each_training_without_condition_is_compared_with_those_of_its_seed() ->
     assert [row[0::2] for row in chart.table.rows] == [[run.name, f"{20 + 10 * run.seed}"] for run in runs]
 
 
+def trained(group: str, num_clusters: int | None, means: list[float]) -> list[Result]:
+    """A training for each mean, of three sets that differ by 0.01."""
+    sets = [[m - 0.01, m, m + 0.01] for m in means]
+    return [replace(result(group, num_clusters, values), seed=seed) for seed, values in enumerate(sets)]
+
+
+def test_the_answer_says_how_sure_it_is() -> None:
+    """Deviations are pooled; what would be missed is what the test behind the verdict says."""
+    one = how_sure(results(NONE, *CLUSTERS))
+    assert "not known how much trainings differ" in one
+    assert "one training differ by 0.12;" in one  # √((6 · 0.01 + 0.14 / 3) / 8)
+    several = how_sure(results(*trained("none", None, [3.0, 2.0]), *trained("temi", 10, [1.9, 2.4])))
+    assert "differ by 0.56 (standard deviation, 24.0% of the distance)" in several  # √((0.5 + 0.125) / 2)
+    assert "one training differ by 0.01;" in several
+    test = welch_test([1.9, 2.4], [3.0, 2.0])
+    assert test is not None
+    assert f"differences under {test.missed_below:.2g} would be missed" in several
+    assert several in answer_of(results(*trained("none", None, [3.0, 2.0]), *trained("temi", 10, [1.9, 2.4])), [])
+    assert how_sure(results(NONE)) == how_sure(results()) == ""
+
+
 def test_sets_of_one_training_are_not_trainings() -> None:
     """Two trainings of each, whose sets agree: 6 values a side look certain, 2 means a side tell nothing."""
-
-    def trained(group: str, num_clusters: int | None, means: list[float]) -> list[Result]:
-        sets = [[m - 0.01, m, m + 0.01] for m in means]
-        return [replace(result(group, num_clusters, values), seed=seed) for seed, values in enumerate(sets)]
-
     chart = CHARTS["granularity"](results(*trained("none", None, [3.0, 2.0]), *trained("temi", 10, [1.9, 2.4])))
     assert verdicts(chart) == {(BEST, "no condition"): SAME}
     assert chart.table is not None
