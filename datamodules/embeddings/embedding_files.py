@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.embeddings.embedding_tables import IDS, LABELS, load_csv, load_parquet
+from datamodules.embeddings.embedding_tables import IDS, LABELS, LEFT_OUT, load_csv, load_parquet
 from datamodules.images.image_names import same_text, spelled_as
 from datamodules.images.sources import ImageSource
 from datamodules.plain_files import TABLES, ZIP, contents_of, refuse_other_kinds, told_of_arrays
@@ -30,7 +30,7 @@ class EmbeddingFile:
         values: float32 [N, D].
         ids: of the N images; None where the file has none.
         labels: one for each image, in whatever form; None without.
-        note: what was made of the file, where its embeddings are not of 32 bits.
+        note: what was made of the file: of numbers of other types, and columns that are left out.
     """
 
     name: str
@@ -98,6 +98,7 @@ def read_embedding_file(specification: str) -> EmbeddingFile:
     if reader is None:
         raise UserError(f"embeddings={specification}: a file that ends in {', '.join(READERS)} is expected.")
     contents = reader(path)
+    others = contents.pop(LEFT_OUT, "")
     beside = {}
     for what, names in (("ids", IDS), ("labels", LABELS)):
         found = next((name for name in contents if name.lower() in names and name != key), None)
@@ -108,7 +109,7 @@ def read_embedding_file(specification: str) -> EmbeddingFile:
     key, values = choose(path, contents, key)
     name = f"{path}::{key}" if key else str(path)
     values, note = as_float32(name, values)
-    ids = None if beside["ids"] is None else checked_ids(path, list(map(str, beside["ids"])))
+    ids = None if beside["ids"] is None else checked_ids(path, beside["ids"])
     for what, one in (("ids", ids), ("labels", beside["labels"])):
         if one is not None and len(one) != len(values):
             raise UserError(f"{path}: {len(one):,} {what} for {len(values):,} embeddings; one for each is expected.")
@@ -119,7 +120,8 @@ def read_embedding_file(specification: str) -> EmbeddingFile:
             f"{name}: {first} holds NaN, infinity or a number that float32 cannot hold ({len(bad):,} such rows of "
             f"{len(values):,}). Leave these images out of both files, or embed them again."
         )
-    return EmbeddingFile(name, values, ids, beside["labels"], note)
+    notes = [note, f"columns left out: {others}" if others else ""]
+    return EmbeddingFile(name, values, ids, beside["labels"], ", ".join(filter(None, notes)))
 
 
 def listed(path: Path, name: str, values: Any) -> list[Any]:
@@ -133,11 +135,14 @@ def listed(path: Path, name: str, values: Any) -> list[Any]:
         values = values.tolist()
     if not isinstance(values, list | tuple):
         raise UserError(f"{path}: {name} holds {type(values).__name__}; one for each embedding is expected.")
+    if any(isinstance(value, list | tuple | dict) for value in values):
+        raise UserError(f"{path}: {name} holds several values for an embedding; one for each is expected.")
     return [value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in values]
 
 
-def checked_ids(path: Path, ids: list[str]) -> list[str]:
-    """The ids. Raises `UserError` where one is empty, holds control characters, or stands in two rows."""
+def checked_ids(path: Path, values: list[Any]) -> list[str]:
+    """The ids as texts. Raises `UserError` where one is empty, holds control characters, or stands in two rows."""
+    ids = ["" if value is None else str(value) for value in values]
     for row, image_id in enumerate(ids):
         if not image_id or CONTROL.search(image_id):
             raise UserError(f"{path}: row {row}: the id '{escaped(image_id)}' is empty or holds a control character.")
@@ -154,6 +159,8 @@ def checked_ids(path: Path, ids: list[str]) -> list[str]:
 
 def choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any]:
     """The key that was asked for, or the only one with as many axes as embeddings have; and what it leads to."""
+    if not contents:
+        raise UserError(f"{path}: holds nothing that may be embeddings, an array [images, features].")
     fitting = [name for name, value in contents.items() if getattr(value, "ndim", 0) == 2] or list(contents)
     found = key or (fitting[0] if len(fitting) == 1 else "")
     if found in contents:

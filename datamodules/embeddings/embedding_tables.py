@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from storage.bounds import inflated
 from storage.errors import UserError
 
 IDS, LABELS = ("id", "ids"), ("label", "labels")  # names of columns and arrays that are no features
+LEFT_OUT = "\0left out"  # key of a text about columns, which no column can have for its name
+SHOWN = 100  # characters of a heading in a message
 INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # columns in which pandas counts the rows
 NO_TEXT = ("", "nan", "inf", "-inf", "+inf")  # of a column of numbers that lacks some
 
@@ -30,7 +32,11 @@ def load_csv(path: Path) -> dict[str, Any]:
     if example is None:
         raise UserError(f"{path}: there is no line below the heading.")
     is_text = [not is_number(text) and text.strip().lower() not in NO_TEXT for text in example]
+    if len({*heading} - {""}) < len(heading) - heading.count(""):
+        raise UserError(f"{path}: the first line {','.join(heading)[:SHOWN]} names a column twice.")
     places = feature_places(heading, is_text)
+    if not places:
+        raise UserError(f"{path}: no column of numbers, separated by commas, semicolons or tabs, but ids and labels.")
     beside = [place for place, name in enumerate(heading) if is_text[place] or name.lower() in (*IDS, *LABELS)]
     features, texts = [], []
     for row in itertools.chain([example], rows):
@@ -43,7 +49,13 @@ def load_csv(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: row {len(features):,}: {error}. Write numbers with a decimal point.") from error
         texts.append([row[place] for place in beside])
     columns = {heading[place]: [row[number] for row in texts] for number, place in enumerate(beside)}
-    return {"": np.stack(features), **columns}
+    return {"": np.stack(features), **columns, **left_out(heading, {*places, *beside})}
+
+
+def left_out(heading: Sequence[str], taken: Set[int]) -> dict[str, str]:
+    """The names of the columns that are no features, for `LEFT_OUT`; an index that pandas wrote needs no word."""
+    names = [name for place, name in enumerate(heading) if place not in taken and not INDEX.fullmatch(name)]
+    return {LEFT_OUT: ", ".join(names)[:SHOWN]} if names else {}
 
 
 def is_data(line: Sequence[str]) -> bool:
@@ -74,8 +86,9 @@ def load_parquet(path: Path) -> dict[str, Any]:
     try:
         file = ParquetFile(path)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        promised, limit = sum(group.total_byte_size for group in groups), inflated(path.stat().st_size)
-        promised = max(promised, file.metadata.num_rows)
+        parts = [group.column(place) for group in groups for place in range(group.num_columns)]
+        promised = sum(max(part.total_uncompressed_size, 8 * part.num_values) for part in parts)
+        limit = inflated(path.stat().st_size)
         if promised > limit:
             raise UserError(f"{path}: it would inflate to {promised:,} bytes, and {limit:,} are believed.")
         table = file.read()
@@ -91,9 +104,13 @@ def load_parquet(path: Path) -> dict[str, Any]:
         names = [list(columns)[place] for place in feature_places(list(columns), is_text)]
         arrays = [columns[name].to_numpy(zero_copy_only=False) for name in names]
         found = {"": np.stack(arrays, axis=1)} if arrays else {}
-        beside = [name for name in columns if name not in names]
+        beside = [name for name in columns if name not in names and name.lower() in (*IDS, *LABELS)]
     texts = [name for name, one in columns.items() if types.is_string(one.type) or types.is_large_string(one.type)]
-    return found | {name: columns[name].to_pylist() for name in {*beside, *texts} - lists.keys()}
+    found |= {name: columns[name].to_pylist() for name in {*beside, *texts} - lists.keys()}
+    if not lists:
+        taken = {place for place, name in enumerate(columns) if name in {*names, *beside, *texts}}
+        found |= left_out(list(columns), taken)
+    return found
 
 
 def is_list(column: Any) -> bool:

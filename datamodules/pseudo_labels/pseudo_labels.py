@@ -234,16 +234,16 @@ def settled(path: Path, found: ClusterIds, num_clusters: int | None, noise: str 
     values = found.values
     if not bool((values != NOISE).any()):
         raise UserError(f"{path}: all {len(values):,} images are in no cluster (−1). Give another file.")
-    clusters = clusters_of(path, found.key, values, num_clusters or (None if found.names is None else len(found.names)))
     is_noise = values == NOISE
-    if not bool(is_noise.any()) or noise == "drop":
-        return values, clusters
-    if noise == "own":
+    if noise is None and bool(is_noise.any()):
+        raise UserError(
+            f"{path}: {int(is_noise.sum()):,} of {len(values):,} images are in no cluster (−1, as HDBSCAN writes it). "
+            "Set noise=own to make them one more cluster, or noise=drop to leave them out."
+        )
+    clusters = clusters_of(path, found.key, values, num_clusters or (None if found.names is None else len(found.names)))
+    if noise == "own" and bool(is_noise.any()):
         return values.where(~is_noise, clusters), clusters + 1
-    raise UserError(
-        f"{path}: {int(is_noise.sum()):,} of {len(values):,} images are in no cluster (−1, as HDBSCAN writes it). "
-        "Set noise=own to make them one more cluster, or noise=drop to leave them out."
-    )
+    return values, clusters
 
 
 def read_artifact_labels(path: Path, key: str, num_clusters: int | None) -> PseudoLabels:

@@ -97,6 +97,18 @@ def test_headings_and_other_types(tmp_path: Path) -> None:
         assert np.allclose(found.values, VALUES, atol=0.02)
 
 
+def test_columns_that_are_left_out_are_named(tmp_path: Path) -> None:
+    """One that is no feature by its heading is none by accident."""
+    for name in ("a.csv", "a.parquet"):
+        if name == "a.csv":
+            write_csv(tmp_path / name, ["id", "score", "f0", "f1"], [["a", 0.9, 1, 2], ["b", 0.8, 3, 4]])
+        else:
+            parquet(tmp_path / name, {"id": ["a", "b"], "score": [0.9, 0.8], "f0": [1.0, 3.0], "f1": [2.0, 4.0]})
+        found = read_embedding_file(str(tmp_path / name))
+        assert found.values.tolist() == [[1, 2], [3, 4]]
+        assert "columns left out: score" in found.note
+
+
 def bad(place: tuple[int, int], value: float) -> np.ndarray:
     values = VALUES.astype(np.float64)
     values[place] = value
@@ -140,6 +152,12 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "a.csv", lambda path: path.write_text("id;f0;f1\na;1.5;2\nb;0,5;0,7\n"), "row 1: .*0,5.* a decimal point"
     ),
     "underscores": ("a.csv", lambda path: path.write_text("id,f0\na,1\nb,1_0\n"), "row 1: '1_0' is no number"),
+    "a heading twice": ("a.csv", lambda path: path.write_text("id,x,x\na,1,2\n"), "id,x,x names a column twice"),
+    "spaces for commas": ("a.csv", lambda path: np.savetxt(path, VALUES), "no column of numbers, separated by commas"),
+    "ids of two axes": ("a.npz", lambda path: np.savez(path, x=VALUES, ids=np.array([NAMES] * 6)), "ids holds several"),
+    "an id is missing": ("a.parquet", lambda path: parquet(path, {"id": ["a", None], "f0": [1.0, 2.0]}), "row 1: the"),
+    "inflates": ("a.parquet", lambda path: parquet(path, {"f0": np.zeros(10**7)}), "would inflate to 80,000,000 bytes"),
+    "bytes": ("a.parquet", lambda path: parquet(path, {"x": [b"a", b"b"]}), "holds nothing that may be embeddings"),
     "ragged": ("a.csv", lambda path: path.write_text("id,f0,f1\na,1,2\nb,1\n"), "line 3 has not 3 columns"),
     "heading alone": ("a.csv", lambda path: path.write_text("id,f0\n"), "no line below the heading"),
     "ragged lists": ("a.parquet", lambda path: parquet(path, {"x": [[1.0], [1.0, 2.0]]}), "lists of 1, 2 numbers"),
