@@ -40,6 +40,7 @@ MADE_BY = {  # what a target is about, and the target that makes it
 }
 DEFAULT_DATASET = "digits"
 DATASETS = {".zip": "zip", ".npy": "npy", ".npz": "npy", ".h5": "hdf5", ".hdf5": "hdf5"}  # by the suffix of DATA
+DATASETS |= dict.fromkeys((".parquet", ".arrow", ".tar"), "hf")
 
 
 def command_lines(target: str, variables: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
@@ -75,11 +76,9 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
     if target in ("study", "auto"):
         yield "study=auto" if target == "auto" else f"study={variables.get('STUDY') or 'granularity'}"
     if target not in ("generate", "report"):
-        embeddings = variables.get("EMBEDDINGS")
-        if embeddings:
-            yield word("embeddings", embeddings)
-        if not embeddings or variables.get("DATASET") or variables.get("DATA"):
-            yield f"dataset={dataset_of(variables)}"
+        yield f"dataset={dataset_of(variables)}"
+        if variables.get("EMBEDDINGS"):
+            yield word("embeddings", variables["EMBEDDINGS"])
         if variables.get("DATA"):
             yield word("dataset.path", variables["DATA"])
         if assignments and target != "assign":
@@ -97,15 +96,13 @@ def target_words(target: str, variables: Mapping[str, str]) -> Iterator[str]:
 
 
 def dataset_of(variables: Mapping[str, str]) -> str:
-    """`DATASET` where it was set, else what `DATA` is: folder, zip, npy, hdf5 or hf; without either, the digits."""
+    """`DATASET` where it was set, else what `DATA` is: folder, zip, npy, hdf5, hf; else `EMBEDDINGS`, or the digits."""
     data = variables.get("DATA", "")
     if variables.get("DATASET") or not data:
-        return variables.get("DATASET") or DEFAULT_DATASET
+        return variables.get("DATASET") or ("embeddings" if variables.get("EMBEDDINGS") else DEFAULT_DATASET)
     path = Path(data).expanduser()
     if path.suffix.lower() in DATASETS:
         return DATASETS[path.suffix.lower()]
-    if path.suffix.lower() in (".parquet", ".arrow", ".tar"):
-        return "hf"
     saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     on_the_hub = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     return "hf" if saved or on_the_hub or any((*path.glob("*.parquet"), *path.glob("*.tar"))) else "folder"
