@@ -22,6 +22,7 @@ from pipeline.pictures.cluster_table import table_of
 from pipeline.pictures.table import write_csv
 from storage.files import atomic_path, without_nan
 
+GALLERY = "gallery.png"
 LARGEST_THUMBNAIL = 64  # pixels
 SHAPES = "os^DvPX"  # tell more clusters apart than there are colours
 BARS = 100  # in a row of bars
@@ -68,7 +69,7 @@ def write_pictures(
             title=f"{title}: {len(named)} of {labels.num_used:,} used clusters, from the largest to the smallest",
             notes=gallery_notes(named, names, table),
         )
-        pictures.append(folder / "gallery.png")
+        pictures.append(folder / GALLERY)
         with atomic_path(pictures[-1]) as temporary:
             drawn.save(temporary)
     pictures.append(folder / "clusters.png")

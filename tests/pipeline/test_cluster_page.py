@@ -93,8 +93,10 @@ def test_names_go_into_the_page_and_come_back(cedm: Cedm, workplace: Path) -> No
     names = {0: 'round, "open" ones', 2: "</script><b>Äpfel 🍎"}
     with (workplace / "names.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["cluster", "name"], *names.items(), [1, ""]])
+    gallery = (workplace / "run/gallery.png").read_bytes()
     result = cedm("clusters", "run=run", "cluster_names=names.csv")
     assert result.code == 0, result.err
+    assert (workplace / "run/gallery.png").read_bytes() != gallery  # they stand there too
     assert page_data(workplace / "run/clusters.html")["clusters"]["name"] == [names[0], "", names[2]]
     assert read_cluster_names(Path("names.csv"), 3) == names
     named = cedm("cluster", *words, "cluster_names=names.csv", "run_dir=named", "overwrite=true")
