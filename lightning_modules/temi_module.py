@@ -8,13 +8,15 @@ from typing import Any, NoReturn
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.clustering.assignment import BATCH_SIZE, ClusteringHead, assign
 from lightning_modules.clustering.clustering_settings import TEMISettings
 from lightning_modules.clustering.heads import ClusteringHeads
 from lightning_modules.clustering.objectives import OBJECTIVES
 from lightning_modules.processes import mean_over_processes
+from storage.additions import OBJECTIVES as ADDED
+from storage.additions import load_addition
 
 
 class TEMIModule(LightningModule):
@@ -43,7 +45,8 @@ class TEMIModule(LightningModule):
         widths = settings.hidden_dim, settings.bottleneck_dim
         self.student = ClusteringHeads(num_heads, embedding_dim, settings.num_clusters, *widths)
         self.teacher = deepcopy(self.student).requires_grad_(False)
-        self.objective = OBJECTIVES[settings.objective](settings)
+        objective = OBJECTIVES.get(settings.objective) or load_addition(ADDED, settings.objective, nn.Module)
+        self.objective = objective(settings)
         self.register_buffer("epoch_losses", torch.zeros(num_heads))
         self.register_buffer("last_epoch_losses", torch.full((num_heads,), torch.nan))
 

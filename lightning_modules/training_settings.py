@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from storage.additions import OBJECTIVES
 from storage.settings import Settings, setting
 
 
@@ -18,6 +19,7 @@ class TrainingSettings(Settings):
     duration_kimg: float = setting(200_000.0, "thousands of images to train on", above=0)
     lr: float = setting(1e-3, "learning rate after the ramp", above=0)
     lr_rampup_kimg: float = setting(10_000.0, "thousands of images over which the learning rate rises", low=0)
+    objective: str = setting("edm", "weighting and noise levels", choices=("edm",), additions=OBJECTIVES)
     P_mean: float = setting(-1.2, "mean of ln σ, the noise levels of the training")
     P_std: float = setting(1.2, "standard deviation of ln σ", low=0)
     augment_probability: float = setting(

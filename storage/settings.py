@@ -18,6 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from storage.additions import addition
 from storage.errors import UserError
 
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that has to be given
@@ -32,6 +33,7 @@ class About:
         low, high: limits that are allowed themselves.
         above, below: limits that are not.
         choices: the allowed values; empty: any.
+        additions: the group of entry points whose names are allowed beside them.
         identifies: whether it tells one run from another. Where things lie and how many devices work does not.
         path: whether it is a path, in which `~` stands for the home folder.
     """
@@ -42,13 +44,14 @@ class About:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    additions: str = ""
     identifies: bool = True
     path: bool = False
 
     def expects(self) -> str:
         """`a number from 0 up to 1`, `a number above 0`, `one of a, b`; empty where any value will do."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}" + f", or of {self.additions} of a package" * bool(self.additions)
         limits = {"from": self.low, "above": self.above, "up to": self.high, "and below": self.below}
         parts = [f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None]
         return f"a number {' '.join(parts)}" if parts else ""
@@ -58,7 +61,8 @@ class About:
         if isinstance(value, Sequence) and not isinstance(value, str):
             return all(self.allows(item) for item in value)
         if self.choices:
-            return value is None or value in self.choices
+            added = bool(self.additions) and isinstance(value, str) and addition(self.additions, value) is not None
+            return value is None or value in self.choices or added
         if not isinstance(value, Real) or isinstance(value, bool):
             return True
         number = float(value)
@@ -79,11 +83,12 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
+    additions: str = "",
     identifies: bool = True,
     path: bool = False,
 ) -> Any:
     """A field of a settings class; see `About` for the arguments. A list or dictionary is copied for each object."""
-    about = {"about": About(meaning, low, high, above, below, tuple(choices), identifies, path)}
+    about = {"about": About(meaning, low, high, above, below, tuple(choices), additions, identifies, path)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=about)
     return field(default=default, metadata=about)

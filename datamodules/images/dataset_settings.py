@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from storage.additions import DATASETS, addition
 from storage.settings import Settings, setting
 
 
@@ -38,6 +39,14 @@ KINDS = {
     "embeddings": Kind("datamodules.embeddings.computed_elsewhere:open_rows", "FILE, set as embeddings=FILE"),
     "hf": Kind("datamodules.images.hugging_face:open_hugging_face", "NAME or FOLDER"),
 }
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of this name: ours, or an installed package's, whose opener gets `dataset.path` as it is."""
+    entry = None if name in KINDS else addition(DATASETS, name)
+    return KINDS[name] if entry is None else Kind(entry.value, "PATH", needs_path=False)
+
+
 MEASURED_KINDS = ("folder", "zip", "files", "hf", "array", "hdf5")
 
 
@@ -48,7 +57,7 @@ class DatasetSettings(Settings):
     group: ClassVar[str] = "dataset"
 
     name: str = setting("digits", "names the folders of runs and the files in the cache")
-    kind: str = setting("digits", "how the images are stored", choices=tuple(KINDS))
+    kind: str = setting("digits", "how the images are stored", choices=tuple(KINDS), additions=DATASETS)
     path: str | None = setting(None, "where they lie; see KINDS", identifies=False, path=True)
     resolution: int = setting(8, "pixels of a side of the training images", low=8)
     channels: int = setting(1, "1 grey, 3 RGB; arrays: as many as they have", low=1)
@@ -87,7 +96,7 @@ class DatasetSettings(Settings):
         super().__post_init__()
         if not re.fullmatch(r"[\w.+-]+", str(self.name)):
             self.refuse("name", "it names folders: letters, digits, '.', '_', '+' and '-' will do")
-        if self.path is not None and not KINDS[self.kind].path:
+        if self.path is not None and not kind_of(self.kind).path:
             self.refuse("path", f"dataset={self.name} has no use for a path. Leave it out, or set dataset=folder")
         columns = self.label_columns
         if columns is not None and (len(columns) != 2 or columns[0] == columns[1]):

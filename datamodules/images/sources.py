@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.images.dataset_settings import KINDS, DatasetSettings
+from datamodules.images.dataset_settings import DatasetSettings, kind_of
 from datamodules.images.decoding import UnusableImageError, each_row
 from datamodules.images.formats import MEASUREMENTS, suffix_of
 from datamodules.images.image_files import printable
@@ -222,7 +222,7 @@ def open_source(
     Raises:
         UserError: there are no images, labels that do not fit them, or files that cannot be used.
     """
-    kind, path, skippable = KINDS[settings.kind], settings.path, setting == "dataset.path"
+    kind, path, skippable = kind_of(settings.kind), settings.path, setting == "dataset.path"
     if path is None and kind.needs_path:
         raise UserError(
             f"dataset={settings.name}: say where the images are. Set {setting}={kind.path} (make: DATA={kind.path})."

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from storage.additions import OBJECTIVES
 from storage.settings import Settings, setting
 
 TEMI_VERSION = 3  # raised whenever the same settings and seed would give other clusters than before
@@ -29,7 +30,7 @@ class TEMISettings(ClusteringSettings):
         "exact", "approximate: for millions of images on a CPU; needs faiss-cpu", choices=("exact", "approximate")
     )
     standardise: bool = setting(False, "each dimension of the embeddings to mean 0 and standard deviation 1 first")
-    objective: str = setting("temi", "what is minimised", choices=("temi", "wmi", "pmi", "scan"))
+    objective: str = setting("temi", "what is minimised", choices=("temi", "wmi", "pmi", "scan"), additions=OBJECTIVES)
     beta: float = setting(0.6, "0.6 spreads the images over all clusters, 1 lets the number used saturate", above=0)
     num_heads: int = setting(50, "heads trained side by side; the one with the lowest loss assigns", low=1)
     batch_size: int = setting(512, "pairs in a step, over all devices; an epoch's last partial batch is dropped", low=1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_modules.diffusion.encoders import Encoder, PixelEncoder
 from lightning_modules.diffusion.network_settings import DENOISER_FILE, NetworkSettings
 from lightning_modules.diffusion.networks import ARCHITECTURES
-from lightning_modules.diffusion.objective import EDMObjective
+from lightning_modules.diffusion.objective import EDMObjective, objective_class
+from storage.additions import NETWORKS, load_addition
 from storage.artifacts import read_artifact, write_artifact
 from storage.errors import UserError
 from storage.hub import OnTheHub
@@ -57,7 +58,7 @@ class Denoiser(nn.Module, OnTheHub):
         encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
-        network = ARCHITECTURES[settings.architecture]
+        network = ARCHITECTURES.get(settings.architecture) or load_addition(NETWORKS, settings.architecture, nn.Module)
         self.model = network(settings, img_resolution, img_channels, label_dim, augment_dim)
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.augment_dim = label_dim, augment_dim
@@ -123,10 +124,11 @@ class Denoiser(nn.Module, OnTheHub):
     @classmethod
     def described(cls, description: Mapping[str, Any], clusters: Mapping[str, Tensor]) -> Self:
         """A fresh denoiser with the `description` and the `clusters` of another."""
+        objective = objective_class(description["meta"].get("objective", "edm"))
         denoiser = cls(
             NetworkSettings(**description["network"]),
             **{name: description[name] for name in INTERFACE},
-            objective=EDMObjective(sigma_data=description["sigma_data"]),
+            objective=objective(sigma_data=description["sigma_data"]),
         )
         denoiser.cluster_frequencies, denoiser.cluster_ids = map(clusters.get, CLUSTERS)
         denoiser.meta = dict(description["meta"])
@@ -166,7 +168,9 @@ def refuse_promises(network: Mapping[str, Any], sizes: Mapping[str, Any], tensor
     values, channels = sum(tensor.numel() for tensor in tensors.values()), network["model_channels"]
     blocks = network["num_blocks"] * len(network["channel_mult"])
     largest = max(sizes["label_dim"], sizes["img_channels"], sizes["augment_dim"], sizes["img_resolution"])
-    if (channels * max(network["channel_mult"])) ** 2 > values or blocks > len(tensors) or largest > max(values, 4096):
+    ours = network["architecture"] in ARCHITECTURES  # of another, the settings may mean anything
+    wide = ours and (channels * max(network["channel_mult"])) ** 2 > values
+    if wide or (ours and blocks > len(tensors)) or largest > max(values, 4096):
         raise ValueError(f"{values:,} values in {len(tensors):,} tensors are too few for the network described")
 
 

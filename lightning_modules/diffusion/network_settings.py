@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from storage.additions import NETWORKS
 from storage.settings import Settings, setting
 
 DENOISER_FILE = "denoiser.safetensors"  # in the folder of a run: the network with its weights
@@ -13,7 +14,9 @@ class NetworkSettings(Settings):
 
     group = "network"
 
-    architecture: str = setting("ddpmpp", "DDPM++, NCSN++ or ADM", choices=("ddpmpp", "ncsnpp", "adm"))
+    architecture: str = setting(
+        "ddpmpp", "DDPM++, NCSN++ or ADM", choices=("ddpmpp", "ncsnpp", "adm"), additions=NETWORKS
+    )
     model_channels: int = setting(128, "channels at the full resolution, times channel_mult", low=2)
     channel_mult: list[int] = setting(
         [2, 2, 2], "multiplier of model_channels at each level, from the full resolution down", low=1

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from storage.additions import OBJECTIVES, load_addition
+
 
 @dataclass(frozen=True)
 class EDMObjective:
@@ -56,6 +58,11 @@ class EDMObjective:
         """
         denoised = denoiser(images + per_image(sigma) * noise, sigma, *labels)  # [B, C, H, W]
         return per_image(self.weight(sigma)) * (denoised - images) ** 2
+
+
+def objective_class(name: str) -> type[EDMObjective]:
+    """EDM's objective, or the variant of this name that an installed package adds."""
+    return EDMObjective if name == "edm" else load_addition(OBJECTIVES, name, EDMObjective)
 
 
 def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> Tensor:

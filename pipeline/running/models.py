@@ -1,6 +1,6 @@
 """The model that a training starts with: a fresh denoiser, or one that goes on from the weights of another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from datamodules.pseudo_labels.cluster_names import names_of
 from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.objective import objective_class
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
@@ -52,6 +53,7 @@ class ModelSettings:
                 img_channels=data.channels,
                 label_dim=data.num_classes,
                 augment_dim=AUGMENT_DIM,
+                objective=objective_class(self.training.objective)(),
             )
         except ValueError as error:
             raise UserError(f"network: {error}") from error
@@ -66,6 +68,7 @@ class ModelSettings:
             CLUSTER_NAMES: {str(cluster): name for cluster, name in names.items()},
             "label_dropout": self.training.label_dropout,
             "channels_last": self.trainer.channels_last,
+            **({} if self.training.objective == "edm" else {"objective": self.training.objective}),
         }
         if self.init_from is not None:
             anew = start_from(denoiser, denoiser_file(self.init_from, "init_from"))
@@ -83,7 +86,7 @@ class ModelSettings:
 
 
 def start_from(denoiser: Denoiser, path: Path) -> list[str]:
-    """Copy weights and objective from another denoiser.
+    """Copy weights and σ_data from another denoiser.
 
     Weights for the labels start anew unless both were trained on the same pseudo-labels: equal ids alone may be those
     of other clusters. So do those for augmentation where there was none.
@@ -109,7 +112,7 @@ def start_from(denoiser: Denoiser, path: Path) -> list[str]:
             "Choose the same network= and dataset.resolution=."
         )
     denoiser.load_state_dict(fitting, strict=False)
-    denoiser.objective = other.objective
+    denoiser.objective = replace(denoiser.objective, sigma_data=other.objective.sigma_data)
     return [what for part, what in anew.items() if any(part in name for name in denoiser.state_dict())]
 
 

@@ -38,7 +38,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "dataset": {"fit": "crop", "holdout": 0.0},
     "backbone": {"image_size": None},
     "sampler": {"labels": "independent", "guide": "label", "window": None},
-    "training": {"posthoc_snapshots": 0},
+    "training": {"objective": "edm", "posthoc_snapshots": 0},
     "trainer": {"gradient_clip_val": None, "gradient_clip_algorithm": "norm", "sync_batchnorm": False},
 }
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
