@@ -18,6 +18,11 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def place_in_sweep() -> str:
+    """What tells a run of a sweep from those that start in the same second: `-3`; nothing where there is no sweep."""
+    return f"-{HydraConfig.get().job.num}" if in_sweep() else ""
+
+
 def needs_own_process() -> None:
     """Raise `OwnProcessNeeded` in a sweep, which processes that run this command again would start as a whole."""
     if in_sweep():

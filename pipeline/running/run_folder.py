@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.running.parents import place_in_sweep
 from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
 from storage.files import MOST_JSON, read_sealed_json, remove_abandoned, write_json, write_sealed_json
@@ -76,7 +77,7 @@ def choose_run_folder(run_dir: str | None, parent: Path, settings: Mapping[str, 
             with suppress(DamagedArtifactError):
                 if read_settings(folder) == settings:
                     return folder
-    return unused(parent / time.strftime("%Y%m%d-%H%M%S"))
+    return unused(parent / f"{time.strftime('%Y%m%d-%H%M%S')}{place_in_sweep()}")
 
 
 @contextmanager
