@@ -31,7 +31,7 @@ def description_length(results: Results) -> Chart:
         "description_length",
         "How many clusters pay, by description length",
         "number of clusters C",
-        "L = H − gain (nats for each image, lower is better)",
+        "L (nats for each image, lower is better)",
         series,
         finding=finding_of(models) if models else NOT_MEASURED,
         how=how_of(results, models[0][1][0]) if models else "",
