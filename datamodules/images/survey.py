@@ -34,6 +34,7 @@ class Survey:
     num_distinct: int  # images of different pixels, however they are stored
     num_blank: int  # images of one colour throughout
     blank: list[str]  # some of them
+    num_grey: int  # images in which no pixel has a colour
     class_counts: list[int] | None  # images per class; None without labels
     class_names: list[str] | None  # None where classes are numbers
     num_unlabelled: int  # images without a label, where others have one
@@ -103,6 +104,7 @@ def _look(source: ImageSource) -> Survey:
         num_distinct=len({look.pixels for look in looks}),
         num_blank=len(blank),
         blank=blank[:SHOWN],
+        num_grey=sum(look.grey for look in looks),
         class_counts=class_counts,
         class_names=source.class_names,
         num_unlabelled=num_unlabelled,
@@ -120,6 +122,7 @@ class _Look(NamedTuple):
     size: tuple[int, int]  # width, height
     mode: str  # format and mode, or type and channels of an array
     blank: bool
+    grey: bool
     pixels: str  # their digest
 
 
@@ -136,4 +139,5 @@ def _look_at(source: ImageSource, index: int) -> _Look | str:
         mode = f"{stored.dtype.name}, {channels} channel{'s' if channels > 1 else ''}"
     else:
         mode = f"{stored.format} {stored.mode}"
-    return _Look((width, height), mode, bool((values == values[0, 0]).all()), f"{values.shape} {digest(values)}")
+    blank, grey = bool((values == values[0, 0]).all()), channels in (1, 3) and bool((values == values[..., :1]).all())
+    return _Look((width, height), mode, blank, grey, f"{values.shape} {digest(values)}")

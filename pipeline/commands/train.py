@@ -105,6 +105,12 @@ def train(settings: SharedSettings) -> float | None:
         settings.loggers,
         names_in(settings.callbacks),
     )
+    if machine.rank == 0:
+        cost = training.announce()  # before anything is written
+        if settings.preset.settings and not settings.confirm:  # images of one's own
+            cost.refuse(settings.training.batch_size, settings.preset.name == "laptop")
+        elif cost.warning:
+            print(cost.warning)
     with opened_run_folder(folder, run, settings.overwrite, machine.rank):
         if machine.rank == 0:
             print(f"run folder  {folder}")

@@ -14,8 +14,8 @@ from lightning_modules.clustering.clustering_settings import TEMISettings
 from metrics.utilization import ClusterUtilization
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job, run_jobs
+from pipeline.running.own_images import compose_for_images
 from pipeline.running.resources import Resources
-from pipeline.settings.compose import compose
 from pipeline.settings.words import key_of
 from storage.errors import UserError
 
@@ -61,7 +61,7 @@ def grid_of(
     for num_clusters, beta in [(C, UPPER_BETA) for C in grid] + [(C, COARSE_BETA) for C in coarse]:
         for seed in range(first_seed, first_seed + num_seeds):
             own = (f"clustering.num_clusters={num_clusters}", f"clustering.beta={beta}", f"seed={seed}")
-            condition = Condition.of(compose("cluster", [*common, *own]))
+            condition = Condition.of(compose_for_images("cluster", [*common, *own]))
             yield GridPoint(num_clusters, beta, seed, (*common, *own), condition)
 
 

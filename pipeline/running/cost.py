@@ -8,6 +8,7 @@ import torch
 
 from datamodules.image_datamodule import ImageBatch
 from lightning_modules.edm_module import EDMModule
+from storage.errors import UserError
 
 LONG_ON_A_CPU_HOURS = 24.0
 
@@ -35,15 +36,43 @@ class Cost:
         )
 
     @property
-    def warning(self) -> str | None:
-        """Advice where the machine is too slow for this run; None where it is not."""
-        if self.device != "cpu" or self.hours < LONG_ON_A_CPU_HOURS:
+    def problem(self) -> str | None:
+        """What is wrong where the machine is too slow for this run; None where it is not."""
+        if self.device != "cpu" or self.hours <= LONG_ON_A_CPU_HOURS:
             return None
-        affordable = max(1, int(self.images_per_s * 3600 / 1000))
         return (
-            f"Warning: {self.images / 1e6:,.0f} Mimg on a CPU would take {duration(self.hours)}: this machine is too "
-            f"slow for this run. One hour is worth training.duration_kimg={affordable}; or set network=ddpmpp_small, "
-            "or train on GPUs with trainer.accelerator=gpu."
+            f"{self.images / 1000:,.0f} kimg on a CPU would take {duration(self.hours)}: this machine is too slow for "
+            "this run."
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """The problem, and advice; None where there is none."""
+        return self.problem and (
+            f"Warning: {self.problem} One hour is worth training.duration_kimg={self.kimg_in_an_hour:.3g}; or set "
+            "network=ddpmpp_small, or train on GPUs with trainer.accelerator=gpu."
+        )
+
+    @property
+    def kimg_in_an_hour(self) -> float:
+        return self.images_per_s * 3.6
+
+    def refuse(self, batch_size: int, laptop: bool) -> None:
+        """Raise a `UserError` where the machine is too slow for this run, with the settings that make it an hour.
+
+        Args:
+            batch_size: of an optimizer step, of which an hour should hold ten.
+            laptop: whether the settings are those of preset=laptop already.
+        """
+        if self.problem is None:
+            return
+        kimg = self.kimg_in_an_hour
+        batch = f"training.batch_size={max(1, int(kimg * 100))} " if kimg * 100 < batch_size else ""
+        raise UserError(
+            f"{self.problem} Set {'' if laptop else 'preset=laptop, which takes minutes; or '}for one hour {batch}"
+            f"training.duration_kimg={kimg:.3g} training.lr_rampup_kimg={kimg / 10:.2g} "
+            f"training.ema_halflife_kimg={kimg / 20:.2g} evaluation.backbone=null; or confirm=true to start it all the "
+            "same."
         )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_assignments
 from pipeline.running.condition import Condition
+from pipeline.running.own_images import composed
 from pipeline.running.run_folder import SUMMARY_FILE
-from pipeline.settings.compose import composed
 from pipeline.settings.schemas import ScoreSettings, SharedSettings
-from pipeline.settings.words import key_of
+from pipeline.settings.words import key_of, word
 from storage.errors import UserError
 
 NOT_SETTINGS = ("run_dir", "overwrite")  # of the run itself, and not of what it made
@@ -44,8 +44,9 @@ def settings_of(folder: Path, summary: Mapping[str, Any], words: Sequence[str] =
         UserError: its summary holds settings that there are not.
     """
     instead = {*NOT_SETTINGS, *map(key_of, words)}
-    before = [word for word in summary["arguments"] if not word.startswith("-") and key_of(word) not in instead]
-    return composed(summary["command"], [*before, *words], origin=str(folder / SUMMARY_FILE))
+    before = [text for text in summary["arguments"] if not text.startswith("-") and key_of(text) not in instead]
+    # The folder tells which preset the run was made with.
+    return composed(summary["command"], [*before, word("run_dir", folder), *words], origin=str(folder / SUMMARY_FILE))
 
 
 def clusters_of_run(

@@ -52,7 +52,7 @@ def run_settings(settings: Settings, inputs: Mapping[str, str], groups: Sequence
     `groups` are the config groups and single settings in question. Where things lie and how many devices work does not
     change what is computed (`storage.settings.About.identifies`), nor do names of files whose content is in `inputs`.
     """
-    read = {name: plain(getattr(settings, name)) for name in groups}
+    read = {name: plain(getattr(settings, name)) for name in ("preset", *groups)}
     return {"settings": json.loads(canonical_json(read)), "inputs": dict(inputs)}
 
 
@@ -143,6 +143,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     """
     settings = read_sealed_json(folder / SETTINGS_FILE)
     groups = (settings or {}).get("settings", {})
+    groups.setdefault("preset", {"name": "published", "settings": {}})
     for group in BEFORE.keys() & groups.keys():
         groups[group] = {**BEFORE[group], **groups[group]}
     if settings is None and holds_run(folder):

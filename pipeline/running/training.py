@@ -23,7 +23,7 @@ from pipeline.evaluation.sampling import Sampler, describe_labels
 from pipeline.pictures.chart import draw_png
 from pipeline.pictures.curves import history_chart
 from pipeline.running.condition import Condition
-from pipeline.running.cost import measure_cost
+from pipeline.running.cost import Cost, measure_cost
 from pipeline.running.fit import fit
 from pipeline.running.held_out import held_out_loss
 from pipeline.running.processes import Machine
@@ -61,8 +61,6 @@ class Training:
     def run(self, overwrite: bool) -> dict[str, Any]:
         """Train to the end, or on from the newest snapshot; what the summary says."""
         self.data.setup()
-        if self.machine.rank == 0:
-            self.announce()
         distance, held_out = self.distance(), self.held_out()
         along = [one for one in (distance, held_out) if one is not None]
         trainer = fit(
@@ -93,8 +91,9 @@ class Training:
         batch_size = self.data.batch_size
         return batch_size * max(1, round(self.module.settings.duration_kimg * 1000 / batch_size))
 
-    def announce(self) -> None:
+    def announce(self) -> Cost:
         """Say what will be trained, on what, and what it will cost, before it starts."""
+        self.data.setup()
         data, machine, store = self.data, self.machine, self.data.store
         assert store is not None
         denoiser = self.module.denoiser
@@ -121,8 +120,7 @@ class Training:
         precision = self.trainer.precision
         cost = measure_cost(self.module, batch, machine.device, machine.world_size, self.total_images, precision)
         print(f"cost        {cost}")
-        if cost.warning:
-            print(cost.warning)
+        return cost
 
     def callbacks(self) -> list[Callback]:
         """What is watched, but for the distance."""

@@ -8,14 +8,12 @@ from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     ConfigTypeError,
     MissingMandatoryValue,
-    OmegaConfBaseException,
     ValidationError,
 )
 
@@ -39,18 +37,6 @@ def compose(name: str, words: Sequence[str]) -> SharedSettings:
         HydraException: a word is no setting; see `hints.explain_word`.
     """
     return to_settings(name, compose_config(name, words), [key_of(word) for word in words])
-
-
-def composed(command: str, words: Sequence[str], origin: str) -> SharedSettings:
-    """The settings of a command with these words.
-
-    Raises:
-        UserError: a setting does not exist or has a wrong value; `origin` says who asks for it.
-    """
-    try:
-        return compose(command, words)
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        raise UserError(f"{origin}: {str(error).strip()}") from error
 
 
 def compose_config(name: str, words: Sequence[str]) -> DictConfig:

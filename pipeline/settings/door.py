@@ -30,6 +30,7 @@ from pipeline.settings.compose import CONFIGS, compose_config, leaves, to_settin
 from pipeline.settings.help import help_text
 from pipeline.settings.hints import explain_word
 from pipeline.settings.options import options_and_settings, spelled_out
+from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import config_folders, implied, key_of, readable
 from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
@@ -85,6 +86,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
         with told_in_words() as outcome:
             settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
             settings.check_files()
+            settings = with_preset(name, settings)
             remove_abandoned_entries(settings.cache_dir)
             run = functools.partial(load_command(name), settings)
             if settings.trainer.compile:
@@ -105,6 +107,16 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
         with Path(os.environ[SWEEP_FAILURES]).open("a") as file:
             file.write(f"{code} {shlex.join(typed_words())}\n")
     return None
+
+
+def with_preset(name: str, settings: SharedSettings) -> SharedSettings:
+    """The settings, with those that follow from a user's own images, which the first process tells."""
+    if settings.preset.name == "published" and "preset" not in map(key_of, typed_words()):
+        return settings  # and nothing large is imported
+    own_images: Any = importlib.import_module("pipeline.running.own_images")  # looks at them with all that is large
+    settings = own_images.settled(name, typed_words(), settings)
+    own_images.announce_preset(settings)
+    return settings
 
 
 def load_command(name: str) -> Callable[[Any], Any]:

@@ -1,5 +1,6 @@
 """`cedm COMMAND --help`: every setting of a command with its value, meaning and range."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.settings.commands import COMMANDS
 from pipeline.settings.compose import CONFIGS, spelled
+from pipeline.settings.presets import preset_values
 from pipeline.settings.schemas import schema_of
 from storage.settings import About
 
@@ -41,6 +43,9 @@ def help_text(name: str, cfg: DictConfig) -> str:
         "",
         "settings",
         *describe(cfg, abouts(schema_of(COMMANDS[name].schema, cfg))),
+        "",
+        "preset=laptop and preset=published, for images of your own; what you type wins",
+        *(f"  {line}" for line in (inspect.getdoc(preset_values) or "").splitlines() if line.startswith("|")),
     ]
     return "\n".join(lines)
 

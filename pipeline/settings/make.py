@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.settings.dataset_names import names_of, plain_name
 from pipeline.settings.door import start
 from pipeline.settings.words import key_of, word
 from storage.control_characters import shown
@@ -112,7 +113,10 @@ def runs_in(variables: Mapping[str, str], any_data: bool = False) -> list[Path]:
     """The folders of a data set's runs; of every one's with `any_data`, where none was named."""
     if any_data and not variables.get("DATASET"):
         return [path for path in Path("runs").glob("*") if path.is_dir()]
-    return [Path("runs") / dataset_of(variables)]
+    if variables.get("DATASET") or not variables.get("DATA"):
+        return [Path("runs") / dataset_of(variables)]
+    images = str(Path(variables["DATA"]).expanduser())
+    return [Path("runs") / name for name in names_of(images, "cache") or [plain_name(images)]]
 
 
 def newest(folders: Sequence[Path], pattern: str, target: str, variable: str) -> str:

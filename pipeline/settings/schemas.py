@@ -23,6 +23,7 @@ from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.trainer_settings import CALLBACKS, LOGGERS, TrainerSettings
+from pipeline.settings.presets import PresetSettings
 from pipeline.studies.study_settings import StudySettings
 from storage.files import MARK
 from storage.hub import REPOSITORY
@@ -43,6 +44,7 @@ class SharedSettings(Settings):
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    preset: PresetSettings = field(default_factory=PresetSettings)
     conditioning: str = setting(
         "clusters", "train on the pseudo-labels, or without any condition", choices=("clusters", "none")
     )
@@ -84,6 +86,9 @@ class SharedSettings(Settings):
         None, "null: runs/<dataset>/<what>/<time>, or the unfinished run of these settings", path=True
     )
     overwrite: bool = setting(False, "start afresh; what was there is kept aside")
+    confirm: bool = setting(
+        False, "train on images of your own on a CPU even where that takes more than a day", identifies=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

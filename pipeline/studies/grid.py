@@ -7,7 +7,7 @@ from string import Formatter
 
 from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.clustering_settings import METHODS, ClusteringSettings
-from pipeline.settings.compose import composed
+from pipeline.running.own_images import composed
 from pipeline.settings.words import key_of
 from pipeline.studies.jobs import Run
 from pipeline.studies.study_settings import StudySettings

@@ -16,8 +16,8 @@ from pipeline.evaluation.metrics_table import FRECHET
 from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job
+from pipeline.running.own_images import composed
 from pipeline.running.run_folder import TRAINING_IDENTITY, run_settings
-from pipeline.settings.compose import composed
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.grid import study_runs

@@ -49,7 +49,7 @@ def test_own_output_below_the_data_set(forks: Forks, trials: Trials, tmp_path: P
             settings = [*FOLDER, *KMEANS, f"cache_dir={places[0]}", f"run_dir={places[1 + number]}"]
             forks.start(("embed", "cluster", "embed")[number], *settings, folder=folder).succeed()
         words = (folder / "out0.txt").read_text()
-        assert words.count("folder: 12 images") == 3
+        assert words.count(": 12 images") == 3
         assert "Nothing to do: they were there already" in words
         shutil.rmtree(folder.parent / "elsewhere", ignore_errors=True)
 

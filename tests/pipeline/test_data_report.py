@@ -146,7 +146,7 @@ def test_what_was_understood_is_told_once_made_and_told_again(
     skipped = cedm("embed", *typed, "dataset.on_bad_file=skip")
     assert skipped.code == 0, skipped.err
     for line in (
-        "folder: 14 images\n",
+        "FOLDER: 14 images\n",
         "sizes          10×10 (13), 30×30 (1)\n",
         "modes          PNG RGB 13, PNG RGBA 1\n",
         "duplicates     1, exact copies such as cat/copy.png of cat/1.png\n",
@@ -176,7 +176,7 @@ def test_small_and_nearly_black_images_are_mentioned(cedm: Cedm, workplace: Path
     ("settings", "expected"),
     [
         (["dataset=npy", "dataset.path=FLOATS.npy"], "dataset.value_range=[0,1]"),
-        (["dataset=npy", "dataset.path=BANDS.npy"], "dataset.channels=5"),
+        (["dataset=npy", "dataset.path=BANDS.npy", "dataset.channels=3"], "dataset.channels=5"),
         (["dataset=npy", "dataset.path=gone.npy"], "gone.npy"),
         (["dataset=folder", "dataset.path=FILE.zip"], "dataset=zip"),
         (["dataset=folder", "dataset.path='caf\udce9'"], "caf\\xe9"),

@@ -346,8 +346,8 @@ def test_a_folder_of_images_with_a_transformers_backbone(cedm: Cedm, workplace: 
     for command in ("embed", "cluster", "train"):
         result = cedm(command, *settings)
         assert result.code == 0, result.err
-    embedded = summary(only(workplace, "runs/folder/embed-dino_vitb16/*"))
+    embedded = summary(only(workplace, "runs/my-images/embed-dino_vitb16/*"))
     assert embedded["num_features"] == 16
     assert embedded["backbone"]["output"] == "cls_token"
-    trained = only(workplace, "runs/folder/train-temi-5/*")
+    trained = only(workplace, "runs/my-images/train-temi-5/*")
     assert Denoiser.from_pretrained(trained / "denoiser.safetensors").img_channels == 3

@@ -123,7 +123,7 @@ def test_an_empty_folder(cedm: Cedm, workplace: Path) -> None:
 
 def test_fewer_images_than_neighbours(cedm: Cedm, workplace: Path) -> None:
     path = image_folder(workplace / "few", 5)
-    result = cedm("embed", "dataset=folder", f"dataset.path={path}", "backbone=pixels")
+    result = cedm("embed", "dataset=folder", f"dataset.path={path}", "clustering.num_neighbours=50")
     assert result.code == 2
     assert "clustering.num_neighbours=50" in result.err
 

@@ -31,6 +31,7 @@ def test_a_run_from_before_a_setting_was_there_has_its_old_meaning(tmp_path: Pat
             "settings": {
                 "sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None},
                 "dataset": {"name": "digits", "fit": "crop"},
+                "preset": {"name": "published", "settings": {}},
                 "seed": 0,
             },
             "inputs": {},
