@@ -29,7 +29,7 @@ def test_every_option_of_every_group_fits_its_settings():
         if path.parent.name not in ("study", "experiment"):
             group = f"{path.parent.name}={path.stem}"
             needs_path = path.parent.name == "dataset" and path.stem not in ("digits", "emoji")
-            words = [group, "dataset.path=x"] if needs_path else [group]
+            words = [group, *["dataset.path=x"] * needs_path, *["embeddings=x"] * (path.stem == "embeddings")]
             assert compose("train", words).seed == 0, group
 
 
