@@ -154,7 +154,7 @@ FAMILIES: dict[str, tuple[Files, Oracle]] = {
     "ibot": (ibot_files, checkpoint_oracle),
     "efficientnet": (packaged_files, packaged_oracle),
 }
-ELSEWHERE = {"pixels", "inception"}  # no weights, and large ones: test_backbones.py
+ELSEWHERE = {"pixels", "embeddings", "inception"}  # no weights, and large ones: test_backbones.py
 
 
 def settings_of(option: str, **overrides: Any) -> BackboneSettings:
