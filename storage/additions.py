@@ -25,12 +25,18 @@ def load_addition(group: str, name: str, base: type) -> Any:
     """The class that an installed package adds, imported from there.
 
     Raises:
-        UserError: no installed package has it, or it is no subclass of `base`.
+        UserError: no installed package has it, it cannot be imported, or it is no subclass of `base`.
     """
     entry = addition(group, name)
     if entry is None:
         raise UserError(f"{name!r} is of a package that is not installed here: none has it among its {group}.")
-    loaded = entry.load()
+    try:
+        loaded = entry.load()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{name!r}, which is {entry.value}, cannot be imported ({problem}). Mend its package."
+        ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{name!r}, which is {entry.value}, is no subclass of {base.__module__}.{base.__name__}.")
     return loaded

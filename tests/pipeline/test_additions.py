@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.objective import EDMObjective
 from pipeline.settings.compose import compose
+from storage import additions
 from storage.errors import UserError
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
@@ -121,6 +123,13 @@ def test_from_clusters_to_generated_images(
 def test_names_of_no_package(word: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         compose("train", [word])
+
+
+def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "no_such_module:Net", additions.NETWORKS)
+    monkeypatch.setattr(additions, "entry_points", lambda **_: [broken])
+    with pytest.raises(UserError, match="no_such_module:Net, cannot be imported"):
+        additions.load_addition(additions.NETWORKS, "broken", torch.nn.Module)
 
 
 def test_an_objective_of_the_other_phase(
