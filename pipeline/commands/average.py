@@ -25,6 +25,7 @@ from pipeline.running.run_files import DENOISER, denoiser_file
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
 from pipeline.settings.door import program
 from pipeline.settings.schemas import AverageCommandSettings
+from pipeline.settings.words import word
 from storage.files import atomic_path
 from storage.fingerprints import file_stem
 
@@ -60,7 +61,7 @@ def average(settings: AverageCommandSettings) -> float | None:
             results |= compared(distances, settings, dataset, folder)
         write_summary(folder, "average", results, run["inputs"])
     print(f"length      {best:g}\nmodel       {folder / DENOISER}")
-    print(f"Next: {shlex.join([program(), 'evaluate', f'generated={folder}'])}")
+    print(f"Next: {shlex.join([program(), 'evaluate', word('generated', folder)])}")
     return distances.get(best)
 
 

@@ -10,6 +10,7 @@ from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
 from pipeline.settings.door import program
 from pipeline.settings.schemas import ImportEDMSettings
+from pipeline.settings.words import word
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import file_stem
@@ -46,4 +47,4 @@ def import_edm(settings: ImportEDMSettings) -> None:
             "parameters": sum(parameter.numel() for parameter in denoiser.parameters()),
         }
         write_summary(folder, "import-edm", results, inputs)
-    print(f"model       {written}\nNext: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}")
+    print(f"model       {written}\nNext: {shlex.join([program(), 'generate', word('ckpt', folder), 'num=64'])}")

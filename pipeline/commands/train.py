@@ -19,8 +19,9 @@ from pipeline.running.run_folder import (
     runs_of,
     write_summary,
 )
-from pipeline.settings.door import program
+from pipeline.settings.door import program, typed_command
 from pipeline.settings.schemas import SharedSettings
+from pipeline.settings.words import word
 from storage.artifacts import is_whole
 from storage.digests import file_digest
 from storage.settings import names_in
@@ -38,7 +39,7 @@ def train(settings: SharedSettings) -> float | None:
     if settings.sampler.guided_by_label and (labels is None or settings.training.label_dropout == 0):
         expected = "it needs clusters and training.label_dropout above 0, such as 0.1, or another sampler.guide"
         settings.sampler.refuse("guidance", expected)
-    holdout, inputs = settings.dataset.holdout, {"dataset": source.fingerprint}
+    inputs = {"dataset": source.fingerprint}
     if source.held_out is not None:
         inputs["held_out"] = source.held_out.fingerprint
     if labels is not None:
@@ -57,7 +58,7 @@ def train(settings: SharedSettings) -> float | None:
     if summary is not None and is_whole(choose() / DENOISER, "denoiser"):
         if is_first_process():
             print(f"Nothing to do: this run is finished, its loss is {summary['loss']:.4f}.")
-            print(next_steps(choose(), holdout))
+            print(next_steps(choose()))
         return last_distance(summary)
 
     # Lightning takes seconds to import.
@@ -119,7 +120,7 @@ def train(settings: SharedSettings) -> float | None:
         results = training.run(settings.overwrite)
         if machine.rank == 0:
             write_summary(folder, "train", results, inputs)
-            print(next_steps(folder, holdout))
+            print(next_steps(folder))
     return last_distance(results)
 
 
@@ -129,17 +130,15 @@ def last_distance(summary: dict[str, Any]) -> float | None:
     return None if along is None else float(along["kimg_and_distance"][-1][1])
 
 
-def next_steps(folder: Path, holdout: float) -> str:
+def next_steps(folder: Path) -> str:
     """Where the run lies, and what to run next."""
-    of_data = f" ARGS=dataset.holdout={holdout:g}" if holdout else ""
     grids = sorted((folder / "grids").glob("*.png"))
     return (
         f"run folder  {folder}\n"
         f"model       {folder / DENOISER}\n"
         + (f"images      {grids[-1]}\n" if grids else "")
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
-        + f"Next: {shlex.join([program(), 'generate', f'ckpt={folder}', 'num=64'])}\n"
-        f"      make generate CKPT={shlex.quote(str(folder))}\n"
-        f"      make evaluate CKPT={shlex.quote(str(folder))}{of_data}\n"
+        + f"Next: {shlex.join([program(), 'generate', word('ckpt', folder), 'num=64'])}\n"
+        f"      {typed_command('evaluate')} {shlex.quote(word('generated', folder))}\n"
         "      make tensorboard"
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,16 @@ def test_images_of_ones_own_choose_their_settings(cedm: Cedm, workplace: Path, m
 
     tiny = ["dataset=folder", "dataset.path=a/leaves", "conditioning=none", "evaluation.backbone=null", *TINY_EDM]
     tiny = [word for word in tiny if "batch_size" not in word]
-    assert cedm("train", *tiny, "run_dir=run").code == 0
+    trained = cedm("train", *tiny, 'run_dir="Läufe"')
+    assert trained.code == 0, trained
+    for line in trained.out.rpartition("Next: ")[2].splitlines()[:2]:
+        _, command, *words = shlex.split(line)
+        assert cedm(command, *words, "--cfg", "job").code == 0, line
     # What the rule looks at has changed since: the cache is gone, a GPU has come, the rule itself is another
     (workplace / "cache").rename("away")
     values = {"dataset.resolution": 8, "network": "ddpmpp_64"}
     monkeypatch.setattr(own_images, "preset_values", lambda *_, **__: ("published", values))
-    again = cedm("train", *tiny, "run_dir=run")
+    again = cedm("train", *tiny, 'run_dir="Läufe"')
     assert (again.code, "Nothing to do: this run is finished" in again.out) == (0, True), again
     shutil.rmtree("cache")
     (workplace / "away").rename("cache")  # which remembers too
