@@ -54,8 +54,9 @@ def write_publication(
         UserError: the run has no model, or the scores are of another one.
     """
     file = denoiser_file(run, "run")
-    if scores is not None and (measured := measured_model(scores)) != file_digest(file):
-        raise UserError(f"scores: they are of another model (SHA-256 {measured}) than {file}. Run evaluate with it.")
+    if scores is not None and (others := measured_models(scores) - {file_digest(file)}):
+        told = " and ".join(sorted(other or "not stated" for other in others))
+        raise UserError(f"scores: they are of another model (SHA-256 {told}) than {file}. Run evaluate with it.")
     denoiser = Denoiser.from_pretrained(file).to(device)
     images, names = sample_rows(denoiser, sampler, ROWS, COLUMNS, batch_size=128)
     config = {"library_name": LIBRARY, **denoiser.description}  # the hub counts downloads by this file
@@ -81,10 +82,10 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def measured_model(scores: Mapping[str, Any]) -> str | None:
-    """The SHA-256 of the model that made the images of an evaluation; None where it does not say."""
-    generated = next(iter(scores["scores"].values()))["protocol"]["generated"][0]
-    return generated.get("sha256") or generated.get("made_by", {}).get("inputs", {}).get("denoiser")
+def measured_models(scores: Mapping[str, Any]) -> set[str | None]:
+    """The SHA-256 of the models that made the sets of an evaluation; None among them where one does not say."""
+    sets = next(iter(scores["scores"].values()))["protocol"]["generated"]
+    return {one.get("sha256") or one.get("made_by", {}).get("inputs", {}).get("denoiser") for one in sets}
 
 
 def card(
@@ -102,6 +103,7 @@ def card(
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["cell"] = in_cell
     text = environment.get_template("model_card.md.j2").render(
         repo=repo,
         denoiser=denoiser,
@@ -114,6 +116,11 @@ def card(
         protocols=json.dumps(without_places({"training": along, "scores": (scores or {}).get("scores", {})}), indent=2),
     )
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
+
+
+def in_cell(text: str) -> str:
+    """A text in one cell of a table of Markdown's."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def without_places(node: Any) -> Any:

@@ -17,6 +17,7 @@ import yaml
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.clustering.heads import ClusteringHeads
 from lightning_modules.diffusion.denoiser import Denoiser
+from pipeline.running.publication import measured_models
 from storage.digests import file_digest
 from storage.errors import UserError
 
@@ -98,7 +99,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_card_says_what_was_measured_and_nothing_of_where(cedm: Cedm, workplace: Path) -> None:
     assert cedm("train", *TINY_EDM, "conditioning=none", "run_dir=secret-place/run").code == 0
-    words = ["run=secret-place/run", "dry_run=true", "images_license=cc-by-4.0", "repo=me/model"]
+    words = ["run=secret-place/run", "dry_run=true", 'images_license="cc-by-4.0|<mit>"', "repo=me/model"]
     assert cedm("publish", *words).code == 0
     folder = Path("secret-place/run/hub")
     model = folder / "denoiser.safetensors"
@@ -106,7 +107,7 @@ def test_a_card_says_what_was_measured_and_nothing_of_where(cedm: Cedm, workplac
     _, metadata, text = (folder / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(metadata)["pipeline_tag"] == "unconditional-image-generation"
     assert f"fd_pixels {summary('secret-place/run')['fd_pixels']:.4g}" in text
-    assert "cc-by-4.0" in text
+    assert r"| cc-by-4.0\|&lt;mit&gt; |" in text
     assert json.loads((folder / "config.json").read_text())["img_resolution"] == 8
 
     measured = ["num=80", "metrics=[fd]", "memorisation=false", "steps=2"]
@@ -121,6 +122,11 @@ def test_a_card_says_what_was_measured_and_nothing_of_where(cedm: Cedm, workplac
     assert cedm("train", *TINY_EDM, "conditioning=none", "seed=1", "run_dir=other").code == 0
     refused = cedm("publish", "run=other", *words[1:], "scores=scores")
     assert (refused.code, "another model" in refused.err) == (2, True), refused.err
+
+
+def test_scores_of_several_models_are_told_apart() -> None:
+    sets = [{"sha256": "a"}, {"made_by": {"inputs": {"denoiser": "b"}}}, {"from": "files"}]
+    assert measured_models({"scores": {"fd": {"protocol": {"generated": sets}}}}) == {"a", "b", None}
 
 
 def test_what_is_pushed_comes_back(hub: type[Hub], tmp_path: Path) -> None:
