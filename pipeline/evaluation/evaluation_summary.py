@@ -143,7 +143,8 @@ def notes_on_set(result: Mapping[str, Any], reference: Mapping[str, Any], datase
         held_out = ": distances to images held out say nothing of memorisation" if "num_held_out" in reference else ""
         said.append(
             f"{generated['path']} was trained on other images of {dataset!r} than these {reference['num_images']:,}"
-            f"{held_out}. Set dataset.holdout= and dataset.max_images= as they were in its training."
+            f"{held_out}. Set dataset.holdout= and dataset.max_images= as they were in its training, unless noise=drop "
+            "left images out there."
         )
     if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
         said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")

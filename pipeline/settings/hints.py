@@ -31,6 +31,8 @@ def unknown_setting(key: str, known: Sequence[str], name: str) -> str:
     group, _, argument = key.partition(".")
     if group == TrainerSettings.group and argument in OWNED:
         return f"{key}: this argument of Lightning's Trainer is not for setting: {OWNED[argument]}."
+    if key in known:
+        return f"{key}: the option of {group} that was chosen has no such setting.\nSee `cedm {name} {group}=… --help`."
     return f"there is no setting {key!r}.{suggest(key, known)}\nSee `cedm {name} --help`."
 
 
