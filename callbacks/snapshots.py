@@ -155,6 +155,7 @@ class DenoiserFile(Callback):
     ) -> None:
         if self.every is None or not self.every.is_due(trainer, pl_module, batch_idx):
             return
+        check_finite(pl_module)  # on every rank: they stop in the same step, and none waits for another
         if trainer.is_global_zero:
             assert isinstance(pl_module, EDMModule)
             self.write(pl_module)
@@ -184,10 +185,12 @@ class PowerAverageFiles(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.every.is_due(trainer, pl_module, batch_idx) or not trainer.is_global_zero:
+        if not self.every.is_due(trainer, pl_module, batch_idx):
+            return
+        check_finite(pl_module)
+        if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, EDMModule)
-        check_finite(pl_module)
         for average in cast(Iterable[PowerAverage], pl_module.power_averages):
             stored = copy.deepcopy(cast(Denoiser, average.get())).half()
             path = self.folder / f"width{average.width:g}-{pl_module.nimg:08d}.safetensors"

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks.schedule import EveryKimg
-from callbacks.snapshots import AtomicCheckpointIO, Snapshots, newest_snapshot
+from callbacks.snapshots import AtomicCheckpointIO, DenoiserFile, PowerAverageFiles, Snapshots, newest_snapshot
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.edm_module import EDMModule
@@ -190,6 +191,17 @@ def test_the_update_of_a_non_finite_loss_is_left_out(tmp_path: Path, accumulate:
     with pytest.raises(UserError, match=r"step 2"):
         train(longer, 30, tmp_path / "longer", accumulate=accumulate)
     assert longer.trainer.global_step == 3  # while the fourth is worked on
+
+
+def test_every_process_stops_before_a_file_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    """Not the one alone that writes it, for which the others would wait in the next step."""
+    module, other, always = make_module(), SimpleNamespace(is_global_zero=False), EveryKimg(1)
+    always.is_due = lambda *_: True  # type: ignore[method-assign]
+    with torch.no_grad():
+        next(module.denoiser.parameters()).fill_(float("nan"))
+    for callback in (DenoiserFile(tmp_path / "a.safetensors", always, {}), PowerAverageFiles(tmp_path, always)):
+        with pytest.raises(UserError, match="not finite"):
+            callback.on_train_batch_end(other, module, None, None, 0)  # type: ignore[arg-type]
 
 
 class Waits(TorchDispatchMode):
