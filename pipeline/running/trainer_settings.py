@@ -14,16 +14,17 @@ PROFILERS = {
 
 
 class More(NamedTuple):
-    """A callback or logger of Lightning's: its class as `module:name`, and the package that it needs."""
+    """A callback or logger of Lightning's: its class as `module:name`, the package that it needs, what it writes to."""
 
     target: str
     package: str = ""
+    needs: str = ""  # `logger` or `bar`
 
 
 CALLBACKS = {  # those that leave alone what is trained and when it ends
-    "lr_monitor": More("lightning.pytorch.callbacks:LearningRateMonitor"),
-    "device_stats": More("lightning.pytorch.callbacks:DeviceStatsMonitor", "psutil"),
-    "rich_progress": More("callbacks.lightning_internals:RichBar", "rich"),
+    "lr_monitor": More("lightning.pytorch.callbacks:LearningRateMonitor", needs="logger"),
+    "device_stats": More("lightning.pytorch.callbacks:DeviceStatsMonitor", "psutil", "logger"),
+    "rich_progress": More("callbacks.lightning_internals:RichBar", "rich", "bar"),
     "model_summary": More("lightning.pytorch.callbacks:ModelSummary"),
     "rich_model_summary": More("lightning.pytorch.callbacks:RichModelSummary", "rich"),
 }

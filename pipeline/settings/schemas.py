@@ -99,6 +99,11 @@ class SharedSettings(Settings):
             self.refuse("embeddings", "a file is expected. Set embeddings=FILE, which chooses the backbone, too")
         if self.noise is not None and self.assignments is None:
             self.refuse("noise", "it is about images in no cluster of assignments=FILE. Leave it out")
+        needed = {CALLBACKS[name].needs: name for name in names_in(self.callbacks)}
+        if "logger" in needed and not self.loggers:
+            self.refuse("callbacks", f"{needed['logger']} writes to a logger, and logger={self.logger}. Set logger=csv")
+        if "bar" in needed and not self.trainer.enable_progress_bar:
+            self.refuse("callbacks", f"{needed['bar']} is a progress bar. Set trainer.enable_progress_bar=true")
 
     @property
     def loggers(self) -> tuple[str, ...]:

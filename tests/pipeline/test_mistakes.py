@@ -74,6 +74,13 @@ def image_folder(folder: Path, count: int) -> Path:
         ("train", ["trainer.deterministic=maybe"], ["true, false or warn"]),
         ("train", ["trainer.gradient_clip_val=1", "trainer.precision=16-mixed"], ["bf16-mixed"]),
         ("train", ["callbacks=[early_stopping]"], ["one of lr_monitor, device_stats, rich_progress"]),
+        ("train", ["callbacks=lr_monitor", "logger=none"], ["callbacks=", "logger=none. Set logger=csv"]),
+        ("cluster", ["callbacks=[device_stats]", "logger=[]"], ["callbacks=", "Set logger=csv"]),
+        (
+            "train",
+            ["callbacks=rich_progress", "trainer.enable_progress_bar=false"],
+            ["is a progress bar."],
+        ),
         ("train", ["trainer.max_steps=5"], ["Set training.duration_kimg"]),
         ("train", ["+trainer.accumulate_grad_batches=2"], ["training.max_batch_per_device"]),
         ("train", ["conditioning=none", "evaluation.num_images=1"], ["evaluation.num_images=1"]),
