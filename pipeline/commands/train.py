@@ -139,6 +139,6 @@ def next_steps(folder: Path) -> str:
         + (f"images      {grids[-1]}\n" if grids else "")
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: {shlex.join([program(), 'generate', word('ckpt', folder), 'num=64'])}\n"
-        f"      {typed_command('evaluate')} {shlex.quote(word('generated', folder))}\n"
+        f"      {typed_command('evaluate', 'evaluation.backbone=null')} {shlex.quote(word('generated', folder))}\n"
         "      make tensorboard"
     )

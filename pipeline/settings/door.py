@@ -262,11 +262,15 @@ def program() -> str:
     return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
 
 
-def typed_command(name: str) -> str:
-    """Command `name` with those settings of the running one that it knows, to be typed next or before."""
+def typed_command(name: str, *left_out: str) -> str:
+    """Command `name` with those settings of the running one that it knows, to be typed next or before.
+
+    The words `left_out` would be a mistake there.
+    """
     own = [word for word in typed_words() if word not in implied(["embeddings=FILE"])]
     chosen = implied(own) if len(own) < len(typed_words()) else []  # which the command will choose again
-    typed = (word for word in typed_words() if word not in chosen and key_of(word) not in ("run_dir", "overwrite"))
+    others = (word for word in typed_words() if word not in (*chosen, *left_out))
+    typed = (word for word in others if key_of(word) not in ("run_dir", "overwrite"))
     return shlex.join([program(), name, *config_folders(), *understood(name, tuple(typed))])
 
 

@@ -130,6 +130,7 @@ def test_images_of_ones_own_choose_their_settings(cedm: Cedm, workplace: Path, m
     for line in trained.out.rpartition("Next: ")[2].splitlines()[:2]:
         _, command, *words = shlex.split(line)
         assert cedm(command, *words, "--cfg", "job").code == 0, line
+        assert "evaluation.backbone=null" not in words  # a distance is taken on it
     # What the rule looks at has changed since: the cache is gone, a GPU has come, the rule itself is another
     (workplace / "cache").rename("away")
     values = {"dataset.resolution": 8, "network": "ddpmpp_64"}
