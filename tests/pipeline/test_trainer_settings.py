@@ -58,7 +58,7 @@ def test_one_progress_bar_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
              [((), True), ((), False), (("rich_progress",), True)]]  # fmt: skip
     assert kinds == [["ImageProgressBar", "Throughput"], ["Throughput"], ["Throughput", "RichBar"]]
     monkeypatch.setitem(CALLBACKS, "device_stats", CALLBACKS["device_stats"]._replace(package="no_such_package"))
-    with pytest.raises(UserError, match="pip install no_such_package"):
+    with pytest.raises(UserError, match='pip install "no_such_package"'):
         fit.with_more(ours, ["device_stats"], True)
 
 
