@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_assignments
 from pipeline.running.condition import Condition
-from pipeline.running.own_images import composed
+from pipeline.running.own_images import composed, kept_preset
 from pipeline.running.run_folder import SUMMARY_FILE
 from pipeline.settings.schemas import ScoreSettings, SharedSettings
 from pipeline.settings.words import key_of, word
@@ -43,9 +43,11 @@ def settings_of(folder: Path, summary: Mapping[str, Any], words: Sequence[str] =
     Raises:
         UserError: its summary holds settings that there are not.
     """
-    instead = {*NOT_SETTINGS, *map(key_of, words)}
+    # The folder tells what its preset has set, also where the images are gone or are others now.
+    preset = ["preset=auto"] if kept_preset(str(folder)) else []
+    instead = {*NOT_SETTINGS, *map(key_of, (*words, *preset))}
     before = [text for text in summary["arguments"] if not text.startswith("-") and key_of(text) not in instead]
-    # The folder tells which preset the run was made with.
+    before += [text for text in preset if "preset" not in map(key_of, words)]
     return composed(summary["command"], [*before, word("run_dir", folder), *words], origin=str(folder / SUMMARY_FILE))
 
 

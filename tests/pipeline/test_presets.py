@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lightning_modules.diffusion.denoiser import Denoiser
-from pipeline.running import own_images
+from pipeline.running import finished_run, own_images
 from pipeline.running.cost import Cost
 from pipeline.settings.compose import compose
 from pipeline.settings.dataset_names import choose_name, keep_record, names_of, plain_name
@@ -122,6 +122,12 @@ def test_images_of_ones_own_choose_their_settings(cedm: Cedm, workplace: Path, m
     assert cedm("embed", "dataset=folder", "dataset.path=b/leaves", "dataset.resolution=16").code == 0
     other = settings_of("leaves-2/embed-pixels/*")["dataset"]
     assert (other["name"], other["resolution"], other["channels"]) == ("leaves-2", 16, 3)
+
+    laptop = ["preset=laptop", "clustering.num_neighbours=3", "run_dir=laptop"]
+    assert cedm("embed", "dataset=folder", "dataset.path=b/leaves", *laptop).code == 0
+    (workplace / "b").rename("gone")
+    kept = finished_run.settings_of(Path("laptop"), finished_run.read_any_summary(Path("laptop")))
+    assert (kept.preset.name, kept.dataset.channels, kept.dataset.resolution) == ("laptop", 3, 28)
 
     tiny = ["dataset=folder", "dataset.path=a/leaves", "conditioning=none", "evaluation.backbone=null", *TINY_EDM]
     tiny = [word for word in tiny if "batch_size" not in word]
