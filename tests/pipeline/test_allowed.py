@@ -1,6 +1,9 @@
 """What of Hydra's can be typed, and what a folder of the user's can hold."""
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from pipeline.settings.loader import MOST_VALUES, written_out
 from pipeline.settings.options import options_and_settings, spelled_out
 from storage.errors import UserError
 
-from .conftest import Cedm
+from .conftest import TINY_EDM, Cedm
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_options_are_read_in_one_way_only() -> None:
@@ -72,11 +77,27 @@ def test_keys_by_which_plugins_run_code(group: str, name: str, keys: dict[str, A
         refuse_composed(with_plugin(group, name, **keys))
 
 
-@pytest.mark.parametrize("plugin", ["hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/sweeper=optuna"])
-def test_a_plugin_that_is_not_installed(cedm: Cedm, plugin: str) -> None:
-    result = cedm("train", "-m", plugin, "seed=1,2")
+def test_a_plugin_that_is_not_installed(cedm: Cedm) -> None:
+    result = cedm("train", "-m", "hydra/sweeper=optuna", "seed=1,2")
     assert result.code == 2
     assert "pip install hydra-" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_launcher_runs_a_sweep_to_its_end(workplace: Path, launcher: str) -> None:
+    words = [f"hydra/launcher={launcher}", *TINY_EDM, "conditioning=none", "seed=1,2", "run_dir=out/${seed}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", "-m", *words],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.parent.name for path in workplace.glob("out/*/denoiser.safetensors")) == ["1", "2"]
 
 
 @pytest.mark.parametrize("place", ["own", "file://own"])
