@@ -85,7 +85,8 @@ def study_runs(
             except UserError as error:
                 if not own_backbone and run.condition.method not in CAN_BE_ABSENT:
                     raise
-                left_out.append(f"{name}: left out, {error}")
+                why = " ".join(str(error).split())  # in one line, for a list of commands
+                left_out.append(f"{name}: left out, {why}")
     if not runs:
         raise UserError("\n".join(["No run is left of this study.", *left_out]))
     return runs, left_out
