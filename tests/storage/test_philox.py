@@ -48,7 +48,7 @@ def test_seeds_streams_positions_and_elements_differ(draw):
 def test_streams_are_distinct_and_their_published_numbers_stay():
     names = "SIGMA NOISE AUGMENT_UNIFORM AUGMENT_NORMAL LABEL_DROPOUT NETWORK_DROPOUT LATENTS CHURN LABELS ORDER"
     assert {stream.name: int(stream) for stream in Stream} == {
-        name: n for n, name in enumerate([*names.split(), "NEIGHBOURS"], 1)
+        name: n for n, name in enumerate([*names.split(), "NEIGHBOURS", "MEASURED_NOISE"], 1)
     }
 
 
