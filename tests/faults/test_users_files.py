@@ -1,5 +1,6 @@
 """Files of users: none is deleted, and none is taken for what it is not."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -63,11 +64,11 @@ def test_swapped_entries(forks: Forks, trials: Trials, tmp_path: Path) -> None:
             for command in ("embed", "cluster"):
                 forks.start(command, *TEMI, *settings, f"run_dir={command}{len(settings)}", folder=folder).succeed()
         for kind in ("embeddings", "neighbours", "pseudo-labels"):
-            paths = sorted((folder / "cache" / kind).glob("*.safetensors"))
-            heads = [path for path in paths if path.stem.endswith("-head")]
-            for pair in (heads, [path for path in paths if path not in heads]):
-                if pair:
-                    swap(*pair)
+            alike: dict[str, list[Path]] = {}
+            for path in sorted((folder / "cache" / kind).glob("*.safetensors")):
+                alike.setdefault(re.sub("[0-9a-f]{16}", "", path.stem), []).append(path)
+            for pair in alike.values():
+                swap(*pair)
         before = content_of(folder / "cache")
         forks.start("embed", *TEMI, "run_dir=embed-again", folder=folder).succeed()
         job = forks.start("cluster", *TEMI, "run_dir=cluster-again", folder=folder)
