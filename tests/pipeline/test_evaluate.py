@@ -166,7 +166,7 @@ def test_a_distance_sees_the_borders(dinov2: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> None:
-    settings = [f"generated={model}", "num=61", "steps=3", "sets=2", "metrics=[fd,prdc]"]
+    settings = [f"generated={model}", "num=61", "steps=3", "sets=2", "metrics=[fd,sw,prdc,clipped]"]
     assert cedm("evaluate", *settings, "run_dir=one").code == 0
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
     done = subprocess.run(
