@@ -50,7 +50,13 @@ def test_every_assignment_of_a_file_is_shown(cedm: Cedm, workplace: Path) -> Non
     ids = torch.from_numpy(digits.target)
     save_file({"a.clusters10": ids, "b.clusters30": 3 * ids}, workplace / "ids.safetensors")
     np.save("features.npy", digits.data)
-    arguments = ["assignments=ids.safetensors", "embeddings=features.npy", "map_images=60", "run_dir=run"]
+    arguments = [
+        "dataset=digits",
+        "assignments=ids.safetensors",
+        "embeddings=features.npy",
+        "map_images=60",
+        "run_dir=run",
+    ]
     result = cedm("score", *arguments)
     assert result.code == 0, result.err
     for part in ("a.clusters10", "b.clusters30"):

@@ -81,7 +81,7 @@ def test_a_run_with_images_held_out(cedm: Cedm, workplace: Path) -> None:
     assert errors.held_out_places.tolist() == held_out.places.tolist()
     assert set(errors.held_out_places.tolist()).isdisjoint(SOURCE.places.tolist())
     assert set(errors.training_places.tolist()) <= set(SOURCE.places.tolist())
-    events = EventAccumulator(str(workplace / "run/tensorboard")).Reload()
+    events = EventAccumulator(str(workplace / "run")).Reload()
     kimg, loss, on_training, gap, _ = found["kimg_and_losses"][-1]
     assert (kimg, gap) == (1.024, pytest.approx(loss - on_training))
     assert events.Scalars("held_out/loss")[-1].value == pytest.approx(loss, rel=1e-5)

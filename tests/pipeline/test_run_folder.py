@@ -30,7 +30,7 @@ def test_a_run_from_before_a_setting_was_there_has_its_old_meaning(tmp_path: Pat
         return {
             "settings": {
                 "sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None},
-                "dataset": {"name": "digits", "fit": "crop"},
+                "dataset": {"name": "digits", "fit": "crop", "holdout": 0.0},
                 "preset": {"name": "published", "settings": {}},
                 "seed": 0,
             },
