@@ -34,7 +34,7 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer_from_the_start(cedm: Ce
 
 def test_the_model_of_the_least_distance_is_kept(cedm: Cedm, workplace: Path) -> None:
     """With a learning rate that ruins the model in its last quarter; distances in the precision that was asked for."""
-    ruinous = ["training.lr=3", "training.lr_rampup_kimg=0.8"]
+    ruinous = ["training.lr=6", "training.lr_rampup_kimg=0.8"]
     assert cedm("train", *WORDS, *ruinous, "evaluation.precision=bf16-mixed", "run_dir=run").code == 0
     trained = summary("run")
     curve = dict(trained["distances"]["kimg_and_distance"])
@@ -48,4 +48,4 @@ def test_the_model_of_the_least_distance_is_kept(cedm: Cedm, workplace: Path) ->
     measured = ["num=80", "metrics=[fd]", "memorisation=false", "sampler.steps=3", "run_dir=again", WORDS[-2]]
     measured.append("sampler.precision=bf16-mixed")
     assert cedm("evaluate", "generated=run/denoiser-best.safetensors", *measured).code == 0
-    assert summary("again")["fd_pixels"] == pytest.approx(curve[best], rel=1e-4)
+    assert summary("again")["fd_pixels"] == pytest.approx(curve[best], rel=1e-2)  # bf16 rounds by batch
