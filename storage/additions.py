@@ -35,7 +35,7 @@ def load_addition(group: str, name: str, base: type) -> Any:
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{name!r}, which is {entry.value}, cannot be imported ({problem}). Mend its package."
+            f"{name!r}, which is {entry.value}, cannot be imported ({problem}). Fix its package."
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{name!r}, which is {entry.value}, is no subclass of {base.__module__}.{base.__name__}.")
