@@ -1,9 +1,9 @@
 """When something is due: a function of the optimizer step, so that a resumed run does the same things as any other."""
 
 import math
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.temi_module import TEMIModule
@@ -59,3 +59,9 @@ class EveryEpochs:
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether pass `batch_idx` was the last of its accumulated optimizer step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def others_due(own: Callback, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+    """Whether other callbacks than this one have something to do after pass `batch_idx` by their schedule `every`."""
+    schedules = [getattr(callback, "every", None) for callback in cast(Any, trainer).callbacks if callback is not own]
+    return any(schedule is not None and schedule.is_due(trainer, pl_module, batch_idx) for schedule in schedules)

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from callbacks.lightning_internals import passes_done
-from callbacks.schedule import EveryKimg
+from callbacks.schedule import EveryKimg, others_due
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.processes import wait_for
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -26,23 +27,37 @@ def peak_memory_gb(device: torch.device) -> float:
 class Throughput(Callback):
     """Logs `throughput/kimg_per_s`, `sec_per_kimg`, `peak_memory_gb` and `eta_hours` every `every_kimg`.
 
-    Rates are of training alone: neither evaluation between two batches counts nor waiting for the next batch.
+    Rates are of training by the clock, waiting for images included. The first pass of each try, which compiles and
+    finds its memory, does not count, nor what other callbacks do when they are due: distances, grids, snapshots.
     """
 
     def __init__(self, every_kimg: float) -> None:
         self.every = EveryKimg(every_kimg)
-        self._seconds, self._images, self._batch_start = 0.0, 0, 0.0
+        self._seconds, self._images = 0.0, 0
+        self._start: float | None = None  # of what is measured; None while it is not
+
+    def on_train_start(self, *_: Any) -> None:
+        self._seconds, self._images, self._warm, self._start = 0.0, 0, False, None
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._batch_start = time.perf_counter()
+        if self._start is None and self._warm:
+            self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += time.perf_counter() - self._batch_start
-        self._images += len(batch.positions) * trainer.world_size
-        if not self.every.is_due(trainer, pl_module, batch_idx):
-            return
+        if self._start is not None:
+            self._images += len(batch.positions) * trainer.world_size
+        due, others = self.every.is_due(trainer, pl_module, batch_idx), others_due(self, trainer, pl_module, batch_idx)
+        if due or others or not self._warm:
+            wait_for(pl_module.device)
+            now = time.perf_counter()
+            self._seconds += 0.0 if self._start is None else now - self._start
+            self._start, self._warm = None if others else now, True
+        if due and self._images:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, EDMModule)
         kimg_per_s = self._images / 1000 / self._seconds
         self._seconds, self._images = 0.0, 0

@@ -107,19 +107,27 @@ class ImageDataModule(L.LightningDataModule):
         if self.store is None:
             self.store = ImageStore(self.source, self.resolution, self.channels, self.memory_gb)
 
-    def train_dataloader(self) -> DataLoader:
-        """Endless micro-batches for this rank, from the optimizer step on that the trainer has reached."""
+    def labelled_images(self) -> LabelledImages:
+        """The training images by their positions in the stream."""
         self.setup()
         assert self.store is not None
-        world_size, rank, step = place_of(self.trainer)
         unconditional = torch.full((len(self.source),), UNCONDITIONAL)
         labels = unconditional if self.pseudo_labels is None else self.pseudo_labels.compact()
-        num_workers = self.num_workers
-        if num_workers is None:
-            processes = 1 if self.trainer is None else self.trainer.num_devices  # on this machine
-            num_workers = 0 if self.store.in_memory else min(8, cores_of_each(processes))
+        return LabelledImages(self.store, labels, self.stream)
+
+    def workers(self, processes: int) -> int:
+        """How many processes load images for each of the `processes` that train on this machine."""
+        assert self.store is not None
+        automatic = 0 if self.store.in_memory else min(8, cores_of_each(processes))
+        return automatic if self.num_workers is None else self.num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless micro-batches for this rank, from the optimizer step on that the trainer has reached."""
+        images = self.labelled_images()
+        world_size, rank, step = place_of(self.trainer)
+        num_workers = self.workers(1 if self.trainer is None else self.trainer.num_devices)  # on this machine
         return ImageLoader(
-            LabelledImages(self.store, labels, self.stream),
+            images,
             sampler=StreamBatches(self.batch_size, world_size, rank, self.accumulate, start_step=step),
             batch_size=None,  # the sampler gives whole batches
             num_workers=num_workers,

@@ -24,6 +24,12 @@ class OnTheWay:
         return self._number.item()
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def mean_over_processes(local: Tensor) -> Tensor:
     """Mean of a tensor over the processes of `torch.distributed`; the tensor itself where there are none.
 

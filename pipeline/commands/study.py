@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from datamodules.image_datamodule import ImageBatch, ImageDataModule
+from datamodules.image_datamodule import ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.devices import device_of
@@ -122,14 +122,13 @@ def measured_cost(settings: StudyCommandSettings, source: ImageSource, images: i
         num_workers=0,
         memory_gb=0,
     )
-    data.setup()
-    batch = ImageBatch(*next(iter(data.train_dataloader())))
+    batch = data.labelled_images()[torch.arange(training.batch_size // data.accumulate)]
     threads = torch.get_num_threads()
     torch.set_num_threads(resources.threads)
     try:
         module = ModelSettings.of(settings).build(data, "none")
         device, precision = device_of(settings.trainer.accelerator), settings.trainer.precision
-        return measure_cost(module, batch, device, resources.devices, images, precision)
+        return measure_cost(module, batch, device, resources.devices, images, precision, data.accumulate)
     finally:
         torch.set_num_threads(threads)
 

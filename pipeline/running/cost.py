@@ -2,12 +2,18 @@
 
 import copy
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch.optim import Optimizer
 
 from datamodules.image_datamodule import ImageBatch
+from lightning_modules.diffusion.ema import EMA
 from lightning_modules.edm_module import EDMModule
+from lightning_modules.processes import wait_for
 from storage.errors import UserError
 
 LONG_ON_A_CPU_HOURS = 24.0
@@ -85,49 +91,85 @@ def duration(hours: float) -> str:
 
 
 def measure_cost(
-    module: EDMModule, batch: ImageBatch, device: torch.device, num_devices: int, images: int, precision: str
+    module: EDMModule,
+    batch: ImageBatch,
+    device: torch.device,
+    num_devices: int,
+    images: int,
+    precision: str,
+    accumulate: int = 1,
+    loading: float = 0.0,
+    num_workers: int = 0,
 ) -> Cost:
-    """Time forward and backward passes of a copy of `module` on `device`.
+    """Time a copy of `module` on `device`: a pass, compiled where the module is, and an optimizer step.
 
     The number of images at once doubles up to the batch's until one pass takes more than half a second, so that a
     large network on a slow machine is measured within seconds too. The module and the random state stay as they are,
     and a GPU's memory is free again.
+
+    Args:
+        batch: the images of one pass.
+        accumulate: passes of an optimizer step.
+        loading: seconds in which one process loads the images of a pass.
+        num_workers: processes that load them meanwhile; 0: training waits for them.
     """
     try:
-        return _measure_copy(module, batch, device, num_devices, images, precision)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seconds, count = _seconds_per_image(module, batch, device, precision, accumulate)
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    loading /= len(batch.positions)
+    seconds = max(seconds, loading / num_workers) if num_workers else seconds + loading
+    return Cost(images, num_devices / seconds, count, num_devices, device.type)
 
 
-def _measure_copy(
-    module: EDMModule, batch: ImageBatch, device: torch.device, num_devices: int, images: int, precision: str
-) -> Cost:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trial = copy.deepcopy(module).to(device).train()
-        count = min(4, len(batch.positions))
-        while True:
-            part = ImageBatch(*(field[:count].to(device) for field in batch))
-            one_pass(trial, part, precision, device)  # warm-up: allocator, algorithm choice
-            seconds = min(timed_pass(trial, part, precision, device) for _ in range(2))  # one may be held up by others
-            if seconds > 0.5 or count == len(batch.positions):
-                return Cost(images, num_devices * count / seconds, count, num_devices, device.type)
-            count = min(2 * count, len(batch.positions))
+def _seconds_per_image(
+    module: EDMModule, batch: ImageBatch, device: torch.device, precision: str, accumulate: int
+) -> tuple[float, int]:
+    """Seconds that training takes per image, and with how many images at once they were measured."""
+    trial = copy.deepcopy(module).to(device).train()  # not compiled, as copies never are
+    count = min(4, len(batch.positions))
+    while True:
+        part = ImageBatch(*(field[:count].to(device) for field in batch))
+        work = partial(one_pass, trial, part, precision, device)
+        seconds = timed(work, device)
+        if seconds > 0.5 or count == len(batch.positions):
+            break
+        count = min(2 * count, len(batch.positions))
+    if module.denoiser._compiled_call_impl is not None:  # PyTorch's name for what `compile()` has made
+        trial.denoiser.compile()
+        seconds = timed(work, device)
+        torch.compiler.reset()  # or training with another number of images would be compiled for any number
+    optimizer = cast(Any, trial.configure_optimizers())["optimizer"]
+    step_seconds = timed(partial(one_step, trial, optimizer), device)
+    return seconds / count + step_seconds / accumulate / len(batch.positions), count
 
 
-def timed_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> float:
-    """Seconds that one pass takes."""
-    start = time.perf_counter()
-    one_pass(module, batch, precision, device)
-    return time.perf_counter() - start
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that it takes when it is done again, also on a device that works on while Python does."""
+    work()  # compiles, allocates, chooses algorithms
+    times = []
+    for _ in range(2):  # one may be held up by others
+        wait_for(device)
+        start = time.perf_counter()
+        work()
+        wait_for(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def one_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> None:
-    """One forward and backward pass with the run's precision."""
+    """One forward and backward pass with the run's precision, which leaves its gradients."""
+    module.zero_grad(set_to_none=True)
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     with torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true"):
         loss = module.loss_of(batch).mean()
     loss.backward()
-    module.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+
+
+def one_step(module: EDMModule, optimizer: Optimizer) -> None:
+    """What an optimizer step does beside its passes: new weights and their averages."""
+    optimizer.step()
+    for average in cast(Iterable[EMA], [*module.emas, *module.power_averages]):
+        average.update(module.denoiser, nimg=0, batch_size=module.settings.batch_size)

@@ -1,10 +1,12 @@
 """One diffusion training in its run folder: what it will cost, the training with its callbacks, the summary."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 
 from callbacks.along_training import AlongTraining
@@ -14,7 +16,7 @@ from callbacks.sample_grid import SampleGrid
 from callbacks.schedule import EveryKimg, OnceAtKimg
 from callbacks.snapshots import DenoiserFile, PowerAverageFiles, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
-from datamodules.image_datamodule import ImageBatch, ImageDataModule
+from datamodules.image_datamodule import ImageDataModule
 from lightning_modules.edm_module import EDMModule
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.evaluation.metrics_table import frechet_name
@@ -116,11 +118,27 @@ class Training:
                 f"{(data.resolution / LARGEST_IN_PIXELS) ** 2:.0f} times as much. "
                 f"Set dataset.resolution={LARGEST_IN_PIXELS}."
             )
-        batch = ImageBatch(*(field[:share] for field in next(iter(data.train_dataloader()))))
-        precision = self.trainer.precision
-        cost = measure_cost(self.module, batch, machine.device, machine.world_size, self.total_images, precision)
+        cost = self.cost(share)
         print(f"cost        {cost}")
         return cost
+
+    def cost(self, share: int) -> Cost:
+        """What the training will cost, with passes of `share` images on each device."""
+        images, positions = self.data.labelled_images(), torch.arange(share)
+        batch = images[positions]  # this one waits for the order of the images, too
+        start = time.perf_counter()
+        images[positions + share]
+        return measure_cost(
+            self.module,
+            batch,
+            self.machine.device,
+            self.machine.world_size,
+            self.total_images,
+            self.trainer.precision,
+            self.data.accumulate,
+            loading=time.perf_counter() - start,
+            num_workers=self.data.workers(self.machine.world_size),
+        )
 
     def callbacks(self) -> list[Callback]:
         """What is watched, but for the distance."""

@@ -1,6 +1,9 @@
 """What a run will cost, said before it starts."""
 
 import copy
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from lightning_modules.training_settings import TrainingSettings
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.models import passes_of
 from storage.errors import UserError
+
+CPU = torch.device("cpu")
 
 
 def test_hours_and_device_hours() -> None:
@@ -40,26 +45,53 @@ def test_durations_as_a_person_says_them(hours: float, words: str) -> None:
     assert duration(hours) == words
 
 
+class SlowStep(EDMModule):
+    """Its optimizer takes a tenth of a second for a step."""
+
+    def configure_optimizers(self) -> Any:
+        return {"optimizer": SimpleNamespace(step=lambda: time.sleep(0.1))}
+
+
+def module_and_batch(kind: type[EDMModule] = EDMModule) -> tuple[EDMModule, ImageBatch]:
+    network = NetworkSettings(model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0.1)
+    module = kind(Denoiser(network, 8, 1, label_dim=0, augment_dim=9), TrainingSettings(batch_size=16))
+    return module, ImageBatch(torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.full((16,), -1), torch.arange(16))
+
+
 def test_measuring_leaves_the_module_and_the_random_state_alone() -> None:
-    network = {
-        "architecture": "ddpmpp",
-        "model_channels": 8,
-        "channel_mult": [1],
-        "num_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.1,
-    }
-    denoiser = Denoiser(NetworkSettings(**network), 8, 1, label_dim=0, augment_dim=9)
-    module = EDMModule(denoiser, TrainingSettings(batch_size=16))
-    batch = ImageBatch(torch.zeros(16, 1, 8, 8, dtype=torch.uint8), torch.full((16,), -1), torch.arange(16))
+    module, batch = module_and_batch()
     before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
-    cost = measure_cost(module, batch, torch.device("cpu"), 2, 1000, "32-true")
+    cost = measure_cost(module, batch, CPU, 2, 1000, "32-true")
     assert 0 < cost.images_per_s < 1e7
     assert cost.num_devices == 2
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_optimizer_steps_and_waiting_for_images_cost_too() -> None:
+    module, batch = module_and_batch(SlowStep)
+    alone = measure_cost(module, batch, CPU, 1, 1000, "32-true", accumulate=4)
+    assert 0.1 * 16 / 0.025 < alone.images_per_s < 16 / 0.025  # a quarter of a step for each pass
+    loading = measure_cost(module, batch, CPU, 1, 1000, "32-true", loading=16.0)
+    assert 0.9 < loading.images_per_s < 1
+    meanwhile = measure_cost(module, batch, CPU, 1, 1000, "32-true", loading=16.0, num_workers=4)
+    assert meanwhile.images_per_s == pytest.approx(4)
+
+
+def test_a_compiled_network_is_measured_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_to_slow_code(self: Any) -> None:
+        def slow(*arguments: Any, **others: Any) -> Any:
+            time.sleep(0.2)
+            return self.forward(*arguments, **others)
+
+        self._compiled_call_impl = slow
+
+    monkeypatch.setattr(Denoiser, "compile", compile_to_slow_code)
+    module, batch = module_and_batch()
+    module.denoiser.compile()
+    assert 8 < measure_cost(module, batch, CPU, 1, 1000, "32-true").images_per_s < 80
 
 
 @pytest.mark.parametrize(
