@@ -1,6 +1,7 @@
 """What may be said to Hydra: an exact list, since Hydra imports and calls much of what it is told."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +27,14 @@ class Plugin:
         keys: what can be set of it.
         package: what brings it; '' for Hydra itself.
         forms: what the text of a key has to look like where anything else would be evaluated or run.
+        program: what it starts the runs with, where that is a program of the machine.
     """
 
     target: str
     keys: tuple[str, ...] = ()
     package: str = ""
     forms: dict[str, str] = field(default_factory=dict)
+    program: str = ""
 
 
 NOTHING = r"(?!)"  # of these keys the value is a command or a function: only null will do
@@ -72,6 +75,7 @@ PLUGINS = {
             LOCAL_KEYS + SLURM_KEYS,
             "hydra-submitit-launcher",
             {"setup": NOTHING, "srun_args": NOTHING, "python": NOTHING},
+            "srun",
         ),
     },
     "hydra/sweeper": {
@@ -125,6 +129,9 @@ def refuse_override(override: Override) -> None:
         chosen = override.value()
         if not isinstance(chosen, str) or chosen not in PLUGINS[key]:
             raise UserError(f"{typed}: one of {', '.join(PLUGINS[key])} is expected; {NO_CODE}.")
+        program = PLUGINS[key][chosen].program
+        if program and shutil.which(program) is None:
+            raise UserError(f"{typed} needs {program}, which is not on this machine. Run it where {program} is.")
     elif key not in OWN_SETTINGS and not re.match(r"hydra\.(launcher|sweeper)(\.|$)|hydra/sweeper/sampler$", key):
         raise UserError(refused_setting(typed))
 

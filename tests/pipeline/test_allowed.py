@@ -83,6 +83,13 @@ def test_a_plugin_that_is_not_installed(cedm: Cedm) -> None:
     assert "pip install hydra-" in result.err
 
 
+def test_a_launcher_without_its_program(cedm: Cedm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = cedm("train", "-m", "hydra/launcher=submitit_slurm", "seed=1,2")
+    assert result.code == 2
+    assert "srun" in result.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_launcher_runs_a_sweep_to_its_end(workplace: Path, launcher: str) -> None:
