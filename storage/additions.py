@@ -21,11 +21,11 @@ def addition(group: str, name: str) -> EntryPoint | None:
     return next(iter(entry_points(group=group, name=name)), None)
 
 
-def load_addition(group: str, name: str, base: type) -> Any:
-    """The class that an installed package adds, imported from there.
+def load_addition(group: str, name: str, base: type | None = None) -> Any:
+    """What an installed package adds, imported from there: a subclass of `base`, or a function where there is none.
 
     Raises:
-        UserError: no installed package has it, it cannot be imported, or it is no subclass of `base`.
+        UserError: no installed package has it, it cannot be imported, or it is not what is expected.
     """
     entry = addition(group, name)
     if entry is None:
@@ -37,6 +37,9 @@ def load_addition(group: str, name: str, base: type) -> Any:
         raise UserError(
             f"{name!r}, which is {entry.value}, cannot be imported ({problem}). Fix its package."
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+    if base is None:
+        if not callable(loaded):
+            raise UserError(f"{name!r}, which is {entry.value}, is no function. Fix its package.")
+    elif not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise UserError(f"{name!r}, which is {entry.value}, is no subclass of {base.__module__}.{base.__name__}.")
     return loaded

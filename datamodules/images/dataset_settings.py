@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from storage.additions import DATASETS, addition
+from storage.additions import DATASETS
 from storage.settings import Settings, setting
 
 
@@ -14,6 +14,7 @@ class Kind(NamedTuple):
 
     Attributes:
         opener: `module:function` that takes the settings and returns a `Reader`; imported when it is called.
+            Empty for a kind of an installed package.
         path: what `dataset.path` is for it; empty where it has no use for one.
         needs_path: whether it has to be given.
     """
@@ -43,8 +44,7 @@ KINDS = {
 
 def kind_of(name: str) -> Kind:
     """The kind of this name: ours, or an installed package's, whose opener gets `dataset.path` as it is."""
-    entry = None if name in KINDS else addition(DATASETS, name)
-    return KINDS[name] if entry is None else Kind(entry.value, "PATH", needs_path=False)
+    return KINDS.get(name) or Kind("", "PATH", needs_path=False)
 
 
 MEASURED_KINDS = ("folder", "zip", "files", "hf", "array", "hdf5")

@@ -29,6 +29,7 @@ from datamodules.images.measured import load_measured
 from datamodules.images.reader import UNLABELLED, EncodedReader, Labels, Reader
 from datamodules.images.split_folders import find_splits, other_split
 from datamodules.images.window import SAMPLE, Window, sampled
+from storage.additions import DATASETS, load_addition
 from storage.errors import UserError, named_by
 from storage.files import own_folder, remembered_json
 from storage.fingerprints import file_stem, fingerprint
@@ -231,7 +232,8 @@ def open_source(
         problem = "holds control characters or bytes that are no UTF-8 text"
         raise UserError(f"{setting}={printable(path)}: {problem}. Rename it.")
     with named_by(setting):
-        reader: Reader = resolve_name(kind.opener)(settings)
+        open_reader = resolve_name(kind.opener) if kind.opener else load_addition(DATASETS, settings.kind)
+        reader: Reader = open_reader(settings)
     if not reader.has_images and not without_images:
         raise UserError(
             f"dataset={settings.name}: embeddings alone, and images are needed here. Say whose embeddings they are "

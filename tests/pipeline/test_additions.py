@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.objective import EDMObjective
 from pipeline.settings.compose import compose
@@ -130,6 +132,8 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(additions, "entry_points", lambda **_: [broken])
     with pytest.raises(UserError, match="no_such_module:Net, cannot be imported"):
         additions.load_addition(additions.NETWORKS, "broken", torch.nn.Module)
+    with pytest.raises(UserError, match="no_such_module:Net, cannot be imported"):
+        open_source(DatasetSettings(kind="broken"))
 
 
 def test_an_objective_of_the_other_phase(
