@@ -18,6 +18,7 @@ from bench_edm import bench_edm
 from bench_embed import bench_embed
 from bench_neighbours import bench_neighbours
 from bench_shared import bench_shared
+from bench_small import bench_small
 from bench_standardise import bench_standardise
 from bench_temi import bench_temi
 
@@ -26,6 +27,7 @@ PARTS = {
     "neighbours": bench_neighbours,
     "temi": bench_temi,
     "edm": bench_edm,
+    "small": bench_small,
     "shared": bench_shared,
 }
 ON_REQUEST = {"standardise": bench_standardise}
