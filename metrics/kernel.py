@@ -6,6 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metrics.sliced import DistanceAndError
+
+KERNELS_AT_ONCE = 1 << 24  # entries: 128 MB
+
 
 class MeanAndStd(NamedTuple):
     """A score's mean and (population) standard deviation over its subsets."""
@@ -55,9 +59,9 @@ def kernel_distance(
             for side in (features, reference)
         )
         x, y = features[chosen].double(), reference[theirs].double().to(features.device)
-        estimate, each = _squared_mmd(x, y)
+        estimate, own, cross = _squared_mmd(x, y)
         estimates.append(estimate)
-        added[chosen] += each
+        added[chosen] += 2 * (own / (subset_size - 1) - cross / subset_size)  # to first order, but for a constant
         times[chosen] += 1
     drawn = times > 0
     of_images = float((added[drawn] / times[drawn]).var()) / len(features)
@@ -65,17 +69,40 @@ def kernel_distance(
     return KernelDistance(float(np.mean(estimates)), std, (of_images + std**2 / num_subsets) ** 0.5)
 
 
-def _squared_mmd(x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-    """Unbiased estimate from x [n, D] and y [n, D], where pairs of a point with itself are left out.
+def kernel_distance_of_all(features: Tensor, reference: Tensor) -> DistanceAndError:
+    """The same squared discrepancy, of all images of both sides at once: for sets too small to draw subsets from.
 
-    Beside it is what each row of x adds, but for a constant, [n]: twice its mean kernel with x less that with y, the
-    first-order term of a U-statistic.
+    It is unbiased for any number of images, so sets of different sizes compare. The error is the jackknife's, by
+    leaving out one image of the first set after the other; unlike a first-order one it holds where the sets are alike,
+    and where they are small it is rather too large (Efron and Stein 1981).
+
+    Args:
+        features: [N, D], at least 3.
+        reference: [M, D], at least 2, on the same device.
     """
-    n = len(x)
-    own, other, cross = _kernel(x, x).fill_diagonal_(0), _kernel(y, y).fill_diagonal_(0), _kernel(x, y)
-    estimate = (own.sum() + other.sum()) / (n * (n - 1)) - 2 * cross.mean()
-    return float(estimate), 2 * (own.sum(dim=1) / (n - 1) - cross.mean(dim=1))
+    x, y = features.double(), reference.double()
+    n, m = len(x), len(y)
+    estimate, own, cross = _squared_mmd(x, y)
+    left = (own.sum() - 2 * own) / ((n - 1) * (n - 2)) - 2 * (cross.sum() - cross) / ((n - 1) * m)  # without each, [N]
+    return DistanceAndError(estimate, float((n - 1) * left.var(correction=0)) ** 0.5)
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Unbiased estimate from x [n, D] and y [m, D], where pairs of a point with itself are left out.
+
+    Beside it are the sums of each row of x's kernels with the others of x and with y, [n] each.
+    """
+    n, m = len(x), len(y)
+    own, other, cross = (_sums(a, b) for a, b in ((x, x), (y, y), (x, y)))
+    own, other = (sums - _kernel(a[:, None], a[:, None])[:, 0, 0] for sums, a in ((own, x), (other, y)))
+    estimate = own.sum() / (n * (n - 1)) + other.sum() / (m * (m - 1)) - 2 * cross.sum() / (n * m)
+    return float(estimate), own, cross
+
+
+def _sums(x: Tensor, y: Tensor) -> Tensor:
+    """The sum of each row of x's kernels with those of y, [n]."""
+    return torch.cat([_kernel(part, y).sum(dim=-1) for part in x.split(max(1, KERNELS_AT_ONCE // len(y)))])
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.mT / x.shape[1] + 1) ** 3
+    return (x @ y.mT / x.shape[-1] + 1) ** 3

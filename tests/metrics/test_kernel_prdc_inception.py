@@ -6,8 +6,9 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from metrics import kernel
 from metrics.inception_score import inception_score
-from metrics.kernel import kernel_distance
+from metrics.kernel import kernel_distance, kernel_distance_of_all
 from metrics.prdc import prdc
 
 
@@ -96,3 +97,32 @@ def test_the_error_of_the_kernel_distance() -> None:
     sets = [kernel_distance(torch.randn(300, 10) + 0.4, reference, 12, 150) for _ in range(120)]
     deviation = float(torch.tensor([one.mean for one in sets]).std())
     assert sum(one.error for one in sets) / 120 == pytest.approx(deviation, rel=0.25)
+
+
+def kernel_distance_by_hand(x: Tensor, y: Tensor) -> float:
+    def mean(a: Tensor, b: Tensor) -> float:
+        pairs = [(float(p.double() @ q.double()) / len(p) + 1) ** 3 for p in a for q in b if p is not q]
+        return sum(pairs) / len(pairs)
+
+    xs, ys = list(x), list(y)
+    return mean(xs, xs) + mean(ys, ys) - 2 * mean(xs, ys)
+
+
+def test_the_kernel_distance_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its error: by leaving out one image after the other, which is the deviation between independent sets."""
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 4) + 0.3, torch.randn(11, 4)
+    expected = kernel_distance_by_hand(x, y)
+    without = [kernel_distance_by_hand(torch.cat([x[:i], x[i + 1 :]]), y) for i in range(len(x))]
+    error = (sum((one - sum(without) / 7) ** 2 for one in without) * 6 / 7) ** 0.5
+    for block in (30, 1 << 24):
+        monkeypatch.setattr(kernel, "KERNELS_AT_ONCE", block)
+        assert kernel_distance_of_all(x, y) == pytest.approx((expected, error), rel=1e-9)
+
+    reference = torch.randn(60, 16)  # as it is: the real images of a cluster
+    for shift, most in ((1.0, 1.15), (0.0, 1.6)):  # of sets that are alike, twice the variance
+        sets = [kernel_distance_of_all(torch.randn(10, 16) + shift, reference) for _ in range(200)]
+        values, errors = torch.tensor(sets, dtype=torch.float64).T
+        assert 0.85 < float(errors.square().mean().sqrt() / values.std()) < most
+        many = kernel_distance_of_all(torch.randn(4000, 16) + shift, reference)
+        assert float(values.mean()) == pytest.approx(many.value, abs=4 * float(values.std()) / 200**0.5)  # unbiased
