@@ -11,9 +11,11 @@ from lightning.fabric import Fabric
 
 from datamodules.images.images import ImageStore
 from datamodules.images.sources import open_source
+from lightning_modules.diffusion.sampler_settings import AUTO
 from metrics.frechet import frechet_distance
 from pipeline.evaluation.features import extract
 from pipeline.evaluation.generated import GeneratedByModel
+from pipeline.evaluation.guides import guide_of
 from pipeline.evaluation.metrics_table import frechet_name
 from pipeline.evaluation.reference import Extractors
 from pipeline.pictures.chart import draw_png
@@ -26,6 +28,7 @@ from pipeline.running.run_folder import choose_run_folder, opened_run_folder, ru
 from pipeline.settings.door import program
 from pipeline.settings.schemas import AverageCommandSettings
 from pipeline.settings.words import word
+from storage.digests import file_digest
 from storage.files import atomic_path
 from storage.fingerprints import file_stem
 
@@ -39,8 +42,14 @@ def average(settings: AverageCommandSettings) -> float | None:
         settings.evaluation.refuse(
             "backbone", "lengths are compared on its features, such as evaluation.backbone=pixels"
         )
-    stored = StoredAverages.of_run(denoiser_file(settings.run, "run").parent)
-    run = run_settings(settings, {"averages": stored.fingerprint}, IDENTITY)
+    ckpt = denoiser_file(settings.run, "run")
+    stored = StoredAverages.of_run(ckpt.parent)
+    inputs = {"averages": stored.fingerprint}
+    if (guide := guide_of(settings, stored.base, ckpt)) is not None:
+        inputs["guide"] = file_digest(guide[1], settings.cache_dir)
+    run = run_settings(settings, inputs, IDENTITY)
+    if guide is not None and settings.sampler.guide == AUTO:  # which lies beside the run's model, not beside these
+        settings = replace(settings, sampler=replace(settings.sampler, guide=str(guide[1])))
     dataset = str(stored.base.meta.get("dataset", "unknown"))
     parent, overwrite = runs_of(file_stem(dataset), "average"), settings.overwrite
     _, folder = join(settings.trainer, lambda: choose_run_folder(settings.run_dir, parent, run, overwrite))

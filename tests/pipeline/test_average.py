@@ -1,5 +1,6 @@
 """`cedm average`, as a user types it after a training."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -46,6 +47,16 @@ def test_averages_of_any_length_and_the_best_of_them(cedm: Cedm, workplace: Path
     measured = ["num=60", "steps=2", "metrics=[fd]", "memorisation=false", "run_dir=again", WORDS[-2]]
     assert cedm("evaluate", "generated=several", *measured).code == 0
     assert abs(summary("again")["fd_pixels"] / distances[found["length"]] - 1) < 1e-6
+
+    words = ["run=run", "length=[0.03,0.1]", "num=60", "steps=2", "guidance=3", WORDS[-2]]
+    assert cedm("average", *words, "sampler.guide=auto", "run_dir=guided").code == 0
+    assert summary("guided")["lengths"] != found["lengths"][:2]
+    shutil.copyfile("run/guide.safetensors", "early.safetensors")
+    assert cedm("average", *words, "sampler.guide=early.safetensors", "run_dir=by_file").code == 0
+    assert summary("by_file")["lengths"] == summary("guided")["lengths"]
+    shutil.copyfile("run/denoiser.safetensors", "early.safetensors")
+    other = cedm("average", *words, "sampler.guide=early.safetensors", "run_dir=by_file")
+    assert (other.code, "inputs.guide" in other.err) == (2, True), other.err
 
 
 def test_a_run_without_stored_averages_is_named(cedm: Cedm, model: Path, workplace: Path) -> None:
