@@ -17,8 +17,9 @@ from storage.errors import UserError
 def report(settings: ReportSettings) -> None:
     """Write the page of a run, of a study or of several runs, into the first one's folder or into `file=`."""
     folders = settings.folders
-    summaries = [named(read_any_summary(folder), settings.cluster_names) for folder in folders]
-    pages = [page_of(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
+    names = settings.cluster_names
+    summaries = [named(read_any_summary(folder), names) for folder in folders]
+    pages = [page_of(folder, summary, names) for folder, summary in zip(folders, summaries, strict=True)]
     page, name = pages[0], "report.html"
     if len(folders) > 1:
         runs = dict(zip(short_names(folders), zip(folders, pages, summaries, strict=True), strict=True))
@@ -35,10 +36,10 @@ def named(summary: dict[str, Any], cluster_names: str | None) -> dict[str, Any]:
     return {**summary, "arguments": [*others, word("cluster_names", cluster_names)]}
 
 
-def page_of(folder: Path, summary: dict[str, Any]) -> Page:
+def page_of(folder: Path, summary: dict[str, Any], cluster_names: str | None) -> Page:
     """The page of a run, or of a study."""
     try:
-        return study_page(summary) if summary["command"] == "study" else run_page(folder, summary)
+        return study_page(summary, cluster_names) if summary["command"] == "study" else run_page(folder, summary)
     except KeyError as error:
         file = folder / SUMMARY_FILE
         raise UserError(f"{file}: not a summary as cedm writes it ({error} is missing). Make it again.") from error

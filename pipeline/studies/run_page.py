@@ -188,13 +188,13 @@ def pictures_in(folder: Path) -> dict[str, Image.Image]:
 
 
 def pictures_of(
-    train_folder: Path, summary: Mapping[str, Any] | None = None, name: str = ""
+    train_folder: Path, summary: Mapping[str, Any] | None = None, name: str = "", cluster_names: str | None = None
 ) -> tuple[dict[str, Image.Image], list[str]]:
     """Real and generated images of a training run by their captions; or a note why they are no longer to be had."""
     try:
         settings = settings_of(train_folder, summary or read_any_summary(train_folder))
         denoiser = Denoiser.from_pretrained(denoiser_file(train_folder, "run")).to(device_of("auto"))
-        name_clusters(denoiser, settings.cluster_names)
+        name_clusters(denoiser, cluster_names or settings.cluster_names)
         source, dataset = open_source(settings.dataset, settings.cache_dir), settings.dataset
         labels = Condition.of(settings).pseudo_labels(source) if denoiser.label_dim else None
         source = source if labels is None else source.only(labels.ids)

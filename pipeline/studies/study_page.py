@@ -21,12 +21,18 @@ from pipeline.studies.run_page import pictures_of, typed
 SHOWN = {"num_used": "used", "nmi": "NMI (%)", "accuracy": "accuracy (%)"}  # scores in the table
 
 
-def study_page(summary: Mapping[str, Any]) -> Page:
-    """Question, answer, charts, tables, pictures of the best model, protocols and commands of a study's summary."""
+def study_page(summary: Mapping[str, Any], cluster_names: str | None = None) -> Page:
+    """Question, answer, charts, tables, pictures of the best model, protocols and commands of a study's summary.
+
+    Args:
+        cluster_names: file of what that model's clusters are to be called; None: as its training had them.
+    """
     results = Results.from_json(summary)
     charts = [CHARTS[name](results) for name in summary["plots"]]
     shown = results.final or run_to_show(results.runs)
-    pictures, notes = pictures_of(Path(shown.folder), name=shown.name) if shown is not None else ({}, [])
+    pictures, notes = (
+        pictures_of(Path(shown.folder), None, shown.name, cluster_names) if shown is not None else ({}, [])
+    )
     bound = BoundFindings.from_summary(results.bound).tables if results.bound else []
     return Page(
         title=f"{results.name} on {results.dataset}",

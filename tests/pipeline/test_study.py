@@ -180,6 +180,10 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     outside = without_scripts(page)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)  # opens without network
     assert outside.count("data:image/png;base64,") == 2  # real and generated
+    for clusters, shown in ((2, 2), (9, 0)):  # of names for clusters that there are, and that there are not
+        Path("names.csv").write_text(f"cluster,name\n{clusters},round\n")
+        assert cedm("report", "run=out", "cluster_names=names.csv", "file=named.html").code == 0
+        assert without_scripts(Path("named.html").read_text()).count("data:image/png;base64,") == shown
 
     log = next(workplace.glob("runs/digits/study-jobs/train-none-*/log.txt")).read_text()
     assert f"$ cedm train {words[0]} " in log
