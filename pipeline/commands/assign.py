@@ -45,7 +45,7 @@ def assign(settings: AssignSettings) -> None:
         images = thumbnails(source, dataset.resolution, dataset.channels)
         shown = condition.mapped(source, settings.map_images)
         names = condition.names(labels)
-        pictures = write_pictures(folder, labels, images, shown, title, names, settings.page_images)
+        pictures = write_pictures(folder, labels, images, shown, title, names, settings.page_images, settings.loggers)
         write_summary(folder, "assign", cluster_summary(labels, source, written), inputs)
     print(f"pseudo-labels  {written}\n               {folder / 'pseudo_labels.csv'}")
     print(f"pictures       {', '.join(map(str, pictures))}")

@@ -54,7 +54,7 @@ def bound(settings: BoundCommandSettings) -> None:
         found = BoundFindings(measurements, asked.threshold, asked.rule, asked.used_when)
         result = found.bound
         draw_png(found.chart(name), folder / "bound.png")
-        show_in_tensorboard(folder, {"bound": folder / "bound.png"})
+        show_in_tensorboard(folder, {"bound": folder / "bound.png"}, settings.loggers)
         write_csv(folder / "bound.csv", [{**asdict(m), "utilization_ratio": m.ratio} for m in measurements])
         summary = {
             "upper_bound": result.upper_bound,

@@ -35,7 +35,7 @@ def clusters(settings: ClustersSettings) -> None:
     images, names = thumbnails(part, dataset.resolution, dataset.channels), condition.names(labels)
     title = title_of(made_with, source, labels)
     if settings.file is None and (folder / GALLERY).is_file():
-        pictures = write_pictures(folder, labels, images, mapped, title, names, page_images=0)
+        pictures = write_pictures(folder, labels, images, mapped, title, names, 0, made_with.loggers)
         print(f"pictures    {', '.join(map(str, pictures))}")
     path = Path(settings.file or folder / PAGE)
     write_cluster_page(path, labels, images, mapped, title, names, made_with.page_images)

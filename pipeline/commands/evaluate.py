@@ -88,7 +88,8 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
         results = measure_sets(sets, plan, built, real, others, store, settings.batch_size, folder, fabric)
         if not fabric.is_global_zero:
             return None
-        show_in_tensorboard(folder, results)
+        if "tensorboard" in settings.loggers:
+            show_in_tensorboard(folder, results)
         summary = summarise(plan, results, reference, built, dataset.name)
         write_summary(folder, "evaluate", summary, inputs)
         print(table(summary, folder))

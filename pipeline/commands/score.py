@@ -76,7 +76,7 @@ def score(settings: ScoreSettings) -> None:
             shown = whole if whole is None or some is source else whole.only(labels.rows_in(source.ids))
             part = folder if len(clusterings) == 1 else folder / file_stem(name)
             names, title = Condition.of(settings).names(labels), f"{dataset.name}, {name}"
-            pictures = write_pictures(part, labels, images, shown, title, names, page_images)
+            pictures = write_pictures(part, labels, images, shown, title, names, page_images, settings.loggers)
             print(f"pictures    {', '.join(map(str, pictures))}")
 
 

@@ -43,6 +43,7 @@ def write_pictures(
     title: str,
     names: Mapping[int, str],
     page_images: int,
+    loggers: Sequence[str],
 ) -> list[Path]:
     """Write `clusters.png`, `clusters.csv`, with images `gallery.png`, with a map `map.png`; and TensorBoard's.
 
@@ -51,6 +52,7 @@ def write_pictures(
         title: which clustering of which data set, for all pictures.
         names: cluster → its name, of those that have one.
         page_images: images on `clusters.html`; 0: no such page.
+        loggers: names of those asked for.
 
     Returns:
         The pictures' paths, the page's among them.
@@ -78,7 +80,7 @@ def write_pictures(
     if shown_map is not None:
         pictures.append(folder / "map.png")
         draw_map(pictures[-1], shown_map, labels.cluster_ids, title)
-    show_in_tensorboard(folder, {f"clusters/{path.stem}": path for path in pictures})
+    show_in_tensorboard(folder, {f"clusters/{path.stem}": path for path in pictures}, loggers)
     if page_images and images.source.has_images:
         page = folder / PAGE
         pictures.append(write_cluster_page(page, labels, images, embeddings, title, names, page_images))
@@ -180,8 +182,10 @@ def spread_out(middles: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return placed
 
 
-def show_in_tensorboard(folder: Path, pictures: Mapping[str, Path]) -> None:
-    """Pictures by their tag, in the TensorBoard of a run folder."""
+def show_in_tensorboard(folder: Path, pictures: Mapping[str, Path], loggers: Sequence[str]) -> None:
+    """Pictures by their tag, in the TensorBoard of a run folder, if that is among the loggers asked for."""
+    if "tensorboard" not in loggers:
+        return
     with SummaryWriter(str(folder)) as writer:
         for tag, path in pictures.items():
             with Image.open(path) as picture:

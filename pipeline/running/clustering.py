@@ -158,7 +158,8 @@ class Clustering:
         labels.save_csv(self.folder / "pseudo_labels.csv")
         shown = condition.mapped(source, self.map_images)
         names = condition.names(labels)
-        pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title, names, self.page_images)
+        looks = names, self.page_images, self.loggers
+        pictures = write_pictures(self.folder, labels, self.thumbnails, shown, self.title, *looks)
         path = condition.pseudo_labels_path(source)
         write_summary(self.folder, "cluster", cluster_summary(labels, source, path), condition.inputs(source))
         labels.save(path)

@@ -35,6 +35,10 @@ def test_every_method_shows_its_clusters(cedm: Cedm, workplace: Path, method: st
     assert [name for name in PICTURES if (workplace / "run" / name).is_file()] == list(shown)
     assert all(min(Image.open(workplace / "run" / name).size) > 300 for name in shown)
     assert tensorboard_images(workplace / "run") == {f"clusters/{Path(name).stem}" for name in shown}
+    if method == "random":
+        assert cedm("cluster", "clustering=random", "run_dir=silent", "overwrite=true", "logger=csv").code == 0
+        assert {path.suffix for path in Path("silent").iterdir()} > {".png", ".csv"}
+        assert not [*Path("silent").glob("events*")]
     rows = list(csv.DictReader((workplace / "run/clusters.csv").open()))
     assert len(rows) == (10 if method == "labels" else 15)
     assert sum(int(row["images"]) for row in rows) == 1797
