@@ -17,6 +17,7 @@ from pipeline.evaluation.generated import GeneratedByModel, generated_sets
 from pipeline.evaluation.held_out import references_beside
 from pipeline.evaluation.measures import OtherReference, backbones, check_sizes, measure_sets, plan_of
 from pipeline.evaluation.metrics_table import FRECHET, REAL
+from pipeline.evaluation.real_clusters import real_clusters
 from pipeline.evaluation.reference import Extractors
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_folder import (
@@ -51,8 +52,10 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
     for generated in sets:
         names = f"generated={generated.description['path']}", f"dataset={dataset.name}"
         check_sizes(plan, len(generated), reference["num_images"], *names)
+    clusters = real_clusters(settings, sets, source) if settings.per_cluster and source is not None else None
     inputs = {
         "reference": reference["fingerprint"],
+        **({} if clusters is None else {"pseudo_labels": clusters.fingerprint}),
         "generated": fingerprint([generated.fingerprint for generated in sets]),
         **({} if source is None or source.held_out is None else {"held_out": source.held_out.fingerprint}),
         **{f"extractor_{name}": fingerprint(extractors.identity(name)) for name in backbones(plan)},
@@ -85,12 +88,14 @@ def evaluate(settings: EvaluateCommandSettings) -> float | None:
         if settings.save_reference is not None and fabric.is_global_zero:
             real[backbones(plan, FRECHET)[0]].statistics.save_npz(settings.save_reference)
             print(f"reference file    {settings.save_reference}  (mu and sigma, EDM's format)")
-        results = measure_sets(sets, plan, built, real, others, store, settings.batch_size, folder, fabric)
+        ids = None if clusters is None else clusters.of_images
+        results = measure_sets(sets, plan, built, real, others, store, ids, settings.batch_size, folder, fabric)
         if not fabric.is_global_zero:
             return None
         if "tensorboard" in settings.loggers:
             show_in_tensorboard(folder, results)
-        summary = summarise(plan, results, reference, built, dataset.name)
+        called = {} if clusters is None else clusters.names
+        summary = summarise(plan, results, reference, built, dataset.name, called)
         write_summary(folder, "evaluate", summary, inputs)
         print(table(summary, folder))
         return first_score(summary)

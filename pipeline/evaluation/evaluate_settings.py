@@ -37,6 +37,9 @@ class EvaluateSettings(SamplingSettings):
         ["fd", "sw", "prdc", "clipped"], "; ".join(f"{m.name}: {m.meaning}" for m in METRICS.values())
     )
     memorisation: bool = setting(True, "hold the generated images against their nearest training images")
+    per_cluster: bool = setting(
+        False, "the kernel distance of each cluster's images to its real ones, on evaluation.backbone"
+    )
     neighbour_backbone: str | None = setting(
         None,
         "features of prdc and memorisation; null: DINOv2 where fdd is asked for, else Inception where fid, kid or is "
@@ -64,6 +67,8 @@ class EvaluateSettings(SamplingSettings):
             path = getattr(self, name)
             if path is not None and (not path.endswith(".npz") or "=" in path.rsplit("/", 1)[-1]):
                 self.refuse(name, "the name of an .npz file (without '=') is expected")
+        if self.per_cluster and self.reference is not None:
+            self.refuse("per_cluster", "it needs the images of the data set. Leave reference= out")
         if None not in (self.reference, self.save_reference):
             self.refuse("save_reference", "it writes the statistics of the data set: leave reference= out")
 

@@ -13,13 +13,13 @@ from torch.utils.tensorboard import SummaryWriter
 from datamodules.backbones.backbone_base import Backbone
 from pipeline.evaluation.measures import OTHERS, Plan
 from pipeline.evaluation.metrics_table import FRECHET, Metric, best_of, label_of
+from pipeline.evaluation.per_cluster import WITHIN_95, WORST, clusters_in, table_of_clusters
 from pipeline.evaluation.sampling import NO_LABEL_DROPOUT_TOLD
 from pipeline.pictures.table import Table
 
 PUBLISHED_COUNT = 50_000  # images that papers compare with the training set
 NO_DISTANCE = 1e-3  # between the same images in other batches; below any that a model ever had
 NO_PRECISION = 0.05  # share of generated images among the real ones, below which recall says nothing
-WITHIN_95 = 1.96  # standard errors
 OF_WHAT = (
     "95 %, for other sets of as many generated images, drawn independently, to first order; the reference as it is"
 )
@@ -37,10 +37,11 @@ def summarise(
     reference: Mapping[str, Any],
     extractors: Sequence[Backbone],
     dataset: str,
+    cluster_names: Mapping[int, str],
 ) -> dict[str, Any]:
     """The results of all sets: each score with its values, their best and mean, and its protocol.
 
-    A score's name alone gives the mean over the sets.
+    A score's name alone gives the mean over the sets. Under `per_cluster` are the clusters, if they were asked for.
     """
     identities = {extractor.name: extractor.identity for extractor in extractors}
     measured = results[0]["scores"]
@@ -51,10 +52,12 @@ def summarise(
         for name in (score, *(f"{score}_{other}" for other in OTHERS))
         if name in measured
     }
+    by_cluster = clusters_in(results, cluster_names)
     return {
         **{name: score["mean"] for name, score in scores.items()},
         "num_sets": len(results),
         "scores": scores,
+        **({} if by_cluster is None else {"per_cluster": by_cluster}),
         "memorisation": [memory for result in results if (memory := memorisation_of(result)) is not None],
         "notes": notes(plan, results, reference, scores, dataset),
     }
@@ -179,6 +182,8 @@ def table(summary: Mapping[str, Any], folder: Path) -> str:
     """What a person reads in the terminal."""
     protocol = next(iter(summary["scores"].values()))["protocol"]
     lines = [table_of_scores(summary["scores"]).as_text()]
+    if "per_cluster" in summary:
+        lines.append(table_of_clusters(summary["per_cluster"], WORST).as_text())
     for made in protocol["generated"]:
         by_model = "seeds {seeds}, {steps} steps, labels: {labels}, model {path}"
         origin = ("files in {path}" if made["from"] == "files" else by_model).format_map(made)

@@ -29,6 +29,10 @@ class GeneratedSet(ImageSet, Protocol):
     fingerprint: str  # changes with any image
 
     @property
+    def cluster_ids(self) -> list[int] | None:
+        """The cluster that each image was made for, as in the pseudo-labels; None where that is not known."""
+
+    @property
     def description(self) -> dict[str, Any]:
         """Where they come from, as JSON can hold it: part of the protocol of every number."""
 

@@ -4,6 +4,8 @@ import re
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.images import to_uint8
+from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import open_source
 from datamodules.pseudo_labels.cluster_names import read_cluster_names
 from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
@@ -55,7 +58,7 @@ class GeneratedFiles:
         key = image_array(path) if kind == "array" else None
         named = DatasetSettings(kind=kind, name="generated", path=str(path), split="all", labels="none", image_key=key)
         self.source = open_source(named, settings.cache_dir, setting="generated")
-        self.path, self.dataset = path, settings.dataset
+        self.path, self.dataset, self._named = path, settings.dataset, named
         self.lossy = {name for name in LOSSY if any(map(LOSSY[name].search, self.source.ids))}
         self._read(0)  # tell of another size now
         self.fingerprint = self.source.fingerprint
@@ -85,6 +88,18 @@ class GeneratedFiles:
 
     def to(self, device: torch.device) -> None:
         pass
+
+    @cached_property
+    def cluster_ids(self) -> list[int] | None:
+        """As `cedm generate` writes them: in a `dataset.json` with the images, or in `labels.npy` beside an array."""
+        beside = self.path.with_name("labels.npy")
+        of_array = str(beside) if beside.is_file() else "none"
+        labels = of_array if self._named.kind == "array" else None
+        source = open_source(replace(self._named, labels=labels), setting="generated")
+        if source.labels is None or not all(map(str.isdecimal, source.class_names or ())):
+            return None
+        names = [*map(int, source.class_names or ()), UNLABELLED]  # of ids with gaps; the last is that of -1
+        return source.labels.tolist() if source.class_names is None else [names[place] for place in source.labels]
 
     def _read(self, index: int) -> Tensor:
         image = self.source.image(index)

@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics_table import (
     METRICS,
     NEIGHBOURS,
     OWN,
+    PER_CLUSTER,
     REAL,
     Metric,
     Score,
@@ -52,7 +53,8 @@ class OtherReference:
             sizes = [metric.fewest, *(getattr(metric.settings, size) + more for size, more in metric.sizes.items())]
             if max(sizes) > self.num_images:
                 continue
-            compared = replace(sides[metric.backbone], real=self.features[metric.backbone], images=None)
+            real = self.features[metric.backbone]
+            compared = replace(sides[metric.backbone], real=real, images=None, clusters=None)
             for name, score in metric.measure(compared, metric.settings).items():
                 if metric.scores[name] == LOWER:
                     protocol = {**score.protocol, "reference": dict(self.description)}
@@ -75,6 +77,7 @@ def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
     """
     asked = [*settings.metrics, *(["memorisation"] if settings.memorisation and settings.reference is None else [])]
     wanted = [metric for metric in METRICS.values() if metric.name in asked]
+    wanted += [PER_CLUSTER] if settings.per_cluster else []
     fixed = [metric.backbone for metric in wanted if metric.backbone not in (OWN, NEIGHBOURS)]
     preferred = METRICS["fdd"].backbone
     neighbours = preferred if preferred in fixed else fixed[0] if fixed else own_backbone
@@ -102,7 +105,7 @@ def plan_of(settings: EvaluateSettings, own_backbone: str | None) -> Plan:
     return list(plan.values())
 
 
-def backbones(plan: Plan, of: Sequence[str] = tuple(METRICS), side: str = "") -> list[str]:
+def backbones(plan: Plan, of: Sequence[str] = (*METRICS, PER_CLUSTER.name), side: str = "") -> list[str]:
     """The extractors, each once: of some metrics, or of those that need each image's features of a side."""
     return list(dict.fromkeys(m.backbone for m in plan if m.name in of and (not side or side in m.rows)))
 
@@ -143,6 +146,7 @@ def measure_sets(
     real: Mapping[str, Features],
     others: Sequence[OtherReference],
     store: ImageStore | None,
+    clusters: torch.Tensor | None,
     batch_size: int,
     folder: Path,
     fabric: Fabric,
@@ -155,6 +159,7 @@ def measure_sets(
         real: features of the other side by extractor.
         others: what distances are taken to beside it.
         store: its images, for the few that are looked at; None where a file of statistics stands for them.
+        clusters: of each of its images, [M], where they are compared cluster by cluster.
 
     Returns:
         For each set `scores`, each `Score` as a dictionary by its name, and `generated`, the set's description.
@@ -170,7 +175,8 @@ def measure_sets(
             found = extract(generated, extractors, keep, batch_size, device, f"set {number}")
             if fabric.is_global_zero:
                 images = None if store is None else (generated, store, folder / f"nearest-{number}.png")
-                sides = {e.name: Sides(found[e.name], real[e.name], e, comparing, images) for e in extractors}
+                ids = None if clusters is None else (torch.tensor(generated.cluster_ids), clusters)
+                sides = {e.name: Sides(found[e.name], real[e.name], e, comparing, images, ids) for e in extractors}
                 measured = [metric.measure(sides[metric.backbone], metric.settings) for metric in plan]
                 measured += [other.scores(plan, sides) for other in others]
                 scores = {name: asdict(score) for several in measured for name, score in several.items()}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.features import Features, GeneratedSet
 
 SEED = 2020  # of random subsets, parts and directions, torch-fidelity's
+KERNEL = "(⟨x, y⟩ / D + 1)³"
 DIRECTIONS = 1000  # of the sliced Wasserstein distance, the paper's
 AUTHENTIC = (
     "share of generated images whose distance to the nearest training image is at least that image's distance to its "
@@ -41,6 +42,7 @@ class Sides:
     extractor: "Backbone"
     device: "torch.device"
     images: "tuple[GeneratedSet, ImageStore, Path] | None"  # of both sides, and the picture to write; None without real
+    clusters: "tuple[Tensor, Tensor] | None" = None  # of each image of both sides, [N] and [M]; None: not known
 
     @property
     def rows(self) -> "tuple[Tensor, Tensor]":
@@ -105,7 +107,7 @@ def kernel(sides: Sides, settings: KIDSettings) -> dict[str, Score]:
     from metrics.kernel import kernel_distance
 
     found = kernel_distance(*sides.rows, settings.num_subsets, settings.subset_size, SEED)
-    protocol = {**plain(settings), "kernel": "(⟨x, y⟩ / D + 1)³", "seed": SEED}
+    protocol = {**plain(settings), "kernel": KERNEL, "seed": SEED}
     beside = f"{settings.num_subsets} subsets of {settings.subset_size:,}"
     name = next(one.name for one in ENTRIES if one.measure is kernel and one.backbone == sides.extractor.name)
     return {name: Score(found.mean, protocol, beside, found.std, found.error)}
@@ -178,6 +180,26 @@ def memorised(sides: Sides, settings: None) -> dict[str, Score]:
         "authenticity": Score(report["authenticity"], protocol, beside, report=report),
         "copies": Score(report["copies"], {"criterion": "equal to a training image, pixel by pixel"}),
     }
+
+
+def per_cluster(sides: Sides, settings: None) -> dict[str, Score]:
+    from pipeline.evaluation.per_cluster import FEWEST, distances_of_clusters
+
+    if sides.clusters is None:  # as of images held out
+        return {}
+    found = distances_of_clusters(sides.clusters, *sides.rows)
+    shares = [one["real"] / sum(each["real"] for each in found["clusters"]) for one in found["clusters"]]
+    value = sum(share * one["distance"] for share, one in zip(shares, found["clusters"], strict=True))
+    error = hypot(*(share * one["error"] for share, one in zip(shares, found["clusters"], strict=True)))
+    protocol = {
+        "distance": "unbiased squared MMD of a cluster's images to the data set's of the same cluster, all pairs; the "
+        "mean over the clusters, each with the weight of its real images",
+        "kernel": KERNEL,
+        "fewest_images": FEWEST,
+        "error": "jackknife over the generated images",
+    }
+    beside = f"mean of {len(shares):,} clusters"
+    return {f"kd_per_cluster_{sides.extractor.name}": Score(value, protocol, beside, error=error, report=found)}
 
 
 ENTRIES = (
@@ -269,6 +291,14 @@ ENTRIES = (
     ),
 )
 METRICS = {entry.name: entry for entry in ENTRIES}
+PER_CLUSTER = Metric(  # not by name in `metrics=`: a study has models without clusters, too
+    "per_cluster",
+    "kernel distance of each cluster",
+    per_cluster,
+    {"kd_per_cluster_{backbone}": LOWER},
+    rows=(GENERATED, REAL),
+    fewest=3,
+)
 FRECHET = tuple(entry.name for entry in ENTRIES if entry.measure is frechet)
 
 

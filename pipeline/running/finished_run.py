@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_assignments
 from pipeline.running.condition import Condition
 from pipeline.running.own_images import composed, kept_preset
-from pipeline.running.run_folder import SUMMARY_FILE
+from pipeline.running.run_files import denoiser_file
+from pipeline.running.run_folder import SUMMARY_FILE, read_summary
 from pipeline.settings.schemas import ScoreSettings, SharedSettings
 from pipeline.settings.words import key_of, word
 from storage.errors import UserError
@@ -49,6 +51,17 @@ def settings_of(folder: Path, summary: Mapping[str, Any], words: Sequence[str] =
     before = [text for text in summary["arguments"] if not text.startswith("-") and key_of(text) not in instead]
     before += [text for text in preset if "preset" not in map(key_of, words)]
     return composed(summary["command"], [*before, word("run_dir", folder), *words], origin=str(folder / SUMMARY_FILE))
+
+
+def training_behind(path: Path) -> SharedSettings | None:
+    """The settings of the training that a model, or images of `cedm generate`, come from; None where no run tells."""
+    folder = path if (path / SUMMARY_FILE).is_file() else path.parent
+    with suppress(UserError):  # the model lies elsewhere now
+        for command, model in (("generate", "ckpt"), ("average", "run")):
+            if (summary := read_summary(folder, command)) is not None:
+                folder = denoiser_file(getattr(settings_of(folder, summary), model), model).parent
+    summary = read_summary(folder, "train")
+    return None if summary is None else settings_of(folder, summary)
 
 
 def clusters_of_run(

@@ -13,6 +13,7 @@ from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import table_of_scores
 from pipeline.evaluation.generated import name_clusters
+from pipeline.evaluation.per_cluster import chart_of_clusters
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
 from pipeline.pictures.curves import OLD_FOLDER, held_out_chart, history_chart, loss_chart
@@ -136,6 +137,8 @@ def of_evaluation(folder: Path, summary: Mapping[str, Any]) -> Parts:
     real = f" against {reference['num_images']:,} real ones" if reference and reference["num_images"] else ""
     said = f"{name} is {spread(first['sets'])}, {sets} {generated[0]['num_images']:,} generated images{real}."
     parts: Parts = {"tables": [table_of_scores(scores)], "protocols": protocols_of(scores)}
+    if found := summary.get("per_cluster"):
+        parts["charts"] = [chart_of_clusters(found)]
     return {"answer": [said], **parts, "notes": summary["notes"]}
 
 

@@ -167,6 +167,8 @@ def test_a_distance_sees_the_borders(dinov2: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> None:
     settings = [f"generated={model}", "num=61", "steps=3", "sets=2", "metrics=[fd,sw,prdc,clipped]"]
+    np.save("clusters.npy", np.array([2, 5, 7])[load_digits().target % 3])
+    settings += ["per_cluster=true", "assignments=clusters.npy"]
     assert cedm("evaluate", *settings, "run_dir=one").code == 0
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "cache_dir=other", "run_dir=two"]
     done = subprocess.run(
@@ -181,7 +183,10 @@ def test_two_processes_equal_one(cedm: Cedm, model: Path, workplace: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("fd_pixels ↓") == 1
     one, both = summary("one"), summary("two")
-    for name in SCORES:
+    assert [row["cluster"] for row in one["per_cluster"]["clusters"]] != []
+    for ours, theirs in zip(one["per_cluster"]["clusters"], both["per_cluster"]["clusters"], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+    for name in (*SCORES, "kd_per_cluster_pixels"):
         assert both["scores"][name]["sets"] == pytest.approx(one["scores"][name]["sets"], rel=1e-6)
     for ours, theirs in zip(one["memorisation"], both["memorisation"], strict=True):
         assert ours["authenticity"] == theirs["authenticity"]
