@@ -117,15 +117,11 @@ def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds:
         if clusters != "frequencies":
             raise UserError(f"clusters={clusters}: this model was trained without clusters. Leave clusters= out.")
         return None
-    if denoiser.cluster_frequencies is None or denoiser.cluster_ids is None:
-        raise UserError(
-            f"{path}: this model has labels, but does not tell which clusters they are. "
-            "Set cluster_frequencies and cluster_ids before save_pretrained."
-        )
+    known_frequencies, ids = known_clusters(denoiser, path)
     if wanted is None:
-        frequencies = denoiser.cluster_frequencies if clusters == "frequencies" else torch.ones(denoiser.label_dim)
+        frequencies = known_frequencies if clusters == "frequencies" else torch.ones(denoiser.label_dim)
         return draw_labels(seeds, frequencies, draw)
-    index = {int(cluster): label for label, cluster in enumerate(denoiser.cluster_ids)}
+    index = {int(cluster): label for label, cluster in enumerate(ids)}
     if not set(wanted) <= index.keys():
         raise UserError(
             f"clusters={clusters}: this model knows {len(index)} clusters, from {min(index)} to {max(index)}. Set "
@@ -133,6 +129,20 @@ def labels_of(settings: SamplingSettings, denoiser: Denoiser, path: Path, seeds:
         )
     chosen = torch.tensor([index[cluster] for cluster in wanted])
     return chosen[seeds % len(chosen)]  # by its seed, whichever others were asked for
+
+
+def known_clusters(denoiser: Denoiser, path: Path) -> tuple[Tensor, Tensor]:
+    """`cluster_frequencies` and `cluster_ids` of a model with labels (of the file `path`).
+
+    Raises:
+        UserError: it does not tell them.
+    """
+    if denoiser.cluster_frequencies is None or denoiser.cluster_ids is None:
+        raise UserError(
+            f"{path}: this model has labels, but does not tell which clusters they are. "
+            "Set cluster_frequencies and cluster_ids before save_pretrained."
+        )
+    return denoiser.cluster_frequencies, denoiser.cluster_ids
 
 
 def describe_labels(clusters: Any, denoiser: Denoiser, draw: str) -> str:
