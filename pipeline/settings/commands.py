@@ -9,6 +9,7 @@ from pipeline.settings.schemas import (
     ClustersSettings,
     EvaluateCommandSettings,
     ExportDatasetSettings,
+    ExportSettings,
     GenerateCommandSettings,
     ImportEDMSettings,
     PublishSettings,
@@ -54,6 +55,7 @@ COMMANDS = {
     "study": Command("a question → the runs that answer it, tables, plots, a report", StudyCommandSettings),
     "report": Command("a run or a study → one HTML page", ReportSettings),
     "publish": Command("a trained model → a repository on the Hugging Face hub, with a model card", PublishSettings),
+    "export": Command("a trained model → diffusers, ONNX or torch.export, without this package", ExportSettings),
     "import-edm": Command("a published EDM snapshot (.pkl) → a denoiser file", ImportEDMSettings),
 }
 

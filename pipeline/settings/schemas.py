@@ -25,6 +25,7 @@ from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.trainer_settings import CALLBACKS, LOGGERS, TrainerSettings
 from pipeline.settings.presets import PresetSettings
 from pipeline.studies.study_settings import StudySettings
+from storage.errors import UserError
 from storage.files import MARK
 from storage.hub import REPOSITORY
 from storage.settings import REQUIRED, Settings, names_in, setting
@@ -277,6 +278,34 @@ class PublishSettings(SharedSettings):
             self.refuse("repo", "USER/NAME is expected; or set dry_run=true")
         if self.repo is not None and not REPOSITORY.fullmatch(self.repo):
             self.refuse("repo", "USER/NAME is expected")
+
+
+@dataclass(frozen=True)
+class ExportSettings(SharedSettings):
+    """`configs/export.yaml`."""
+
+    run: str = setting(REQUIRED, "folder of a run of train, or a denoiser.safetensors", path=True)
+    format: str = setting(
+        "diffusers",
+        "diffusers: a pipeline of theirs; onnx: denoiser.onnx; torch_export: denoiser.pt2",
+        choices=("diffusers", "onnx", "torch_export"),
+    )
+    folder: str | None = setting(
+        None, "where to, a folder that is not there yet; null: diffusers, onnx, … beside the model", path=True
+    )
+
+    @property
+    def place(self) -> Path:
+        """The folder to write."""
+        return Path(self.folder) if self.folder else denoiser_file(self.run, "run").parent / self.format
+
+    def check_files(self) -> None:
+        super().check_files()
+        denoiser_file(self.run, "run")
+        if os.path.lexists(self.place):
+            raise UserError(f"folder={self.place}: it is there already. Set folder=FOLDER, a new one.")
+        if "=" in self.place.name:
+            self.refuse("folder", "a name without = is expected")
 
 
 @dataclass(frozen=True)
