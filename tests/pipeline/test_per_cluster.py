@@ -53,7 +53,7 @@ def test_the_distances_are_those_of_each_clusters_images(cedm: Cedm, model: Path
     for form in ("png", "npy"):
         assert cedm("generate", f"ckpt={model}", *MADE, f"format={form}", f"run_dir={form}").code == 0
     expected = by_hand(workplace / "png")
-    Path("names.csv").write_text("cluster,name\n5,round\n3,rare\n")
+    Path("names.csv").write_text("cluster,name\n5,round\n3,rare\n7,7\n")
     words = [*PLAIN, assignments(), "cluster_names=names.csv"]
     for number, generated in enumerate(([f"generated={model}", *MADE], ["generated=png"], ["generated=npy"])):
         logger = "none" if number == 1 else "tensorboard"
@@ -138,7 +138,7 @@ def write(folder: str, images: Sequence[np.ndarray], labels: Sequence[int] | Non
         (["generated=few"], ["no cluster has 10 images on both sides, 3 at most"]),
         (["generated=others"], ["0 at most"]),
         (["generated=plain", "reference=any.npz"], ["Leave reference= out"]),
-        (["generated=none.safetensors", *MADE], ["a model without clusters"]),
+        (["generated=none.safetensors", *MADE], ["per_cluster=true", "a model without clusters"]),
         (["generated=elsewhere.safetensors", *MADE], ["not the clusters that elsewhere.safetensors was trained on"]),
         (["generated=denoiser.safetensors", "num=12", "steps=2"], ["no cluster has 10 images"]),
         (["generated=few", "evaluation.backbone=null", "metrics=[is]"], ["evaluation.backbone"]),
