@@ -1,6 +1,6 @@
 """The diffusion phase against a plain PyTorch loop, and its promises: accumulation, resuming, non-finite losses."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,23 +241,6 @@ def test_a_step_waits_for_the_device_only_where_it_is_logged(tmp_path: Path) -> 
     assert [count == 1 for count in later] == [step % 12 != 11 for step in range(1, 24)], later
 
 
-class OverflowsAt(EDMModule):
-    """Its gradients overflow in the optimizer steps of `overflows`, as they do where a scaled loss is too large."""
-
-    overflows: Container[int] = ()
-
-    def on_after_backward(self) -> None:
-        if self.trainer.global_step in self.overflows:
-            next(self.denoiser.parameters()).grad.fill_(float("inf"))
-
-
-def overflowing_module(overflows: Container[int]) -> OverflowsAt:
-    module = make_module()
-    module.__class__ = OverflowsAt
-    module.overflows = overflows
-    return module
-
-
 def test_the_loss_at_the_end_counts_the_first_steps_no_more_than_others(tmp_path: Path) -> None:
     """Over few steps it is about their mean: an exponential average without the bias of where it starts."""
     losses: list[float] = []
@@ -274,43 +257,6 @@ def test_the_loss_at_the_end_counts_the_first_steps_no_more_than_others(tmp_path
     weights = 0.99 ** torch.arange(len(losses) - 1, -1, -1, dtype=torch.float64)
     expected = float((weights * torch.tensor(losses, dtype=torch.float64)).sum() / weights.sum())
     assert float(module.recent_loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_float16_trains_like_float32(tmp_path: Path) -> None:
-    single = train(make_module(), steps=5, folder=tmp_path / "single")
-    half = train(make_module(), steps=5, folder=tmp_path / "half", initial_scale=64)
-    assert int(half.skipped_steps) == 0
-    torch.testing.assert_close(half.recent_loss, single.recent_loss, rtol=2e-2, atol=0)
-
-
-def test_a_scale_that_is_too_large_is_found_out(tmp_path: Path) -> None:
-    module = train(make_module(), steps=12, folder=tmp_path, initial_scale=2.0**16)  # PyTorch's default
-    assert 1 <= int(module.skipped_steps) < 12
-    assert int(module.skipped_in_a_row) == 0
-
-
-def test_a_step_with_overflowing_gradients_is_skipped_and_counted(tmp_path: Path) -> None:
-    """Weights, their average and Adam's state stay; the images count as seen; a resumed run goes on counting."""
-    train(overflowing_module({2, 3}), 3, tmp_path / "run", initial_scale=64)
-    before = torch.load(newest_snapshot(tmp_path / "run"))
-    resumed = train(overflowing_module({2, 3}), 4, tmp_path / "run", initial_scale=64, log_every_n_steps=1)
-    counts = ("skipped_steps", "skipped_in_a_row")
-    assert [int(before["state_dict"][name]) for name in counts] == [1, 1]
-    assert [int(getattr(resumed, name)) for name in counts] == [2, 2]
-    assert resumed.nimg == 4 * BATCH
-    for name, value in resumed.state_dict().items():
-        if name.startswith(("denoiser", "ema")):
-            assert torch.equal(value, before["state_dict"][name]), name
-    assert float(resumed.trainer.callback_metrics["train/skipped_steps"]) == 1  # before the last step's own
-    went_on = train(overflowing_module({2, 3}), 5, tmp_path / "run", initial_scale=64)
-    assert [int(getattr(went_on, name)) for name in counts] == [2, 0]
-
-
-def test_twenty_skipped_steps_in_a_row_stop(tmp_path: Path) -> None:
-    module = overflowing_module(range(3, 99))
-    with pytest.raises(UserError, match=r"20 steps in a row, up to 176 images seen.*trainer\.precision=bf16-mixed"):
-        train(module, 40, tmp_path, initial_scale=64)
-    assert int(module.skipped_steps) == 20
 
 
 def test_several_averages_are_each_what_it_would_be_alone(tmp_path: Path) -> None:
