@@ -61,8 +61,9 @@ class About:
         if isinstance(value, Sequence) and not isinstance(value, str):
             return all(self.allows(item) for item in value)
         if self.choices:
-            added = bool(self.additions) and isinstance(value, str) and addition(self.additions, value) is not None
-            return value is None or value in self.choices or added
+            if value is None or value in self.choices:
+                return True
+            return bool(self.additions) and isinstance(value, str) and addition(self.additions, value) is not None
         if not isinstance(value, Real) or isinstance(value, bool):
             return True
         number = float(value)
