@@ -1,12 +1,11 @@
 """Every metric, fed by two processes, of which one may have nothing, equals the metric fed by one."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from metrics.clustering import ClusteringScores
 from metrics.collected_features import CollectedFeatures
@@ -46,19 +45,14 @@ def measure(batches: list[int]) -> dict[str, Any]:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    mp.start_processes(run, args=(tmp_path,), nprocs=2, start_method="fork")
     one = measure([0, 1, 2, 3])
     for rank in range(2):
         for split, two in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
             torch.testing.assert_close(two, one, rtol=1e-10, atol=1e-10, msg=lambda text, s=split: f"{s}: {text}")
 
 
-def run(rank: int, folder: str) -> None:
+def run(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save({split: measure(batches[rank]) for split, batches in SPLITS.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(int(sys.argv[1]), *sys.argv[2:])

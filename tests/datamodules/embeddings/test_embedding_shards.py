@@ -1,7 +1,7 @@
 """Embedding in shards: interrupted runs go on, damage is noticed, bad values are named, memory stays small."""
 
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +17,7 @@ from torch import Tensor
 from datamodules.backbones.backbone_base import Backbone, Preparation
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
+from datamodules.backbones.pixel_backbone import PixelBackbone
 from datamodules.embeddings import shards as embedding_shards
 from datamodules.embeddings.embeddings import make_embeddings
 from datamodules.embeddings.shards import join_shards, missing_shards, shards_of
@@ -129,36 +130,25 @@ def test_an_image_that_cannot_be_decoded_is_named_without_a_traceback(tmp_path: 
     assert "Traceback" not in str(caught.value)
 
 
-SLOW_PIXELS = """
-import sys, time
-from pathlib import Path
-from datamodules.embeddings import shards as embedding_shards
-from datamodules.backbones.pixel_backbone import PixelBackbone
-from datamodules.embeddings.embeddings import make_embeddings
-from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.sources import open_source
-
 class SlowPixels(PixelBackbone):
-    def _features(self, inputs):
-        time.sleep(float(sys.argv[2]))
+    def _features(self, inputs: Tensor) -> Tensor:
+        time.sleep(0.2)
         return inputs
 
-embedding_shards.SHARD_IMAGES = 128
-backbone = SlowPixels("pixels", 8, 1)
-make_embeddings(open_source(DatasetSettings()), backbone, sys.argv[1], batch_size=64)
-"""
+
+def embed_slowly(folder: Path) -> None:
+    embedding_shards.SHARD_IMAGES = 128
+    make_embeddings(opened("digits"), SlowPixels("pixels", 8, 1), folder, batch_size=64)
 
 
 def test_after_kill_9_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = str(Path(embedding_shards.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": project}
-    command = [sys.executable, "-c", SLOW_PIXELS, str(tmp_path)]
-    process = subprocess.Popen([*command, "0.2"], env=environment)
+    process = multiprocessing.get_context("fork").Process(target=embed_slowly, args=(tmp_path,))
+    process.start()
     deadline = time.monotonic() + 60
     while len(list(tmp_path.rglob("*.shards/0*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.shards/0*.safetensors")}
     assert 3 <= len(kept) < 15
     assert not list((tmp_path / "embeddings").glob("*.safetensors"))
@@ -182,6 +172,7 @@ import numpy as np
 from storage.artifacts import write_artifact
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import build_backbone
+from datamodules.backbones.pixel_backbone import PixelBackbone
 from datamodules.embeddings.shards import embed_shards, join_shards, shards_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source

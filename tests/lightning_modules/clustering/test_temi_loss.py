@@ -1,7 +1,5 @@
 """The objectives against golden numbers, the formula written out in float64, and two processes."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -154,8 +153,7 @@ def test_the_fast_way_equals_the_plain_one(plain: type[TEMILoss], fast: type[TEM
 
 @pytest.mark.parametrize("name", ["temi", "scan"])
 def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), name, tmp_path]) for rank in range(2)]
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    mp.start_processes(run_share, args=(name, tmp_path), nprocs=2, start_method="fork")
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     objective = OBJECTIVES[name](SETTINGS)
@@ -174,7 +172,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
         assert torch.equal(shares[0][1]["cluster_probs"], shares[1][1]["cluster_probs"])
 
 
-def run_share(rank: int, name: str, folder: str) -> None:
+def run_share(rank: int, name: str, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     objective = OBJECTIVES[name](SETTINGS)
     steps = []
@@ -199,7 +197,3 @@ def rows_of(rank: int) -> Tensor:
     """Rows of a process: its half of the images, and their neighbours."""
     mine = torch.arange(PAIRS).chunk(2)[rank]
     return torch.cat([mine, mine + PAIRS])
-
-
-if __name__ == "__main__":
-    run_share(int(sys.argv[1]), *sys.argv[2:])
