@@ -49,10 +49,6 @@ TEMI = [
 PHASES = {"train": EDM, "cluster": TEMI}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--trials", type=int, default=None, help="at most this many trials per row; default: all")
-
-
 class Trials:
     """Counts the trials of one row of the table; each gets a random generator of its own.
 
@@ -80,27 +76,6 @@ def trials(request: pytest.FixtureRequest, record_property: Any) -> Iterator[Tri
     counted = Trials(request.config.getoption("--trials"))
     yield counted
     record_property("row", [counted.row, counted.wanted, counted.passed, time.monotonic() - counted.start])
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [report for group in terminalreporter.stats.values() for report in group]
-    properties = [found for report in reports for found in getattr(report, "user_properties", [])]
-    rows = [value for name, value in properties if name == "row"]
-    unique = {row[0]: row for row in rows}
-    if not unique:
-        return
-    terminalreporter.write_line(f"\n{'fault':<92} {'trials':>6} {'passed':>6} {'seconds':>7}")
-    for row, wanted, passed, seconds in unique.values():
-        terminalreporter.write_line(f"{row:<92} {wanted:>6} {passed:>6} {seconds:>7.0f}")
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    server = Forks()
-    yield server
-    assert server.server.stdin is not None
-    server.server.stdin.close()
-    server.server.wait(60)
 
 
 @dataclass(frozen=True)

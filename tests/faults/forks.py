@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from pipeline import __main__ as command_line
 from pipeline.settings.door import load_command
 
-COMMANDS = ("embed", "cluster", "train", "generate", "import-edm")
+COMMANDS = ("embed", "cluster", "bound", "train", "generate", "evaluate", "import-edm", "study")
 
 
 def start(order: dict[str, Any]) -> list[int]:
@@ -49,6 +49,7 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
     os.environ |= order["environment"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     tempfile.tempdir = None  # what was found for the process that forks; the environment may say otherwise
     sys.argv = ["cedm", order["command"], *order["settings"]]
     code = 0
@@ -57,7 +58,7 @@ def run(order: dict[str, Any], rank: int) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
         if order["sabotage"] and rank in order["sabotaged_ranks"]:
             getattr(importlib.import_module("sabotage"), order["sabotage"])()
-        code = command_line.run(sys.argv[1:])
+        command_line.main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:

@@ -107,6 +107,11 @@ class Forks:
         assert self.server.stdout is not None
         assert self.server.stdout.readline() == "ready\n"
 
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(60)
+
     def _order(self, **order: Any) -> Any:
         assert self.server.stdin is not None
         assert self.server.stdout is not None

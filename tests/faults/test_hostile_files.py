@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from .conftest import Trials
+from .jobs import Forks
 from .test_cache import make_images
 
 pytestmark = pytest.mark.faults
@@ -166,7 +167,7 @@ def test_hostile_files(trials: Trials, tmp_path: Path) -> None:
 NAMES = ["a\x1b]0;title\x07", "b\x1b[2J", "c\x9b31m", "d\u202egnp", "e\rf\x08\x7f"]
 
 
-def test_control_characters(trials: Trials, tmp_path: Path) -> None:
+def test_control_characters(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     row = "5 names with control characters, of images, suffixes, columns, settings: none is printed"
     for _, name in trials.each(row, NAMES):
         folder = tmp_path / name[0]
@@ -176,10 +177,7 @@ def test_control_characters(trials: Trials, tmp_path: Path) -> None:
         (folder / "labels.csv").write_text(f"id,label{name}\n1.png,1\n")
         for words in ([], ["dataset.on_bad_file=skip", "dataset.labels=labels.csv"], [f"dataset.{name}=3"]):
             settings = ["dataset=folder", "dataset.path=images", "dataset.resolution=16", "backbone=pixels", *words]
-            process = subprocess.run(
-                [sys.executable, "-m", "pipeline", "embed", *settings], cwd=folder, capture_output=True, check=False
-            )
-            assert process.returncode == 2
-            printed = (process.stdout + process.stderr).decode()
-            assert "error: " in printed
-            assert printed.replace("\n", "").replace("\r", "").isprintable()
+            job = forks.start("embed", *settings, folder=folder)
+            assert job.wait() == 2
+            assert "error: " in job.words()
+            assert job.words().replace("\n", "").replace("\r", "").isprintable()

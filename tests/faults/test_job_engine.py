@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import EDM, TEMI, Trials
-from .jobs import Job, real_command
+from .jobs import Forks, Job
 
 pytestmark = pytest.mark.faults
 JOBS_GONE_WITHIN_S = 10
@@ -20,17 +20,9 @@ LONG = "clustering.max_epochs=1000"  # about a minute, a snapshot every 50 epoch
 SNAPSHOT = "**/snapshots/step-*.ckpt"
 MODEL = [word for word in EDM if not word.startswith(("conditioning", "dataset", "training.duration_kimg"))]
 COMMANDS = {
-    "bound": ["bound", *SHORT, "bound.grid=[3,6]", "run_dir=out"],
-    "study": [
-        "study",
-        "study=granularity",
-        *SHORT,
-        *MODEL,
-        "study.clusters=[3,6]",
-        "study.duration_kimg=20",
-        "run_dir=out",
-    ],
-    "auto": ["study", "study=auto", *SHORT, "bound.grid=[3,6]", "run_dir=out"],
+    "bound": ["bound", *SHORT, "bound.grid=[3,6]"],
+    "study": ["study", "study=granularity", *SHORT, *MODEL, "study.clusters=[3,6]", "study.duration_kimg=20"],
+    "auto": ["study", "study=auto", *SHORT, "bound.grid=[3,6]"],
 }
 for words in COMMANDS.values():  # the numbers of clusters are theirs to choose
     words.remove("clustering.num_clusters=8")
@@ -49,11 +41,11 @@ def job_processes(folder: Path) -> list[int]:
     return found
 
 
-def begin(name: str, folder: Path, *settings: str) -> Job:
+def begin(forks: Forks, name: str, folder: Path, *settings: str) -> Job:
     """Begin a command, and wait until a job of it has written a snapshot."""
     if not (folder / "cache").exists():
-        real_command("embed", *SHORT, folder=folder).succeed()
-    job = real_command(*COMMANDS[name], LONG, *settings, folder=folder)
+        forks.start("embed", *SHORT, folder=folder).succeed()
+    job = forks.start(*COMMANDS[name], LONG, *settings, "run_dir=out", folder=folder)
     while not list(folder.glob(SNAPSHOT)) or len(job_processes(folder)) < 2:
         assert not job.poll(), job.words()
         time.sleep(0.05)
@@ -68,15 +60,15 @@ def await_end(folder: Path, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path) -> None:
+def test_no_job_outlives_a_killed_command(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     """The snapshots stay, and the same command goes on from them."""
-    cases = [("study", TWO), ("bound", TWO), ("auto", TWO), ("bound", TWO[:1])]
+    cases = [("bound", TWO[:1]), ("study", TWO), ("bound", TWO), ("auto", TWO)]
     row = "kill -9 to study, bound or auto with jobs at work: gone in 10 s, goes on at once"
     for rng, (name, devices) in trials.each(row, cases):
         folder = tmp_path / f"{rng.random()}"
-        begin(name, folder, *devices).signal(signal.SIGKILL, "rank 0")
+        begin(forks, name, folder, *devices).signal(signal.SIGKILL, "rank 0")
         await_end(folder, JOBS_GONE_WITHIN_S)
-        again = begin(name, folder, *devices)
+        again = begin(forks, name, folder, *devices)
         deadline = time.monotonic() + 60
         while not any("Resuming from" in log.read_text() for log in folder.glob("**/log.txt")):
             assert time.monotonic() < deadline, again.words()
@@ -85,14 +77,13 @@ def test_no_job_outlives_a_killed_command(trials: Trials, tmp_path: Path) -> Non
         await_end(folder, JOBS_GONE_WITHIN_S)
 
 
-def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path) -> None:
+def test_a_signal_stops_the_jobs(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     term, interrupt = (signal.SIGTERM, 143), (signal.SIGINT, 130)
-    cases = [(term, TWO), (interrupt, TWO[:1]), (interrupt, TWO), (term, TWO[:1])]
-    for rng, ((number, code), devices) in trials.each(
-        "SIGTERM (code 143) or SIGINT (130) to bound: its jobs write snapshots", cases
-    ):
+    cases = [("study", term, TWO), ("bound", interrupt, TWO[:1]), ("bound", interrupt, TWO), ("bound", term, TWO[:1])]
+    row = "SIGTERM (code 143) or SIGINT (130) to study or bound: its jobs write snapshots"
+    for rng, (name, (number, code), devices) in trials.each(row, cases):
         folder = tmp_path / f"{rng.random()}"
-        job = begin("bound", folder, *devices)
+        job = begin(forks, name, folder, *devices)
         job.signal(number, "rank 0")
         assert job.wait(STOPPED_WITHIN_S) == code, job.words()
         await_end(folder, 1)
@@ -100,10 +91,10 @@ def test_a_signal_stops_the_jobs(trials: Trials, tmp_path: Path) -> None:
         assert any("Stopped. Run the same command" in log for log in logs), logs
 
 
-def test_a_job_of_several_devices_ends_with_its_command(trials: Trials, tmp_path: Path) -> None:
+def test_a_job_of_several_devices_ends_with_its_command(forks: Forks, trials: Trials, tmp_path: Path) -> None:
     for rng in trials("kill -9 to a study whose job has 2 processes: gone in 10 s", 1):
         folder = tmp_path / f"{rng.random()}"
-        begin("study", folder, *TWO, "study.devices_per_job=2").signal(signal.SIGKILL, "rank 0")
+        begin(forks, "study", folder, *TWO, "study.devices_per_job=2").signal(signal.SIGKILL, "rank 0")
         await_end(folder, JOBS_GONE_WITHIN_S)
 
 
@@ -119,16 +110,16 @@ def ray_cluster(tmp_path: Path) -> Iterator[str]:
     cluster.shutdown()
 
 
-def test_a_cluster_of_two_nodes(trials: Trials, tmp_path: Path, ray_cluster: str) -> None:
+def test_a_cluster_of_two_nodes(forks: Forks, trials: Trials, tmp_path: Path, ray_cluster: str) -> None:
     """One job on each node; kill -9 to the command frees both, and another one is served at once."""
     for rng in trials("kill -9 to bound on a Ray cluster of 2 nodes: jobs gone in 10 s, goes on at once", 1):
         folder = tmp_path / f"{rng.random()}"
         address = [TWO[0], f"bound.address={ray_cluster}"]
-        job = begin("bound", folder, *address)
+        job = begin(forks, "bound", folder, *address)
         while len(list(folder.glob("**/cluster*/snapshots"))) < 2:
             assert not job.poll(), job.words()
             time.sleep(0.1)
         job.signal(signal.SIGKILL, "rank 0")
         await_end(folder, JOBS_GONE_WITHIN_S)
-        real_command(*COMMANDS["bound"], *address, "run_dir=short", folder=folder).succeed()
+        forks.start(*COMMANDS["bound"], *address, "run_dir=short", folder=folder).succeed()
         assert (folder / "short/bound.csv").read_text().count("\n") == 4

@@ -40,8 +40,15 @@ def unfinished_copy(finished: Finished, folder: Path) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("phase", ["train", "cluster"])
+@pytest.mark.parametrize(
+    ("phase", "ranks"),
+    [
+        pytest.param("train", 1, marks=pytest.mark.full),  # as in test_one_kill.py
+        ("train", 2),
+        pytest.param("cluster", 1, marks=pytest.mark.full),
+        ("cluster", 2),
+    ],
+)
 def test_killed_at_a_random_moment(
     forks: Forks, finished: Any, trials: Trials, tmp_path: Path, phase: str, ranks: int
 ) -> None:

@@ -123,6 +123,7 @@ def test_sigterm_while_generating(forks: Forks, finished: Any, trials: Trials, t
             assert not (folder / "run/images").exists()
 
 
+@pytest.mark.full
 def test_sigterm_to_typed_generation(finished: Any, trials: Trials, tmp_path: Path) -> None:
     """With the processes that Lightning starts."""
     settings = [f"ckpt={finished('train', 1).folder / 'run/denoiser.safetensors'}", "num=100000", "batch_size=4"]
