@@ -15,6 +15,7 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.running.processes import tasks_without_srun
 
+from ..faults.jobs import Forks
 from .conftest import TINY_EDM, TINY_TEMI, Cedm
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -51,7 +52,7 @@ def test_two_processes_train_the_model_that_one_trains(cedm: Cedm, workplace: Pa
     assert np.abs(difference).mean() < 1  # each image in its place, whichever rank made it
 
 
-def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) -> None:
+def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path, forks: Forks) -> None:
     """Each image is made once, whoever makes it."""
     network = {"architecture": "ddpmpp", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "dropout": 0.0}
     torch.manual_seed(0)
@@ -60,7 +61,7 @@ def test_two_processes_generate_what_one_generates(cedm: Cedm, workplace: Path) 
     denoiser.save_pretrained(workplace / "denoiser.safetensors")
     settings = ["ckpt=denoiser.safetensors", "num=7", "steps=2", "batch_size=2"]
     assert cedm("generate", *settings, "run_dir=one").code == 0
-    run([sys.executable, "-m", "pipeline", "generate", *settings, *TWO, "run_dir=two"], workplace)
+    forks.start("generate", *settings, "run_dir=two", folder=workplace, ranks=2).succeed()
     one, two = (sorted(Path(folder, "images").glob("*/*.png")) for folder in ("one", "two"))
     assert [path.name for path in one] == [path.name for path in two]
     assert len(one) == 7
@@ -79,22 +80,24 @@ def test_torchrun_trains_the_same_model(cedm: Cedm, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_end_together_when_the_time_is_up(workplace: Path) -> None:
+def test_two_processes_end_together_when_the_time_is_up(workplace: Path, forks: Forks) -> None:
     """And go on to the bytes of a run that nothing has stopped."""
-    train = [sys.executable, "-m", "pipeline", "train", "conditioning=none", *TINY_EDM, *TWO]
-    out = run([*train, "trainer.max_time={seconds:0}", "run_dir=stopped"], workplace)
-    assert out.count("Not finished: trainer.max_time={'seconds': 0} is up at step 1 of 16.") == 1
-    for folder in ("stopped", "straight"):
-        run([*train, "trainer.strategy=ddp_find_unused_parameters_true", f"run_dir={folder}"], workplace)
+    train = ["train", "conditioning=none", *TINY_EDM]
+    job = forks.start(*train, "trainer.max_time={seconds:0}", "run_dir=stopped", folder=workplace, ranks=2)
+    job.succeed()
+    assert job.words().count("Not finished: trainer.max_time={'seconds': 0} is up at step 1 of 16.") == 1
+    other = "trainer.strategy=ddp_find_unused_parameters_true"
+    for name in ("stopped", "straight"):
+        forks.start(*train, other, f"run_dir={name}", folder=workplace, ranks=2).succeed()
     assert Path("stopped/denoiser.safetensors").read_bytes() == Path("straight/denoiser.safetensors").read_bytes()
 
 
 @pytest.mark.slow
-def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path) -> None:
+def test_two_processes_cluster_like_one(cedm: Cedm, workplace: Path, forks: Forks) -> None:
     assert cedm("embed").code == 0
     settings = [*TINY_TEMI, "clustering.lr=1e-4"]
     assert cedm("cluster", *settings, "run_dir=one").code == 0
-    run([sys.executable, "-m", "pipeline", "cluster", *settings, *TWO, "run_dir=two", "overwrite=true"], workplace)
+    forks.start("cluster", *settings, "run_dir=two", "overwrite=true", folder=workplace, ranks=2).succeed()
     one, two = (PseudoLabels.load(Path(name) / "pseudo_labels.safetensors") for name in ("one", "two"))
     assert (one.cluster_ids == two.cluster_ids).float().mean() > 0.99
 
