@@ -29,16 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a fresh environment with the wheel; libraries are those of this one, but not its `cedm`."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=NOT_OF_THE_SOURCE)
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(folder / "source"),
-    ]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source"]
     subprocess.run(build, check=True, capture_output=True)
     venv.create(folder / "env", with_pip=False)
     binaries = folder / "env/bin"
@@ -55,11 +46,11 @@ def test_embed_cluster_and_train_in_a_folder_with_files_of_our_packages_names(in
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the file of the working folder was imported')\n")
     (tmp_path / "configs").mkdir()
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    for command in ("embed", "cluster", "train"):
-        for entry in ([installed / "cedm"], [installed / "python", "-m", "pipeline"]):
-            words = [command, *SHORT, "trainer.accelerator=cpu"]
-            done = subprocess.run([*entry, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+    command, module = [installed / "cedm"], [installed / "python", "-m", "pipeline"]
+    for entry, name in ((module, "embed"), (command, "cluster"), (module, "train"), (command, "train")):
+        words = [*entry, name, *SHORT, "trainer.accelerator=cpu"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
     assert len(list(tmp_path.glob("runs/digits/train-temi-5/*/denoiser.safetensors"))) == 1
 

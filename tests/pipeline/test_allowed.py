@@ -91,9 +91,9 @@ def test_a_launcher_without_its_program(cedm: Cedm, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_launcher_runs_a_sweep_to_its_end(workplace: Path, launcher: str) -> None:
-    words = [f"hydra/launcher={launcher}", *TINY_EDM, "conditioning=none", "seed=1,2", "run_dir=out/${seed}"]
+@pytest.mark.parametrize(("launcher", "seeds"), [("joblib", "1,2"), ("submitit_local", "1")])
+def test_a_launcher_runs_a_sweep_to_its_end(workplace: Path, launcher: str, seeds: str) -> None:
+    words = [f"hydra/launcher={launcher}", *TINY_EDM, "conditioning=none", f"seed={seeds}", "run_dir=out/${seed}"]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "train", "-m", *words],
         cwd=workplace,
@@ -104,7 +104,8 @@ def test_a_launcher_runs_a_sweep_to_its_end(workplace: Path, launcher: str) -> N
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.parent.name for path in workplace.glob("out/*/denoiser.safetensors")) == ["1", "2"]
+    made = sorted(path.parent.name for path in workplace.glob("out/*/denoiser.safetensors"))
+    assert made == seeds.split(",")
 
 
 @pytest.mark.parametrize("place", ["own", "file://own"])
