@@ -200,6 +200,7 @@ def lock_of(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide what an artifact holds."""
     versions = {}
