@@ -41,6 +41,7 @@ TINY_EDM = [
     "network.num_blocks=1",
     "training.duration_kimg=1",
     "training.batch_size=64",
+    "training.posthoc_snapshots=0",
     "evaluation.num_images=80",
     "evaluation.every_kimg=1",
     "evaluation.grid_every_kimg=1",

@@ -27,7 +27,7 @@ def defaults() -> DictConfig:
     return compose_config("train", [])
 
 
-@few
+@settings(few, max_examples=50)  # each takes a tenth of a second
 @given(data=st.data())
 def test_any_value_of_any_setting(defaults: DictConfig, data: st.DataObject) -> None:
     cfg = defaults.copy()

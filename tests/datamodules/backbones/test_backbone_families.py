@@ -154,6 +154,7 @@ FAMILIES: dict[str, tuple[Files, Oracle]] = {
     "ibot": (ibot_files, checkpoint_oracle),
     "efficientnet": (packaged_files, packaged_oracle),
 }
+FIRST = {option.split("_")[0]: option for option in reversed(OPTIONS)}  # of each family
 ELSEWHERE = {"pixels", "embeddings", "inception"}  # no weights, and large ones: test_backbones.py
 
 
@@ -202,9 +203,10 @@ def test_every_option_loads_and_gives_what_its_library_gives(
         torch.testing.assert_close(backbone.extract(images), expected, rtol=1e-4, atol=1e-5)
         assert backbone.dim == expected.shape[1]
         assert len(pickle.dumps(backbone.preparation)) < 20_000  # processes that load images get no network
-        check_company(backbone, images)
-        check_gradients(backbone, images)
-        check_cache(settings, backbone, tmp_path)
+        if option == FIRST[option.split("_")[0]]:
+            check_company(backbone, images)
+            check_gradients(backbone, images)
+            check_cache(settings, backbone, tmp_path)
 
 
 def check_company(backbone: Backbone, images: Tensor) -> None:

@@ -103,19 +103,6 @@ def test_networks_are_what_their_table_says(architecture: str, settings: Network
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_batch_of_an_exported_network_is_free(architecture: str) -> None:
-    network = ARCHITECTURES[architecture](TINY, 8, 3, label_dim=4, augment_dim=9).eval()
-    batch = torch.export.Dim("batch", max=64)
-
-    def inputs(count: int) -> tuple[Tensor, ...]:
-        return torch.randn(count, 3, 8, 8), torch.randn(count), torch.randn(count, 4), torch.randn(count, 9)
-
-    exported = torch.export.export(network, inputs(3), dynamic_shapes=({0: batch},) * 4).module()
-    other = inputs(5)
-    torch.testing.assert_close(exported(*other), network(*other))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("model_channels", [2, 3])
 def test_the_narrowest_networks_are_finite(architecture: str, model_channels: int) -> None:
     settings = NetworkSettings(architecture, model_channels, [1], num_blocks=1)
