@@ -99,7 +99,7 @@ def test_a_truncated_compile_cache(tmp_path: Path) -> None:
 
     def compiled(**environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", COMPILES, str(tmp_path / "cache")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1", **environment}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     def truncated(folder: Path) -> dict[Path, bytes]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHORTER = "training.duration_kimg=40"
+SHORTER = "training.duration_kimg=30"  # a quarter of the default
 LOWEST_NMI = 68.0  # percent, of TEMI's 40 clusters against the ten digits; seeds 0, 1, 2: 70.5, 71.9, 73.2
-LARGEST_DISTANCE = 0.34  # fd_pixels of 500 images
+LARGEST_DISTANCE = 0.62  # fd_pixels of 500 images after 30 kimg; three trainings: 0.39, 0.47, 0.48
 
 
 def make(target: str, arguments: str, folder: Path) -> str:
