@@ -162,7 +162,7 @@ def test_a_study_from_start_to_page(cedm: Cedm, workplace: Path) -> None:
     result = cedm("study", *words)
     assert result.code == 2
     assert "train-theirs" in result.err
-    assert "1797" in result.err  # in the job's own words
+    assert "of 1613 images" in result.err  # in the job's own words: a tenth of 1,797 is held out
     assert "evaluate-theirs: not run, because train-theirs failed" in result.err
     assert "By description length" in result.out
     assert "cost " in result.out

@@ -64,7 +64,8 @@ def test_refused_from_a_folder(case: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
 def test_refused_from_a_zip(case: Refused, tmp_path: Path) -> None:
     assert isinstance(case.make, bytes)
-    path = write_zip(tmp_path / "x.zip", ("a/good.png", PNG), (f"a/{case.name}", case.make), method=zipfile.ZIP_DEFLATED)
+    entries = ("a/good.png", PNG), (f"a/{case.name}", case.make)
+    path = write_zip(tmp_path / "x.zip", *entries, method=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError) as error:
         read_all(opened("zip", path))
     assert case.reason in str(error.value)
