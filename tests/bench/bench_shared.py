@@ -16,6 +16,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
     "as OpenMP does by itself": {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "GOMP_SPINCOUNT=1000, as every command sets it": OURS,
+    "and OMP_NUM_THREADS=1": {**OURS, "OMP_NUM_THREADS": "1"},
 }
 SECONDS = 15.0
 
@@ -30,7 +31,11 @@ def bench_shared() -> None:
 
 def images_per_second(count: int, environment: Mapping[str, str]) -> list[float]:
     """Of `count` trainings at the same time."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    }
     command = [sys.executable, __file__]
     running = [
         subprocess.Popen(command, env=kept | dict(environment), stdout=subprocess.PIPE, text=True) for _ in range(count)
