@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.diffusion import augment
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.ema import EMA
-from lightning_modules.diffusion.objective import drop_labels
 from lightning_modules.diffusion.power_average import WIDTHS, PowerAverage
+from lightning_modules.diffusion.prelude import Prelude
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.optimizers import OPTIMIZERS
 from lightning_modules.processes import OnTheWay, mean_over_processes
 from lightning_modules.training_settings import TrainingSettings
 from storage.errors import UserError
-from storage.philox import Stream, normal, torch_seed, uniform
+from storage.philox import torch_seed
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
 
@@ -78,6 +77,15 @@ class EDMModule(LightningModule):
         self.settings, self.optimizer_settings, self.seed = training, optimizer, seed
         self.denoiser = denoiser
         self.objective = replace(denoiser.objective, P_mean=training.P_mean, P_std=training.P_std)
+        self.prelude = Prelude(
+            denoiser.encoder,
+            self.objective,
+            denoiser.img_resolution,
+            denoiser.label_dim,
+            training.label_dropout,
+            training.augment_probability,
+            seed,
+        )
         self.emas = nn.ModuleList(
             EMA(denoiser, kimg, training.ema_rampup_ratio)
             for kimg in (training.ema_halflife_kimg, *training.extra_ema_halflife_kimg)
@@ -144,21 +152,8 @@ class EDMModule(LightningModule):
 
     def loss_of(self, batch: Any) -> Tensor:
         """EDM's weighted squared error of each image, summed over its pixels and channels: [b]."""
-        seed, positions = self.seed, batch.positions
-        images = self.denoiser.encoder.encode(batch.images)  # [b, C, H, W] in [-1, 1]
-        augment_labels = None
-        if probability := self.settings.augment_probability:
-            transforms = augment.draw_parameters(seed, positions, probability, self.denoiser.img_resolution)
-            images, augment_labels = augment.apply(images, transforms)  # [b, C, H, W], [b, 9]
-        sigma = self.objective.sigma(normal(seed, Stream.SIGMA, positions, ()))  # [b]
-        noise = normal(seed, Stream.NOISE, positions, images.shape[1:])  # [b, C, H, W]
-        labels = None
-        if self.denoiser.label_dim:
-            classes = torch.arange(self.denoiser.label_dim, device=images.device)
-            labels = (batch.labels.unsqueeze(1) == classes).to(images.dtype)  # [b, C], one-hot
-            draws = uniform(seed, Stream.LABEL_DROPOUT, positions, ())
-            labels = drop_labels(labels, draws, self.settings.label_dropout)
-        return self.objective(self.denoiser, images, sigma, noise, labels, augment_labels).sum(dim=(1, 2, 3))
+        prepared = self.prelude(batch.images, batch.labels, batch.positions)
+        return self.objective(self.denoiser, *prepared).sum(dim=(1, 2, 3))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings

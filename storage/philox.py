@@ -63,7 +63,8 @@ def _words(seed: int, stream: int, positions: Tensor, num_blocks: int) -> Tensor
     device = positions.device
     blocks = torch.arange(num_blocks, dtype=torch.int64, device=device).unsqueeze(0)  # [1, num_blocks]
     rows = positions.to(torch.int64).unsqueeze(1)  # [B, 1]
-    rows_per_chunk = max(1, _COUNTERS_PER_CHUNK // num_blocks) if device.type == "cpu" else max(1, len(rows))
+    in_chunks = device.type == "cpu" and not torch.compiler.is_compiling()  # compiled, nothing goes through memory
+    rows_per_chunk = max(1, _COUNTERS_PER_CHUNK // num_blocks if in_chunks else len(rows))
     words = torch.empty(4, len(rows), num_blocks, dtype=torch.int64, device=device)
     for start in range(0, len(rows), rows_per_chunk):
         chunk = rows[start : start + rows_per_chunk]

@@ -14,7 +14,6 @@ displayed:
 """
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +62,9 @@ def draw_parameters(seed: int, positions: Tensor, probability: float, img_resolu
     )
 
 
-def apply(images: Tensor, parameters: Tensor, resample_all: bool | None = None) -> tuple[Tensor, Tensor]:
+def apply(
+    images: Tensor, parameters: Tensor, resample_all: bool | None = None, wavelet: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Transforms images; the pixels of images that are at most flipped stay exact.
 
     Args:
@@ -71,11 +72,13 @@ def apply(images: Tensor, parameters: Tensor, resample_all: bool | None = None) 
         parameters: `[B, 8]`, see the top of this file.
         resample_all: Compute also what the exact pixels then replace. Not on a CPU; but a GPU has done it sooner than
             it has told how many images to leave out, for which everything else would have to wait. None: as suits.
+        wavelet: SYM6 on the images' device, where it would else be copied in each call.
 
     Returns:
         The images and their augmentation labels `[B, 9]`, all zeros for an image that stays as it is.
     """
     parameters = parameters.to(images)
+    wavelet = torch.tensor(SYM6, dtype=images.dtype, device=images.device) if wavelet is None else wavelet
     x_flip, y_flip = parameters[:, 0].reshape(-1, 1, 1, 1), parameters[:, 1].reshape(-1, 1, 1, 1)
     images = torch.where(x_flip == 1, images.flip(3), images)
     images = torch.where(y_flip == 1, images.flip(2), images)
@@ -83,9 +86,9 @@ def apply(images: Tensor, parameters: Tensor, resample_all: bool | None = None) 
     _, _, scale, angle, stretch, _, x_shift, y_shift = parameters.unbind(1)
     moved = (scale != 1) | (angle != 0) | (stretch != 1) | (x_shift != 0) | (y_shift != 0)  # [B]
     if resample_all or (resample_all is None and images.device.type != "cpu"):
-        images = torch.where(moved.reshape(-1, 1, 1, 1), _resample(images, parameters), images)
+        images = torch.where(moved.reshape(-1, 1, 1, 1), _resample(images, parameters, wavelet), images)
     elif len(rows := moved.nonzero().squeeze(1)):
-        images = images.index_copy(0, rows, _resample(images[rows], parameters[rows]))
+        images = images.index_copy(0, rows, _resample(images[rows], parameters[rows], wavelet))
     return images, labels(parameters, *images.shape[2:])
 
 
@@ -109,12 +112,13 @@ def labels(parameters: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def _resample(images: Tensor, parameters: Tensor) -> Tensor:
+def _resample(images: Tensor, parameters: Tensor, wavelet: Tensor) -> Tensor:
     """Scale, rotation, anisotropic scale and shift of images `[B, C, H, W]` by their parameters `[B, 8]`."""
     with torch.autocast(images.device.type, enabled=False):  # half precision would round coordinates to whole pixels
         H, W = images.shape[2:]
         x_pad, y_pad = W - 1, H - 1  # mirrored surroundings
-        source = _upsample(F.pad(images, [x_pad, x_pad, y_pad, y_pad], mode="reflect"))  # pixel p lies at 2 (p + pad)
+        source = F.pad(images, [x_pad, x_pad, y_pad, y_pad], mode="reflect")
+        source = _upsample(source, wavelet)  # pixel p lies at 2 (p + pad)
 
         # The target at twice the resolution, with the margin that the filter needs: where does each point come from?
         margin = len(SYM6) - 2
@@ -128,7 +132,7 @@ def _resample(images: Tensor, parameters: Tensor) -> Tensor:
         extent = source.shape[3] - 1, source.shape[2] - 1
         grid = torch.stack([2 * x_from / extent[0] - 1, 2 * y_from / extent[1] - 1], dim=-1)
         target = F.grid_sample(source, grid.to(source), mode="bilinear", padding_mode="zeros", align_corners=True)
-        return _downsample(target)
+        return _downsample(target, wavelet)
 
 
 def _origin(x: Tensor, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,24 +150,18 @@ def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
 
-@cache
-def _wavelet(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """SYM6, copied to each device once."""
-    return torch.tensor(SYM6, dtype=dtype, device=device)
-
-
-def _upsample(images: Tensor) -> Tensor:
+def _upsample(images: Tensor, wavelet: Tensor) -> Tensor:
     """`[B, C, H, W]` to `[B, C, 2H, 2W]`; pixel p comes to lie at 2p."""
-    kernel = math.sqrt(2) * _wavelet(images.dtype, images.device)
+    kernel = math.sqrt(2) * wavelet
     x = images.flatten(0, 1).unsqueeze(1)  # [B·C, 1, H, W]
     x = F.conv_transpose2d(x, kernel.reshape(1, 1, -1, 1), stride=(2, 1), padding=(CENTRE_TAP, 0))
     x = F.conv_transpose2d(x, kernel.reshape(1, 1, 1, -1), stride=(1, 2), padding=(0, CENTRE_TAP))
     return x.reshape(*images.shape[:2], *x.shape[2:])
 
 
-def _downsample(images: Tensor) -> Tensor:
+def _downsample(images: Tensor, wavelet: Tensor) -> Tensor:
     """`[B, C, 2H + 10, 2W + 10]` to `[B, C, H, W]`; what lies at 2p + 5 becomes pixel p."""
-    kernel = _wavelet(images.dtype, images.device) / math.sqrt(2)
+    kernel = wavelet / math.sqrt(2)
     x = images.flatten(0, 1).unsqueeze(1)  # [B·C, 1, 2H + 10, 2W + 10]
     x = F.conv2d(x, kernel.reshape(1, 1, -1, 1), stride=(2, 1))
     x = F.conv2d(x, kernel.reshape(1, 1, 1, -1), stride=(1, 2))
