@@ -67,6 +67,32 @@ class Denoiser(nn.Module, OnTheHub):
         self.cluster_frequencies: Tensor | None = None
         self.cluster_ids: Tensor | None = None
         self.meta: dict[str, Any] = {}
+        self.filled_to: int | None = None
+
+    def compile(self, *args: Any, filled_to: int | None = None, **kwargs: Any) -> None:
+        """Compiles in place; names of weights stay.
+
+        Args:
+            args, kwargs: Of `torch.compile`.
+            filled_to: Batches are filled up to multiples of it, as the last one of many may be smaller, and another
+                size would be compiled anew.
+        """
+        super().compile(*args, **kwargs)
+        self.filled_to = filled_to
+
+    def __call__(self, x: Tensor, *others: Tensor | float | None, **named: Tensor | None) -> Tensor:
+        """Runs `forward`, on a batch that is filled up where `compile` was told so."""
+        missing = -len(x) % self.filled_to if self.filled_to else 0
+        if not missing:
+            return super().__call__(x, *others, **named)
+
+        def filled(rows: Any) -> Any:
+            has_rows = isinstance(rows, Tensor) and rows.ndim
+            return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if has_rows else rows
+
+        return super().__call__(filled(x), *map(filled, others), **{key: filled(of) for key, of in named.items()})[
+            : len(x)
+        ]
 
     def forward(
         self,
