@@ -5,6 +5,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 
 def leave_signals_alone(trainer: Trainer) -> None:
@@ -19,6 +20,12 @@ def leave_signals_alone(trainer: Trainer) -> None:
 def is_under_slurm(trainer: Trainer) -> bool:
     """Whether SLURM has started the processes of this trainer."""
     return isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment)
+
+
+def set_ddp_options(trainer: Trainer, **options: bool) -> None:
+    """Set options of `DistributedDataParallel`, where Lightning has chosen to work with it."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.update(options)
 
 
 def passes_done(trainer: Trainer) -> int:

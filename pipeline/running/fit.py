@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from tqdm import tqdm
 
+from callbacks.lightning_internals import set_ddp_options
 from callbacks.loggers import close, log_settings
 from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped, TimeIsUp
@@ -136,7 +137,7 @@ def fit(
         gradient_clip_algorithm=settings.gradient_clip_algorithm,
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
-        benchmark=settings.benchmark,
+        benchmark=not settings.deterministic if settings.benchmark is None else settings.benchmark,
         detect_anomaly=settings.detect_anomaly,
         profiler=profiler(settings.profiler, folder),
         max_steps=max_steps,
@@ -152,6 +153,13 @@ def fit(
         enable_progress_bar=settings.enable_progress_bar,
         enable_model_summary=settings.enable_model_summary,
         default_root_dir=folder,
+    )
+    set_ddp_options(
+        trainer,
+        gradient_as_bucket_view=True,  # one copy of the gradients, not two
+        broadcast_buffers=any("running_mean" in name for name, _ in module.named_buffers()),  # others are equal anyway
+        # With accumulated passes a static graph stops the gradients' way between the processes (pytorch#187732).
+        static_graph=accumulate == 1 and not settings.strategy.endswith("true"),
     )
     if trainer.is_global_zero:
         log_settings(trainer.loggers, shown, outcomes)
