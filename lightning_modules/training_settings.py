@@ -1,6 +1,7 @@
 """The settings of EDM's training: `training=`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from storage.additions import OBJECTIVES
 from storage.settings import Settings, setting
@@ -13,8 +14,11 @@ class TrainingSettings(Settings):
     group = "training"
 
     batch_size: int = setting(1024, "images in an optimizer step, over all devices", low=1)
-    max_batch_per_device: int | None = setting(
-        128, "larger shares are accumulated over several passes; null: one pass", low=1, identifies=False
+    max_batch_per_device: Any = setting(
+        "auto",
+        "larger shares are accumulated over several passes; auto: 128, or by the memory of the GPU; null: one pass",
+        low=1,
+        identifies=False,
     )
     duration_kimg: float = setting(200_000.0, "thousands of images to train on", above=0)
     lr: float = setting(1e-3, "learning rate after the ramp", above=0)
@@ -48,6 +52,9 @@ class TrainingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        largest = self.max_batch_per_device
+        if largest not in (None, "auto") and (not isinstance(largest, int) or isinstance(largest, bool)):
+            self.refuse("max_batch_per_device", "auto, null or a whole number from 1 is expected")
         if len({self.ema_halflife_kimg, *self.extra_ema_halflife_kimg}) <= len(self.extra_ema_halflife_kimg):
             self.refuse(
                 "extra_ema_halflife_kimg",

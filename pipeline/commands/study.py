@@ -10,6 +10,7 @@ import torch
 
 from datamodules.image_datamodule import ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
+from pipeline.running.automatic import decided
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.devices import device_of
 from pipeline.running.finished_run import read_any_summary
@@ -110,6 +111,7 @@ def announce(settings: StudyCommandSettings, source: ImageSource, plan: Plan, re
 
 def measured_cost(settings: StudyCommandSettings, source: ImageSource, images: int, resources: Resources) -> Cost:
     """Time the study's network on one device as a job will have it."""
+    settings = decided(settings)
     training = settings.training
     data = ImageDataModule(
         source,

@@ -10,6 +10,7 @@ from pipeline.running.condition import Condition, pseudo_labels_fingerprint
 from pipeline.running.run_files import DENOISER, denoiser_file
 from pipeline.running.run_folder import (
     TRAINING_IDENTITY,
+    as_before,
     choose_run_folder,
     is_first_process,
     opened_run_folder,
@@ -46,14 +47,15 @@ def train(settings: SharedSettings) -> float | None:
         inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)
     if settings.init_from is not None:
         inputs["init_from"] = file_digest(denoiser_file(settings.init_from, "init_from"), settings.cache_dir)
-    run = run_settings(settings, inputs, TRAINING_IDENTITY)
+    asked = run_settings(settings, inputs, TRAINING_IDENTITY)
     name = condition.name(labels)
 
     def choose() -> Path:
         parent = runs_of(settings.dataset.name, f"train-{name}")
-        return choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+        return choose_run_folder(settings.run_dir, parent, asked, settings.overwrite)
 
-    finished = not settings.overwrite and read_settings(choose()) == run
+    before = None if settings.overwrite else read_settings(choose())
+    finished = before is not None and before == as_before(asked, before)
     summary = read_summary(choose(), "train") if finished else None
     if summary is not None and is_whole(choose() / DENOISER, "denoiser"):
         if is_first_process():
@@ -65,13 +67,17 @@ def train(settings: SharedSettings) -> float | None:
     from datamodules.image_datamodule import ImageDataModule
     from pipeline.evaluation.reference import Extractors
     from pipeline.evaluation.sampling import Sampler
+    from pipeline.running.automatic import decided
     from pipeline.running.devices import low_precision_of
     from pipeline.running.fit import hyperparameters
     from pipeline.running.models import ModelSettings, passes_of
-    from pipeline.running.processes import join
+    from pipeline.running.processes import as_rank_0, join
     from pipeline.running.training import Training
 
     machine, folder = join(settings.trainer, choose)
+    before = None if settings.overwrite else read_settings(folder)
+    settings = as_rank_0(decided(settings, before))
+    run = run_settings(settings, inputs, TRAINING_IDENTITY)
     data = ImageDataModule(
         source,
         labels,

@@ -23,8 +23,10 @@ from lightning_modules.diffusion.denoiser import CLUSTER_NAMES, Denoiser
 from pipeline.evaluation.features import GeneratedSet
 from pipeline.evaluation.guides import ModelCommandSettings, guide_of
 from pipeline.evaluation.sampling import Sampler, check_guidance, describe_labels, labels_of
+from pipeline.running.automatic import compiles
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
+from pipeline.running.trainer_settings import AUTO
 from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.bounds import read_npy_header
 from storage.cores import available_cores
@@ -32,6 +34,7 @@ from storage.digests import file_digest
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
 
+COMPILED_FROM_IMAGES = 10_000  # compiling takes as long as generating some thousand
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 EXPECTED = (
     "Expected images in uint8, [N, H, W, C] or [N, H, W], 0 black and 255 white: numpy.save(FILE.npy, images) or "
@@ -155,7 +158,8 @@ class GeneratedByModel:
     """
 
     def __init__(self, path: Path, seeds: Tensor, settings: ModelCommandSettings) -> None:
-        self.denoiser, self.seeds, self.compiled = Denoiser.from_pretrained(path), seeds, settings.trainer.compile
+        self.denoiser, self.seeds = Denoiser.from_pretrained(path), seeds
+        self.compile, self.batch_size = settings.trainer.compile, settings.batch_size
         name_clusters(self.denoiser, settings.cluster_names)
         check_guidance(settings.sampler, self.denoiser, path)
         model, guide = guide_of(settings, self.denoiser, path) or (None, None)
@@ -200,15 +204,20 @@ class GeneratedByModel:
         return None if self.labels is None or ids is None else ids[self.labels].tolist()
 
     def to(self, device: torch.device) -> None:
-        """In the memory format in which the denoiser was trained, and compiled if asked; its guide likewise."""
+        """In the memory format of the training, compiled if asked or where it pays; the guide likewise."""
+        compiled = self.compile
+        if compiled == AUTO:
+            parameters = sum(weight.numel() for weight in self.denoiser.parameters())
+            many = len(self.seeds) >= COMPILED_FROM_IMAGES
+            compiled = many and compiles(device.type, parameters, self.denoiser.img_resolution)
         for denoiser in filter(None, (self.denoiser, self.sampler.guide)):
             denoiser.to(device)
             if not isinstance(denoiser, Denoiser):
                 continue
             if denoiser.meta.get("channels_last", True):
                 denoiser.to(memory_format=torch.channels_last)
-            if self.compiled:
-                denoiser.compile()
+            if compiled:
+                denoiser.compile(dynamic=False, filled_to=self.batch_size)
 
 
 def refuse_size(what: str, shape: tuple[int, ...], dataset: DatasetSettings) -> None:

@@ -14,6 +14,7 @@ from lightning_modules.diffusion.objective import objective_class
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
+from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.running.condition import pseudo_labels_fingerprint
 from pipeline.running.run_files import denoiser_file
 from pipeline.running.run_folder import is_first_process
@@ -30,6 +31,7 @@ class ModelSettings:
     training: TrainingSettings
     optimizer: OptimizerSettings
     trainer: TrainerSettings
+    evaluation: EvaluationSettings
     init_from: str | None
     cluster_names: str | None
     seed: int
@@ -78,10 +80,10 @@ class ModelSettings:
         if self.trainer.channels_last:
             module.denoiser.to(memory_format=torch.channels_last)
             module.emas.to(memory_format=torch.channels_last)
-        if self.trainer.compile:
-            # In place: names of weights, and so the snapshots, stay as they are. The average makes images meanwhile.
-            module.denoiser.compile()
-            module.averaged_denoiser.compile()
+        if self.trainer.compile is True:
+            module.prelude.compile()
+            module.denoiser.compile(dynamic=False)
+            module.averaged_denoiser.compile(dynamic=False, filled_to=self.evaluation.batch_size)  # makes images
         return module
 
 

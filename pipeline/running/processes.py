@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning import Fabric, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 
@@ -19,6 +21,7 @@ from pipeline.running.trainer_settings import TrainerSettings
 from pipeline.settings.door import OwnProcessNeeded
 from storage.errors import UserError
 
+T = TypeVar("T")
 RUN_FOLDER_VARIABLE = "CEDM_RUN_FOLDER"  # tells the processes that Lightning launches what their parent chose
 
 for library in ("lightning.pytorch", "lightning.fabric"):  # its tips stay out of the terminal
@@ -85,6 +88,15 @@ def join(
     folder = choose_folder()
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return machine, folder
+
+
+def as_rank_0(value: T) -> T:
+    """Rank 0's value where all ranks run already; those that Lightning starts later, on this machine, find the same."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def tasks_without_srun() -> int:

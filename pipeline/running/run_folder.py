@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.running.parents import place_in_sweep
+from pipeline.running.trainer_settings import AUTO
 from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
 from storage.files import MOST_JSON, read_sealed_json, remove_abandoned, write_json, write_sealed_json
@@ -42,6 +43,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "training": {"objective": "edm", "posthoc_snapshots": 0},
     "trainer": {"gradient_clip_val": None, "gradient_clip_algorithm": "norm", "sync_batchnorm": False},
 }
+LEFT_OPEN = {"trainer": ("compile",)}  # settings whose `auto` stands for what was decided when the run began
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
@@ -54,6 +56,17 @@ def run_settings(settings: Settings, inputs: Mapping[str, str], groups: Sequence
     """
     read = {name: plain(getattr(settings, name)) for name in ("preset", *groups)}
     return {"settings": json.loads(canonical_json(read)), "inputs": dict(inputs)}
+
+
+def as_before(asked: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What `run_settings` returned, with what is left at `auto` as it was decided in the run `before`, if any."""
+    groups = dict(asked["settings"])
+    for group, names in LEFT_OPEN.items():
+        known = (before or {}).get("settings", {}).get(group, {})
+        left = {name for name in names if groups.get(group, {}).get(name) == AUTO} & known.keys()
+        if left:
+            groups[group] = {**groups[group], **{name: known[name] for name in left}}
+    return {**asked, "settings": groups}
 
 
 def runs_of(dataset: str, what: str) -> Path:
@@ -75,7 +88,8 @@ def choose_run_folder(run_dir: str | None, parent: Path, settings: Mapping[str, 
     if not overwrite:
         for folder in sorted(parent.glob("*"), reverse=True):
             with suppress(DamagedArtifactError):
-                if read_settings(folder) == settings:
+                before = read_settings(folder)
+                if before == as_before(settings, before):
                     return folder
     return unused(parent / f"{time.strftime('%Y%m%d-%H%M%S')}{place_in_sweep()}")
 
@@ -180,6 +194,7 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{error} What the run in this folder was made from is not known any more, so it cannot go on. Set "
             "another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
         ) from error
+    settings = as_before(settings, before)
     if before is None or before == settings:
         return
     old, new = flattened(before), flattened(settings)

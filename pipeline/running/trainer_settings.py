@@ -68,6 +68,9 @@ OWNED = {  # the Trainer's other arguments: why they are not set, and what is
 }  # fmt: skip
 
 
+AUTO, CUDA_GRAPHS = "auto", "cuda_graphs"
+
+
 @dataclass(frozen=True)
 class TrainerSettings(Settings):
     """The config group `trainer`. What of it changes the model (`identity`) is for the diffusion training alone."""
@@ -94,7 +97,7 @@ class TrainerSettings(Settings):
         "of the networks' arithmetic; the mixed ones are faster on GPUs",
         choices=("32-true", "bf16-mixed", "16-mixed"),
     )
-    compile: bool = setting(False, "torch.compile the network")
+    compile: Any = setting(AUTO, "torch.compile the network: true, false; auto: large ones on GPUs")
     channels_last: bool = setting(True, "keep images in memory as [height, width, channels]")
     gradient_clip_val: float | None = setting(None, "clip gradients to this norm, or value; null: don't", above=0)
     gradient_clip_algorithm: str = setting("norm", "norm: of all gradients together", choices=("norm", "value"))
@@ -103,7 +106,9 @@ class TrainerSettings(Settings):
         None, "stop after DD:HH:MM:SS, or {hours:11}; the same command goes on, for as long again", identifies=False
     )
     deterministic: Any = setting(None, "true, or warn: only kernels that always give the same bytes", identifies=False)
-    benchmark: bool | None = setting(None, "let cuDNN try which kernels are fastest", identifies=False)
+    benchmark: bool | None = setting(
+        None, "let cuDNN try which kernels are fastest; null: unless deterministic", identifies=False
+    )
     detect_anomaly: bool = setting(False, "look for NaN in all gradients; slow", identifies=False)
     profiler: str | None = setting(
         None, "times of all parts, into the folder profile of the run", choices=tuple(PROFILERS), identifies=False
@@ -118,6 +123,8 @@ class TrainerSettings(Settings):
                 self.refuse("strategy", f"{reason}. Set {self.key('strategy')}=ddp")
         if not re.fullmatch("auto|ddp(_find_unused_parameters_(true|false))?", self.strategy):
             self.refuse("strategy", "auto, ddp or ddp_find_unused_parameters_true is expected")
+        if not isinstance(self.compile, bool) and self.compile != AUTO:
+            self.refuse("compile", "auto, true or false is expected")
         if self.deterministic not in (None, True, False, "warn"):
             self.refuse("deterministic", "true, false or warn is expected")
         if self.gradient_clip_val is not None and self.precision == "16-mixed":

@@ -109,7 +109,7 @@ class Training:
             f"data        {store.description}\n{splits}"
             f"network     {denoiser.settings.architecture}, {parameters:.2f} M parameters, {labels}\n"
             f"batch       {data.batch_size} = {machine} × {share} images "
-            f"× {data.accumulate} accumulated, {self.trainer.precision}"
+            f"× {data.accumulate} accumulated, {self.trainer.precision}{', compiled' * bool(self.trainer.compile)}"
         )
         if data.resolution > LARGEST_IN_PIXELS:
             print(

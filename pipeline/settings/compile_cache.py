@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from storage.errors import UserError
 from storage.files import MARK, is_own, own_folder
@@ -68,10 +68,10 @@ def compile_folder(cache_dir: str) -> Path | None:
 
 def is_about_compiling(error: BaseException | None, place: str) -> bool:
     """Whether an error came up while a network was compiled, or names a file in the compile cache `place`."""
-    from torch._dynamo.exc import TorchDynamoException
-
+    compiler: Any = sys.modules.get("torch._dynamo.exc")  # not imported: nothing was compiled
+    kind = () if compiler is None else compiler.TorchDynamoException
     while error is not None:
-        if isinstance(error, TorchDynamoException) or (place and place in str(error)):
+        if isinstance(error, kind) or (place and place in str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

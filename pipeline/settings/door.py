@@ -36,6 +36,7 @@ from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
 
 SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
+COMPILING = ("train", "generate", "evaluate", "average")  # commands that may compile a network
 MAKE_INPUTS = "CEDM_MAKE_INPUTS"  # set for what a run of a sweep starts: make what is missing, instead of telling how
 
 
@@ -89,7 +90,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
             settings = with_preset(name, settings)
             remove_abandoned_entries(settings.cache_dir)
             run = functools.partial(load_command(name), settings)
-            if settings.trainer.compile:
+            if settings.trainer.compile and name in COMPILING:
                 run = functools.partial(with_compile_cache, run, settings.cache_dir)
             with stop_at_once():
                 return with_inputs(run, make=sweep or MAKE_INPUTS in os.environ)

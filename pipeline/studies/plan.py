@@ -13,6 +13,7 @@ from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.evaluation.evaluate_settings import EvaluateSettings, check_metrics
 from pipeline.evaluation.measures import check_sizes, plan_of
 from pipeline.evaluation.metrics_table import FRECHET
+from pipeline.running.automatic import decided
 from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
 from pipeline.running.jobs import Job
@@ -82,7 +83,7 @@ class Planner:
         """The diffusion model of a run, after what it needs; known by its settings and the files that they name."""
         clusters = run.condition.needs_no("cluster") is None
         needs = [self.cluster(f"cluster-{run.name}", run.condition, run.words)] if clusters else []
-        settings, files = run.settings, {}
+        settings, files = decided(run.settings), {}
         for key in ("assignments", "init_from"):
             path = getattr(settings, key) and Path(getattr(settings, key).split("::")[0])
             if path and path.is_file():

@@ -1,0 +1,100 @@
+"""What `auto` stands for: the rules as tables, what they are given, and that a run keeps what was decided."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.diffusion.augment import AUGMENT_DIM
+from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from pipeline.running import automatic
+from pipeline.running.automatic import bytes_of_an_image, compiles, decided, images_per_pass, parameters_of
+from pipeline.settings.compose import compose
+
+from .conftest import TINY_EDM, Cedm
+
+GIB = 2**30
+CIFAR = NetworkSettings()
+ADM_64 = NetworkSettings("adm", 192, [1, 2, 3, 4], 3, [32, 16, 8], 0.1)
+SMALL = NetworkSettings(model_channels=32, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4])
+TRAIN = ["train", "conditioning=none", *TINY_EDM, "dataset.max_images=100"]
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "resolution", "expected"),
+    [
+        ("cuda", 55_700_000, 32, True),
+        ("cuda", 296_000_000, 64, True),
+        ("cuda", 750_000, 8, False),
+        ("cuda", 55_700_000, 8, False),
+        ("cpu", 55_700_000, 32, False),
+        ("mps", 55_700_000, 32, False),
+    ],
+)
+def test_what_is_compiled(device: str, parameters: int, resolution: int, expected: bool) -> None:
+    assert compiles(device, parameters, resolution) == expected
+
+
+@pytest.mark.parametrize(("gib", "single", "mixed"), [(8, 16, 32), (24, 64, 128), (40, 128, 256), (80, 256, 512)])
+def test_a_larger_card_takes_a_larger_pass(gib: int, single: int, mixed: int) -> None:
+    """Of the CIFAR-10 network, in float32 and in bfloat16."""
+    parameters, image = 55_733_891, 130_985_984
+    assert images_per_pass(gib * GIB, parameters, image) == single
+    assert images_per_pass(gib * GIB, parameters, image // 2) == mixed
+
+
+def test_a_pass_has_at_least_an_image_and_on_other_devices_as_many_as_ever() -> None:
+    assert images_per_pass(4 * GIB, 10**9, 10**9) == 1
+    assert images_per_pass(None, 10**6, 10**6) == images_per_pass(80 * GIB, 10**6, 0) == 128
+
+
+def test_a_network_is_sized_without_building_it() -> None:
+    denoiser = Denoiser(SMALL, 8, 1, 0, AUGMENT_DIM)
+    assert parameters_of(SMALL, 8, 1) == sum(weight.numel() for weight in denoiser.parameters())
+    assert parameters_of(ADM_64, 64, 3) == pytest.approx(296e6, rel=0.01)  # table 7 of EDM
+    # Two images of a network of twice the width: each takes twice as much, but for the few channels of the image.
+    assert bytes_of_an_image(replace(SMALL, model_channels=64), 8, 1) == pytest.approx(
+        2 * bytes_of_an_image(SMALL, 8, 1), rel=0.05
+    )
+    assert parameters_of(SMALL, 7, 1) == bytes_of_an_image(SMALL, 7, 1) == 0  # it cannot be halved
+
+
+def test_on_a_large_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "device_of", lambda accelerator: torch.device("cuda"))
+    monkeypatch.setattr(automatic, "smallest_card", lambda trainer: 80 * GIB)
+    monkeypatch.setattr(automatic, "bytes_of_an_image", lambda *size: 131_000_000)
+    settings = decided(compose("train", ["dataset=cifar10", "network=ddpmpp", "trainer.precision=bf16-mixed"]))
+    assert (settings.trainer.compile, settings.training.max_batch_per_device) == (True, 512)
+    typed = ["dataset=cifar10", "trainer.compile=false", "training.max_batch_per_device=64"]
+    settings = decided(compose("train", typed))
+    assert (settings.trainer.compile, settings.training.max_batch_per_device) == (False, 64)
+
+
+def kept(folder: Path) -> Any:
+    return json.loads((folder / "settings.json").read_text())["settings"]["trainer"]["compile"]
+
+
+def test_a_run_keeps_what_was_decided_when_it_began(cedm: Cedm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rule would decide otherwise now, with its folder named or found."""
+    short = ["trainer.max_time={seconds:0}"]
+    assert "compiled" not in cedm(*TRAIN, *short).out
+    (first,) = Path("runs/digits/train-none").glob("*")
+    assert kept(first) is False
+    torch.compiler.set_stance("force_eager")  # all the way but for the compiler
+    try:
+        monkeypatch.setattr(automatic, "COMPILED_FROM", {"cpu": (1, 1)})
+        again = cedm(*TRAIN, *short)
+        assert ("Resuming from" in again.out, "compiled" in again.out) == (True, False), again.err
+        assert "32-true, compiled" in cedm(*TRAIN, *short, "run_dir=second").out
+        assert kept(Path("second")) is True
+        monkeypatch.setattr(automatic, "COMPILED_FROM", {})
+        again = cedm(*TRAIN, *short, "run_dir=second")
+        assert ("Resuming from" in again.out, "32-true, compiled" in again.out) == (True, True), again.err
+    finally:
+        torch.compiler.set_stance("default")
+    other = cedm(*TRAIN, "trainer.compile=false", "run_dir=second")
+    assert (other.code, "trainer.compile: True → False" in other.err) == (2, True)
