@@ -155,6 +155,11 @@ class EDMModule(LightningModule):
         prepared = self.prelude(batch.images, batch.labels, batch.positions)
         return self.objective(self.denoiser, *prepared).sum(dim=(1, 2, 3))
 
+    def compile_pass(self) -> None:
+        """Let `torch.compile` have what a pass runs, in place: the names of weights, and so the snapshots, stay."""
+        self.prelude.compile()
+        self.denoiser.compile(dynamic=False)  # all passes are of one size
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
         make = OPTIMIZERS[self.optimizer_settings.name]

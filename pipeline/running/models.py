@@ -81,8 +81,7 @@ class ModelSettings:
             module.denoiser.to(memory_format=torch.channels_last)
             module.emas.to(memory_format=torch.channels_last)
         if self.trainer.compile is True:
-            module.prelude.compile()
-            module.denoiser.compile(dynamic=False)
+            module.compile_pass()
             module.averaged_denoiser.compile(dynamic=False, filled_to=self.evaluation.batch_size)  # makes images
         return module
 
