@@ -10,12 +10,14 @@ from datamodules.images.sources import ImageSource
 from lightning_modules.clustering.bound import MOST_WORTH_TRAINING
 from lightning_modules.clustering.bound_settings import BoundSettings
 from lightning_modules.clustering.clustering_settings import TEMISettings
+from lightning_modules.diffusion.denoising_error import noise_levels
 from pipeline.evaluation.evaluate_settings import EvaluateSettings, check_metrics
 from pipeline.evaluation.measures import check_sizes, plan_of
 from pipeline.evaluation.metrics_table import FRECHET
 from pipeline.running.automatic import decided
 from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
+from pipeline.running.held_out import MOST_IMAGES
 from pipeline.running.jobs import Job
 from pipeline.running.own_images import composed
 from pipeline.running.run_folder import TRAINING_IDENTITY, run_settings
@@ -49,6 +51,7 @@ class Planner:
         self.full_kimg, self.first_seed = usual.training.duration_kimg, usual.seed
         self.num_images = study.num_images or usual.evaluation.num_final
         self.parent = Path(study.jobs_dir)
+        self.num_held_out = 0 if source.held_out is None else len(source.held_out)
 
     def add(
         self, name: str, command: str, words: Sequence[str], needs: Sequence[Job], identity: object, images: float = 0
@@ -89,7 +92,9 @@ class Planner:
             if path and path.is_file():
                 files[key] = file_digest(path, settings.cache_dir)
         identity = [run_settings(settings, files, TRAINING_IDENTITY), settings.assignments]
-        return self.add(f"train-{run.name}", "train", run.words, needs, identity, training_images(settings))
+        return self.add(
+            f"train-{run.name}", "train", run.words, needs, identity, training_images(settings, self.num_held_out)
+        )
 
     def distance(self, run: Run) -> Job:
         """The final model's distance on several sets of sampling seeds."""
@@ -142,14 +147,14 @@ class Planner:
         if self.study.final_kimg is None:
             return 0
         settings = composed("train", self.longer([*self.typed, "clustering=temi"]), origin="study.final_kimg")
-        return round(training_images(settings) + self.distance_images(settings))
+        return round(training_images(settings, self.num_held_out) + self.distance_images(settings))
 
     def after_the_bound(self) -> tuple[str, int]:
         """What follows when the bound is known, and the most that it costs: one run for each C that it can give."""
         possible = replace(self.study, clusters=list(range(2, 2 + MOST_WORTH_TRAINING)))
         runs, _ = study_runs(possible, self.full_kimg, self.source, self.typed)
         measured = self.distance_images if "distance" in self.study.measure else lambda settings: 0.0
-        images = sum(training_images(run.settings) + measured(run.settings) for run in runs)
+        images = sum(training_images(run.settings, self.num_held_out) + measured(run.settings) for run in runs)
         told = f"at most {len(runs)} trainings of {runs[0].settings.training.duration_kimg:g} kimg, as the bound tells"
         final = self.study.final_kimg
         return told + (f", then one of {final:g} kimg" if final else ""), round(images) + self.final_images()
@@ -169,11 +174,15 @@ class Planner:
         )
 
 
-def training_images(settings: SharedSettings) -> float:
-    """What a training costs with the distances along it, the one at its end among them, in training images."""
+def training_images(settings: SharedSettings, num_held_out: int = 0) -> float:
+    """What a training costs, in training images, with the looks along it, the one at its end among them.
+
+    Each look is a distance, and the loss on images held out and on as many others, a forward pass at each noise level.
+    """
     kimg, evaluation = settings.training.duration_kimg, settings.evaluation
-    looks = math.ceil(round(kimg / evaluation.every_kimg, 6)) if evaluation.backbone else 0
-    return 1000 * kimg + looks * sampling_images(settings, evaluation.num_images)
+    distance = sampling_images(settings, evaluation.num_images) if evaluation.backbone else 0.0
+    losses = 2 * min(num_held_out, MOST_IMAGES) * len(noise_levels()[0]) / 3
+    return 1000 * kimg + math.ceil(round(kimg / evaluation.every_kimg, 6)) * (distance + losses)
 
 
 def sampling_images(settings: SharedSettings, num_images: int) -> float:

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from datamodules.images.sources import ImageSource
+from lightning_modules.diffusion.denoising_error import noise_levels
 from pipeline.commands.study import announce
 from pipeline.running.jobs import Job
 from pipeline.running.resources import Resources
@@ -26,7 +27,11 @@ def test_a_training_costs_its_distances_too() -> None:
     assert training_images(compose("train", [*asked, "evaluation.every_kimg=4"])) == 10_000 + 3 * 30 * 11 / 3
     three = compose("train", [*asked, f"evaluation.every_kimg={10 / 3}"])  # as study.curve_points=3 sets it
     assert training_images(three) == 10_000 + 3 * 30 * 11 / 3
-    assert training_images(compose("train", [*asked, "evaluation.backbone=null"])) == 10_000
+    alone = compose("train", [*asked, "evaluation.backbone=null", "evaluation.every_kimg=4"])
+    assert training_images(alone) == 10_000
+    levels = len(noise_levels()[0])
+    assert training_images(alone, num_held_out=100) == pytest.approx(10_000 + 3 * 2 * 100 * levels / 3)
+    assert training_images(alone, num_held_out=5000) == pytest.approx(10_000 + 3 * 2 * 2048 * levels / 3)
 
 
 def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
