@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from lightning_modules.diffusion.denoiser import CLUSTERS, Denoiser
 from lightning_modules.diffusion.networks import ARCHITECTURES
@@ -119,7 +120,12 @@ def exported(denoiser: Denoiser) -> ExportedProgram:
     if label_dim:
         inputs.append(torch.zeros(2, label_dim))
     batch = {0: Dim("batch")}
-    return torch.export.export(denoiser, tuple(inputs), dynamic_shapes=tuple(batch for _ in inputs))
+    program = torch.export.export(denoiser, tuple(inputs), dynamic_shapes=tuple(batch for _ in inputs))
+    for part in program.graph_module.modules():
+        if isinstance(part, GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)  # where this package lies on the machine
+    return program
 
 
 def clusters_of(denoiser: Denoiser) -> dict[str, list[float]]:
