@@ -15,6 +15,7 @@ NO_CODE = "settings may not name code to run"
 OWN_SETTINGS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath", "hydra.mode")
 # What Lightning adds to the command line of the processes that it starts beside the first.
 LIGHTNINGS = re.compile(r"hydra\.job\.name=train_ddp_process_\d+|hydra\.output_subdir=null")
+FOLDER = re.compile(r"file://|(?!.*://)", re.S)  # of the search path; pkg://name would import a package
 MOST_REFERENCES = 32  # ${…} in a configuration, of which our own files have 7; each can multiply what it refers to
 
 
@@ -24,14 +25,14 @@ class Plugin:
 
     Attributes:
         target: its class.
-        keys: what can be set of it.
+        keys: what can be set of it, in one text.
         package: what brings it; '' for Hydra itself.
         forms: what the text of a key has to look like where anything else would be evaluated or run.
         program: what it starts the runs with, where that is a program of the machine.
     """
 
     target: str
-    keys: tuple[str, ...] = ()
+    keys: str = ""
     package: str = ""
     forms: dict[str, str] = field(default_factory=dict)
     program: str = ""
@@ -39,61 +40,38 @@ class Plugin:
 
 NOTHING = r"(?!)"  # of these keys the value is a command or a function: only null will do
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
-LOCAL_KEYS = (
-    "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name",
-    "stderr_to_stdout",
-)  # fmt: skip
+LOCAL_KEYS = "submitit_folder timeout_min cpus_per_task gpus_per_node tasks_per_node mem_gb nodes name stderr_to_stdout"
 SLURM_KEYS = (
-    "partition", "qos", "comment", "constraint", "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu",
-    "mem_per_cpu", "account", "signal_delay_s", "max_num_timeout", "additional_parameters", "array_parallelism",
-    "setup", "srun_args", "python",
-)  # fmt: skip
+    "partition qos comment constraint exclude gres cpus_per_gpu gpus_per_task mem_per_gpu mem_per_cpu account "
+    "signal_delay_s max_num_timeout additional_parameters array_parallelism setup srun_args python"
+)
+JOBLIB_KEYS = "n_jobs backend prefer require verbose timeout pre_dispatch batch_size temp_folder max_nbytes mmap_mode"
+OPTUNA_KEYS = (
+    "sampler direction storage study_name n_trials n_jobs max_failure_rate search_space params custom_search_space"
+)
 PLUGINS = {
     "hydra/launcher": {
         "basic": Plugin("hydra._internal.core_plugins.basic_launcher.BasicLauncher"),
         "joblib": Plugin(
             "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-            (
-                "n_jobs",
-                "backend",
-                "prefer",
-                "require",
-                "verbose",
-                "timeout",
-                "pre_dispatch",
-                "batch_size",
-                "temp_folder",
-                "max_nbytes",
-                "mmap_mode",
-            ),
+            JOBLIB_KEYS,
             "hydra-joblib-launcher",
             {"pre_dispatch": r"all|\d+|(\d+ ?\* ?)?n_jobs"},  # which joblib evaluates
         ),
         "submitit_local": Plugin(f"{SUBMITIT}.LocalLauncher", LOCAL_KEYS, "hydra-submitit-launcher"),
         "submitit_slurm": Plugin(
             f"{SUBMITIT}.SlurmLauncher",
-            LOCAL_KEYS + SLURM_KEYS,
+            f"{LOCAL_KEYS} {SLURM_KEYS}",
             "hydra-submitit-launcher",
             {"setup": NOTHING, "srun_args": NOTHING, "python": NOTHING},
             "srun",
         ),
     },
     "hydra/sweeper": {
-        "basic": Plugin("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", ("max_batch_size", "params")),
+        "basic": Plugin("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "max_batch_size params"),
         "optuna": Plugin(
             "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
-            (
-                "sampler",
-                "direction",
-                "storage",
-                "study_name",
-                "n_trials",
-                "n_jobs",
-                "max_failure_rate",
-                "search_space",
-                "params",
-                "custom_search_space",
-            ),
+            OPTUNA_KEYS,
             "hydra-optuna-sweeper",
             {"custom_search_space": NOTHING, "storage": r"(sqlite|mysql|postgresql)(\+\w+)?://.*"},
         ),
@@ -123,7 +101,7 @@ def refuse_override(override: Override) -> None:
     if key == "hydra.searchpath" and not package:
         value = override.value()
         places = value if isinstance(value, list) else [value]
-        if not all(isinstance(place, str) and is_folder(place) for place in places):
+        if not all(isinstance(place, str) and FOLDER.match(place) for place in places):
             raise UserError(f"{typed}: {NO_CODE}; expected folders, such as hydra.searchpath=[file:///my/configs].")
     elif key in PLUGINS:
         chosen = override.value()
@@ -134,11 +112,6 @@ def refuse_override(override: Override) -> None:
             raise UserError(f"{typed} needs {program}, which is not on this machine. Run it where {program} is.")
     elif key not in OWN_SETTINGS and not re.match(r"hydra\.(launcher|sweeper)(\.|$)|hydra/sweeper/sampler$", key):
         raise UserError(refused_setting(typed))
-
-
-def is_folder(place: str) -> bool:
-    """Whether a part of the search path is a folder. `pkg://name` would import a package."""
-    return place.startswith("file://") or "://" not in place
 
 
 def refused_setting(what: str) -> str:
@@ -194,8 +167,8 @@ def refuse_plugin(group: str, node: DictConfig) -> None:
         raise UserError(f"{prefix}: one of {', '.join(PLUGINS[group])} is expected; {NO_CODE}.")
     for path, value in values(chosen):
         typed, key = f"{prefix}.{'.'.join(path)}={value}", path[0]
-        if path[-1] != "_target_" and (key not in plugin.keys or path[-1].startswith("_")):
-            known = ", ".join(plugin.keys) or "none"
+        if path[-1] != "_target_" and (key not in plugin.keys.split() or path[-1].startswith("_")):
+            known = ", ".join(plugin.keys.split()) or "none"
             raise UserError(f"{typed}: there is no such key; there are {known}, as {NO_CODE}.")
         if value is not None and key in plugin.forms and not re.fullmatch(plugin.forms[key], str(value)):
             raise UserError(f"{typed}: not allowed: {NO_CODE}. Set {prefix}.{key}=null.")

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from pipeline.settings.allowed import NO_CODE
 from storage.errors import UserError
 
-SHORT = {"-m": "--multirun", "-r": "--run", "-h": "--help", "-c": "--cfg", "-p": "--package", "-cd": "--config-dir",
-         "-i": "--info"}  # fmt: skip
-FLAGS = ("--multirun", "--run", "--help", "--resolve")
-WITH_VALUE = {"--cfg": "job", "--package": "training", "--config-dir": "FOLDER", "--info": "all"}  # and an example
-CHOICES = {
-    "--cfg": ("job", "hydra", "all"),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-}
-MODES = ("--run", "--multirun", "--cfg", "--info")  # of which there can be one
+SHORT = {"-m": "--multirun", "-h": "--help", "-c": "--cfg", "-cd": "--config-dir"}
+FLAGS = ("--multirun", "--help", "--resolve")
+WITH_VALUE = {"--cfg": ("job", "hydra", "all"), "--config-dir": ("FOLDER",)}  # its values, or an example
 
 
 def options_and_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -33,33 +27,19 @@ def options_and_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str
         typed, equals, value = word.partition("=")
         name = SHORT.get(typed, typed)
         if name not in (*FLAGS, *WITH_VALUE) or (equals and name in FLAGS):
-            raise UserError(refused(word))
-        if name in WITH_VALUE and not equals:
-            value = value_behind(name, left)
-        if value not in CHOICES.get(name, (value,)):
-            raise UserError(f"{name}={value}: one of {', '.join(CHOICES[name])} is expected.")
+            known = ", ".join(sorted((*SHORT, *FLAGS, *WITH_VALUE)))
+            told = f"there is no such option here, as {NO_CODE}. There are, in full: {known}. All else is key=value."
+            raise UserError(f"{word}: {told}")
+        if name in WITH_VALUE and not equals and left and not left[0].startswith("-"):
+            value = left.pop(0)
+        if name in WITH_VALUE and (not value or (name == "--cfg" and value not in WITH_VALUE[name])):
+            raise UserError(f"{name}={value}: expected {' or '.join(f'{name}={one}' for one in WITH_VALUE[name])}.")
         options[name] = value
-    modes = [name for name in options if name in MODES]
-    if len(modes) > 1:
-        raise UserError(f"{' and '.join(modes)} exclude one another. Give one of them.")
+    if {"--multirun", "--cfg"} <= options.keys():
+        raise UserError("--multirun and --cfg exclude one another. Give one of them.")
     if "--resolve" in options and "--cfg" not in options:
         raise UserError("--resolve goes with --cfg=job. Give both.")
     return options, settings
-
-
-def value_behind(name: str, left: list[str]) -> str:
-    """The value of an option, taken from the words behind it."""
-    if name == "--info" and (not left or left[0] not in CHOICES[name]):
-        return WITH_VALUE[name]
-    if not left or left[0].startswith("-"):
-        raise UserError(f"{name}: a value is expected, such as {name}={WITH_VALUE[name]}.")
-    return left.pop(0)
-
-
-def refused(word: str) -> str:
-    """The message about an option that is not on the list."""
-    known = ", ".join(sorted((*SHORT, *FLAGS, *WITH_VALUE)))
-    return f"{word}: there is no such option here, as {NO_CODE}. There are, in full: {known}. All else is key=value."
 
 
 def spelled_out(options: dict[str, str]) -> list[str]:

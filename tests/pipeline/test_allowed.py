@@ -26,12 +26,12 @@ def test_options_are_read_in_one_way_only() -> None:
     options, settings = options_and_settings(["seed=1", "-m", "-cd", "a=b", "x=2", "dataset.path=-1"])
     assert spelled_out(options) == ["--multirun", "--config-dir=a=b"]
     assert settings == ["seed=1", "x=2", "dataset.path=-1"]
-    assert spelled_out(options_and_settings(["-i", "x=2"])[0]) == ["--info=all"]
     assert spelled_out(options_and_settings(["-c=job", "--resolve"])[0]) == ["--cfg=job", "--resolve"]
 
 
 @pytest.mark.parametrize(
-    "words", [["--mult"], ["-mr"], ["-cjob"], ["-m", "-c", "job"], ["--resolve"], ["--cfg=x"], ["--"], ["-cd"]]
+    "words",
+    [["--mult"], ["-mh"], ["-cjob"], ["-m", "-c", "job"], ["--resolve"], ["--cfg=x"], ["--"], ["-cd"], ["--info"]],
 )
 def test_other_options(words: list[str]) -> None:
     with pytest.raises(UserError):
