@@ -12,33 +12,28 @@ from pipeline.pictures.table import Table
 
 POINTS = 100  # of a curve: a page is no archive
 MOST_MARKS = 4  # curves with values beside them, which more would hide
-OLD_FOLDER = "tensorboard"  # of runs whose x axis was in thousand images, and in optimizer steps for clusterings
 
 Curve = Sequence[tuple[float, float]]
 
 
 def read_curve(folder: Path, tag: str) -> list[tuple[float, float]]:
-    """(thousand images seen, value) of a scalar that a run has written, over all its starts; empty where there is none.
-
-    Those of older runs, in a folder of their own, are over the numbers that they were written with.
-    """
+    """(thousand images seen, value) of a scalar that a run has written, over all its starts; or none."""
     points: dict[float, float] = {}
     for events in sorted({path.parent for path in folder.glob("**/events.out.tfevents.*")}):
         accumulator = EventAccumulator(str(events), size_guidance={SCALARS: 0})
         accumulator.Reload()
         if tag in accumulator.Tags()["scalars"]:
-            scale = 1 if events.name == OLD_FOLDER else 1000
-            points |= {point.step / scale: point.value for point in accumulator.Scalars(tag)}
+            points |= {point.step / 1000: point.value for point in accumulator.Scalars(tag)}
     return sorted(points.items())
 
 
-def smoothed(curve: Curve, points: int = POINTS) -> list[tuple[float, float]]:
+def smoothed(curve: Curve) -> list[tuple[float, float]]:
     """The curve in as many parts of equal length, each as its last step and the mean of its values."""
-    parts = np.array_split(np.reshape(curve, (-1, 2)), min(points, len(curve)) or 1)
+    parts = np.array_split(np.reshape(curve, (-1, 2)), min(POINTS, len(curve)) or 1)
     return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in parts if len(part)]
 
 
-def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", unit: str = "kimg") -> list[Chart]:
+def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss") -> list[Chart]:
     """The smoothed training loss of the runs, name → (folder, method); nothing where none has left two points.
 
     Where there are few runs, the value with which a curve ends stands beside it.
@@ -53,9 +48,8 @@ def loss_chart(runs: Mapping[str, tuple[Path, str]], name: str = "EDM loss", uni
         for run, curve in curves.items()
         if len(curve) > 1
     ]
-    x_name = "thousand training images seen" if unit == "kimg" else unit
     how = f"Of the batches, each point averaged over a part of the curve; it has at most {POINTS}."
-    return [Chart("loss", "Training loss", x_name, name, series, how=how)] if series else []
+    return [Chart("loss", "Training loss", "thousand training images seen", name, series, how=how)] if series else []
 
 
 def end_mark(curve: Curve) -> list[str]:

@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 
 from pipeline.running.parents import place_in_sweep
 from pipeline.running.trainer_settings import AUTO
+from pipeline.settings.compose import leaves
 from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
-from storage.files import MOST_JSON, read_sealed_json, remove_abandoned, write_json, write_sealed_json
+from storage.files import MOST_JSON, numbered, read_sealed_json, remove_abandoned, write_json, write_sealed_json
 from storage.fingerprints import canonical_json
 from storage.settings import Settings, plain
 
@@ -35,14 +36,6 @@ OUTPUTS = re.compile(
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
-# Settings that are younger than runs which lack them, and what these were made with.
-BEFORE: dict[str, dict[str, Any]] = {
-    "dataset": {"fit": "crop", "holdout": 0.0},
-    "backbone": {"image_size": None},
-    "sampler": {"labels": "independent", "guide": "label", "window": None},
-    "training": {"objective": "edm", "posthoc_snapshots": 0},
-    "trainer": {"gradient_clip_val": None, "gradient_clip_algorithm": "norm", "sync_batchnorm": False},
-}
 LEFT_OPEN = {"trainer": ("compile",)}  # settings whose `auto` stands for what was decided when the run began
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
@@ -142,11 +135,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def unused(folder: Path) -> Path:
     """`folder`, or `folder-2`, `folder-3`, … where it exists already."""
-    candidate, count = folder, 1
-    while candidate.exists():
-        count += 1
-        candidate = folder.with_name(f"{folder.name}-{count}")
-    return candidate
+    return next(place for place in numbered(folder) if not place.exists())
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -156,10 +145,6 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         DamagedArtifactError: they are damaged, or gone from beside snapshots.
     """
     settings = read_sealed_json(folder / SETTINGS_FILE)
-    groups = (settings or {}).get("settings", {})
-    groups.setdefault("preset", {"name": "published", "settings": {}})
-    for group in BEFORE.keys() & groups.keys():
-        groups[group] = {**BEFORE[group], **groups[group]}
     if settings is None and holds_run(folder):
         raise DamagedArtifactError(
             "settings", folder / SETTINGS_FILE, "gone, while the folder holds snapshots of a run."
@@ -200,15 +185,11 @@ def refuse_other_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     old, new = flattened(before), flattened(settings)
     if old.get(MAY_GROW, 0) < new.get(MAY_GROW, 0) and {**old, MAY_GROW: None} == {**new, MAY_GROW: None}:
         return
-    lines = [
-        f"  {key}: {old.get(key, '(absent)')} → {new.get(key, '(absent)')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
+    changes = {key: (old.get(key, "(absent)"), new.get(key, "(absent)")) for key in sorted(old.keys() | new.keys())}
+    lines = "\n".join(f"  {key}: {was} → {now}" for key, (was, now) in changes.items() if was != now)
     raise UserError(
-        f"run_dir={folder} holds a run with other settings:\n"
-        + "\n".join(lines)
-        + "\nSet another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
+        f"run_dir={folder} holds a run with other settings:\n{lines}\n"
+        "Set another run_dir, or overwrite=true to start afresh (the old run is kept aside)."
     )
 
 
@@ -229,18 +210,8 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings and inputs of a run by their dotted keys."""
-    return dict(flatten(settings))
-
-
-def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dictionaries; the `settings`/`inputs` level stays out of the names."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            inner = str(key) if not prefix or prefix == "settings" else f"{prefix}.{key}"
-            yield from flatten(value, inner)
-    else:
-        yield prefix, node
+    """The settings and inputs of a run by their dotted keys; `settings` stays out of the names."""
+    return dict(leaf for part, node in settings.items() for leaf in leaves(node, "" if part == "settings" else part))
 
 
 def write_summary(folder: Path, command: str, results: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:

@@ -16,7 +16,7 @@ from pipeline.evaluation.generated import name_clusters
 from pipeline.evaluation.per_cluster import chart_of_clusters
 from pipeline.evaluation.sampling import Sampler
 from pipeline.pictures.bound import BoundFindings
-from pipeline.pictures.curves import OLD_FOLDER, held_out_chart, history_chart, loss_chart
+from pipeline.pictures.curves import held_out_chart, history_chart, loss_chart
 from pipeline.pictures.gallery import gallery_of
 from pipeline.pictures.table import Table
 from pipeline.running.condition import Condition
@@ -115,8 +115,7 @@ def of_clustering(folder: Path, summary: Mapping[str, Any]) -> Parts:
         said.append(f"{summary['num_used']:,} of {summary['num_clusters']:,} clusters are used.")
     if "nmi" in summary:
         said.append(f"Compared with the labels, their NMI is {summary['nmi']:.1f} %.")
-    unit = "optimizer steps" if (folder / OLD_FOLDER).is_dir() else "kimg"
-    return {"answer": said, "curves": loss_chart({folder.name: (folder, "temi")}, "TEMI loss", unit)}
+    return {"answer": said, "curves": loss_chart({folder.name: (folder, "temi")}, "TEMI loss")}
 
 
 def of_bound(folder: Path, summary: Mapping[str, Any]) -> Parts:

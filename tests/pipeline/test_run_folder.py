@@ -22,21 +22,11 @@ def test_a_folder_that_another_process_works_in_is_refused(cedm: Cedm, overwrite
         assert [path.name for path in Path("run").iterdir()] == [".lock"]
 
 
-def test_a_run_from_before_a_setting_was_there_has_its_old_meaning(tmp_path: Path) -> None:
-    before = {"sampler": {"steps": 18}, "dataset": {"name": "digits"}, "seed": 0}
-    write_sealed_json(tmp_path / "settings.json", {"settings": before, "inputs": {}})
+def test_a_run_of_other_settings_is_refused_with_the_differences(tmp_path: Path) -> None:
+    def run(labels: str) -> dict[str, Any]:
+        return {"settings": {"sampler": {"steps": 18, "labels": labels}, "seed": 0}, "inputs": {"dataset": "0f"}}
 
-    def settings(labels: str) -> dict[str, Any]:
-        return {
-            "settings": {
-                "sampler": {"steps": 18, "labels": labels, "guide": "label", "window": None},
-                "dataset": {"name": "digits", "fit": "crop", "holdout": 0.0},
-                "preset": {"name": "published", "settings": {}},
-                "seed": 0,
-            },
-            "inputs": {},
-        }
-
-    refuse_other_settings(tmp_path, settings("independent"))
-    with pytest.raises(UserError, match=r"sampler.labels: independent → low_discrepancy"):
-        refuse_other_settings(tmp_path, settings("low_discrepancy"))
+    write_sealed_json(tmp_path / "settings.json", run("independent"))
+    refuse_other_settings(tmp_path, run("independent"))
+    with pytest.raises(UserError, match=r"other settings:\n  sampler.labels: independent → low_discrepancy\nSet"):
+        refuse_other_settings(tmp_path, run("low_discrepancy"))
