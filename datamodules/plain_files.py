@@ -4,7 +4,7 @@ import csv
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -22,9 +22,33 @@ from storage.errors import UserError
 NPY, ZIP = b"\x93NUMPY", b"PK"  # what files begin with
 TABLES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")
+SHOWN = 20  # keys that a message names
 LOOKED_AT = 100  # lines that tell which of them it is
 MOST_LINE = 1 << 20  # characters of a line of a table
 MOST = 10_000_000  # tables as long as the highest number are made
+
+
+def file_and_key(setting: str, value: str) -> tuple[Path, str]:
+    """The file and the key of `setting=FILE[::key]`. Raises `UserError` where there is no such file."""
+    name, _, key = value.partition("::")
+    if not Path(name).is_file():
+        what = "a folder" if Path(name).is_dir() else "no such file"
+        raise UserError(f"{setting}={value}: {what}. Give FILE or FILE::key.")
+    return Path(name), key
+
+
+def chosen(where: object, names: Sequence[str], key: str | None, usual: Sequence[str], what: str, advice: str) -> str:
+    """The one of these names that was asked for, else the only one, else the first of the usual ones.
+
+    Raises:
+        UserError: there is no such `what`, or nothing says which is meant; `advice` is what to do.
+    """
+    found = key or (names[0] if len(names) == 1 else next((name for name in usual if name in names), None))
+    if found is None or found not in names:
+        problem = f"no {what} {key!r}" if key else f"{len(names)} {what}s"
+        known = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
+        raise UserError(f"{where}: holds {problem}; there are {known or 'none'}. {advice}")
+    return found
 
 
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A network whose weights a Python package brings: they come with pip, where nothing else can be downloaded."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +8,8 @@ from torch import Tensor
 from datamodules.backbones.backbone_base import Size
 from datamodules.backbones.backbone_files import check_name_against_digest
 from datamodules.backbones.backbone_settings import INSTALL, BackboneSettings
-from datamodules.backbones.timm_backbone import TimmBackbone, import_timm
+from datamodules.backbones.timm_backbone import TIMM, TimmBackbone
+from datamodules.packages import file_of_package, needed
 from datamodules.plain_files import load_pt
 from storage.digests import file_digest
 from storage.errors import UserError, WrongPathError
@@ -24,7 +24,10 @@ class PackagedBackbone(TimmBackbone):
 
     @classmethod
     def files(cls, settings: BackboneSettings) -> list[Path]:
-        return [Path(settings.path) if settings.path is not None else packaged_file(settings)]
+        if settings.path is not None:
+            return [Path(settings.path)]
+        package, _, name = str(settings.package_file).partition("/")
+        return [file_of_package(package, name, f"backbone={settings.name}", INSTALL)]
 
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
@@ -39,7 +42,7 @@ class PackagedBackbone(TimmBackbone):
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         """Raises `UserError` where the file holds other tensors than the architecture, or more than plain tensors."""
-        timm, (weights,) = import_timm(), cls.files(settings)
+        timm, (weights,) = needed("timm", TIMM), cls.files(settings)
         model = timm.create_model(settings.model, pretrained=False)
         stored, own = load_pt(weights), model.state_dict()
         if not isinstance(stored, dict) or described(stored) != described(own):
@@ -56,15 +59,3 @@ def described(tensors: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         (name.rpartition(".")[2], value.shape if isinstance(value, Tensor) else None) for name, value in tensors.items()
     ]
-
-
-def packaged_file(settings: BackboneSettings) -> Path:
-    """The file of weights in its package, which is not imported. Raises `UserError`: it is not installed."""
-    package, _, name = str(settings.package_file).partition("/")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"backbone={settings.name} needs the package {package.replace('_', '-')}, which is not installed. "
-            f"Run: {INSTALL}"
-        )
-    return Path(spec.submodule_search_locations[0]) / name

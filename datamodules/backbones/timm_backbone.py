@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
 from datamodules.backbones.backbone_files import checkpoint_file, model_files
 from datamodules.backbones.backbone_settings import BackboneSettings
+from datamodules.packages import needed
 from datamodules.plain_files import load_pt
 from storage.digests import file_digest
 from storage.errors import UserError
+
+TIMM = "this backbone"  # what needs it
 
 
 class TimmBackbone(Backbone):
@@ -34,7 +37,7 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
-        timm, folder = import_timm(), cls.files(settings)[0].parent
+        timm, folder = needed("timm", TIMM), cls.files(settings)[0].parent
         try:
             # With the number of classes that it was trained for, timm insists on finding every weight in the file.
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -68,7 +71,7 @@ class CheckpointBackbone(TimmBackbone):
             UserError: the file holds more than plain tensors and numbers, or other weights than the architecture has.
                 Those named in `unused` (pretraining heads) may be there.
         """
-        timm, weights, prefix = import_timm(), checkpoint_file(settings), settings.prefix or ""
+        timm, weights, prefix = needed("timm", TIMM), checkpoint_file(settings), settings.prefix or ""
         content, unused = load_pt(weights), tuple(settings.unused or ())
         stored = content.get("state_dict", content) if isinstance(content, dict) else {}
         stored = {key: value for key, value in stored.items() if isinstance(value, Tensor)}
@@ -110,7 +113,7 @@ def hub_id(model: str | None) -> str:
     Raises:
         UserError: no name, or timm has no pretrained model of this name.
     """
-    timm = import_timm()
+    timm = needed("timm", TIMM)
     if model is None:
         raise UserError("backbone=timm: which model? Set backbone.model=NAME, such as vit_small_patch16_224.dino.")
     if "/" in model:
@@ -126,12 +129,3 @@ def hub_id(model: str | None) -> str:
             f"Did you mean {near}? `timm.list_pretrained()` lists all."
         )
     return repository
-
-
-def import_timm() -> Any:
-    """timm, an optional dependency. Raises `UserError`: it is not installed."""
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError("this backbone needs timm, which is not installed. Run: pip install timm") from error
-    return timm

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.backbones.backbone_base import Backbone, Size
 from datamodules.backbones.backbone_settings import BackboneSettings
-from datamodules.embeddings.embedding_files import file_and_key, read_embedding_file
+from datamodules.embeddings.embedding_files import read_embedding_file
 from datamodules.embeddings.embeddings import KIND, Embeddings, described, embeddings_path, load_embeddings
 from datamodules.images.arrays import numbered_ids
 from datamodules.images.dataset_settings import DatasetSettings
@@ -16,6 +16,7 @@ from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_values import labels_from_values
 from datamodules.images.reader import Labels, Reader
 from datamodules.images.sources import ImageSource
+from datamodules.plain_files import file_and_key
 from storage.artifacts import make_once
 from storage.digests import file_digest, file_state
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
@@ -26,7 +27,7 @@ class EmbeddingsOfFile(Backbone):
 
     @classmethod
     def identify(cls, settings: BackboneSettings, size: Size, cache_dir: str | Path | None) -> dict[str, Any]:
-        path, key = file_and_key(str(settings.path))
+        path, key = file_and_key("embeddings", str(settings.path))
         return {"kind": settings.kind, "file": file_digest(path, cache_dir), "key": key}
 
     @classmethod
@@ -38,15 +39,15 @@ class EmbeddingsOfFile(Backbone):
 
 
 class RowsWithoutImages(Reader):
-    """The rows of a file of embeddings, by their ids, in the place of images."""
+    """The rows of a file of embeddings (`dataset=embeddings`), by their ids, in the place of images."""
 
     has_images = False
 
-    def __init__(self, kind: str, specification: str) -> None:
-        self._specification = specification
-        path, _ = file_and_key(specification)
-        count, ids, labels = _names_in(specification, file_state(path))
-        super().__init__(kind, labels)
+    def __init__(self, settings: DatasetSettings) -> None:
+        self._specification = str(settings.path)
+        self._path, self._key = file_and_key("embeddings", self._specification)
+        count, ids, labels = _names_in(self._specification, self.state())
+        super().__init__(settings.kind, labels)
         self.ids = numbered_ids(count) if ids is None else list(ids)
 
     def read(self, row: int) -> NoReturn:
@@ -55,14 +56,13 @@ class RowsWithoutImages(Reader):
     read_header = read
 
     def contents(self, rows: list[int], cache_dir: Path | None) -> list[str]:
-        path, key = file_and_key(self._specification)
-        return [file_digest(path, cache_dir), key, str(rows if len(rows) < len(self.ids) else "all")]
+        return [file_digest(self._path, cache_dir), self._key, str(rows if len(rows) < len(self.ids) else "all")]
 
     def image_digests(self, rows: list[int], cache_dir: Path | None) -> list[str]:
         return [self.ids[row] for row in rows]
 
     def state(self) -> str:
-        return file_state(file_and_key(self._specification)[0])
+        return file_state(self._path)
 
 
 @cache  # a grid of clusterings asks once for each
@@ -71,11 +71,6 @@ def _names_in(specification: str, state: str) -> tuple[int, list[str] | None, La
     file = read_embedding_file(specification)
     labels = None if file.labels is None else labels_from_values(file.labels, file.name)
     return len(file.values), file.ids, labels
-
-
-def open_rows(settings: DatasetSettings) -> RowsWithoutImages:
-    """The rows of `embeddings=FILE`, for `dataset=embeddings`."""
-    return RowsWithoutImages(settings.kind, str(settings.path))
 
 
 def import_embeddings(

@@ -13,12 +13,10 @@ from torch import Tensor
 from datamodules.embeddings.embedding_tables import IDS, LABELS, LEFT_OUT, load_csv, load_parquet
 from datamodules.images.image_names import same_text, spelled_as
 from datamodules.images.sources import ImageSource
-from datamodules.plain_files import TABLES, ZIP, contents_of, refuse_other_kinds, told_of_arrays
+from datamodules.plain_files import TABLES, ZIP, chosen, contents_of, file_and_key, refuse_other_kinds, told_of_arrays
 from storage.bounds import refuse_npz
 from storage.control_characters import CONTROL, escaped
 from storage.errors import UserError
-
-SHOWN = 10  # keys that a message names
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,6 @@ class EmbeddingFile:
         return torch.tensor([places[name] for name in spelled], dtype=torch.int64)
 
 
-def file_and_key(specification: str) -> tuple[Path, str]:
-    """The file and the key of `FILE[::key]`. Raises `UserError` where there is no such file."""
-    name, _, key = specification.partition("::")
-    path = Path(name)
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"embeddings={specification}: {what}. Give FILE or FILE::key.")
-    return path, key
-
-
 def read_embedding_file(specification: str) -> EmbeddingFile:
     """Embeddings from `FILE[::key]`, a `.npy`, `.npz`, `.pt`, `.safetensors`, `.csv` or `.parquet` file.
 
@@ -93,7 +81,7 @@ def read_embedding_file(specification: str) -> EmbeddingFile:
     Raises:
         UserError: the file cannot be read, or holds no finite floating-point numbers [images, features].
     """
-    path, key = file_and_key(specification)
+    path, key = file_and_key("embeddings", specification)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"embeddings={specification}: a file that ends in {', '.join(READERS)} is expected.")
@@ -162,12 +150,9 @@ def choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any]
     if not contents:
         raise UserError(f"{path}: holds nothing that may be embeddings, an array [images, features].")
     fitting = [name for name, value in contents.items() if getattr(value, "ndim", 0) == 2] or list(contents)
-    found = key or (fitting[0] if len(fitting) == 1 else "")
-    if found in contents:
-        return found, contents[found]
-    problem = f"holds no {key!r}" if key else f"holds {len(fitting)} arrays that may be embeddings"
-    known = ", ".join(repr(name) for name in fitting[:SHOWN]) + ", …" * (len(fitting) > SHOWN)
-    raise UserError(f"{path}: {problem}; there are {known or 'none'}. Choose one with embeddings={path}::KEY.")
+    names = list(contents) if key else fitting
+    found = chosen(path, names, key, (), "array", f"Choose one with embeddings={path}::KEY.")
+    return found, contents[found]
 
 
 def as_float32(name: str, values: Any) -> tuple[Tensor, str]:

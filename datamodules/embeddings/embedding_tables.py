@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.packages import needed
 from datamodules.plain_files import is_number, lines_of_table
 from storage.bounds import inflated
 from storage.errors import UserError
@@ -77,12 +78,10 @@ def feature_places(heading: Sequence[str], is_text: Sequence[bool]) -> list[int]
 
 def load_parquet(path: Path) -> dict[str, Any]:
     """Each column of lists as an array, or those of numbers as one under ''; and the columns of texts."""
-    try:
-        from pyarrow import ArrowException, types
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        package = "cluster-conditioned-diffusion[hf]"
-        raise UserError(f'{path}: Parquet files need pyarrow. Run: pip install "{package}"') from error
+    needed("pyarrow", f"{path}: a Parquet file", '"cluster-conditioned-diffusion[hf]"')
+    from pyarrow import ArrowException, types
+    from pyarrow.parquet import ParquetFile
+
     try:
         file = ParquetFile(path)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]

@@ -55,11 +55,6 @@ def embeddings_path(cache_dir: str | Path, source: ImageSource, identity: dict[s
     return entry_path(Path(cache_dir) / "embeddings" / f"{stem}.safetensors", KIND, made_from)
 
 
-def has_embeddings(cache_dir: str | Path, source: ImageSource) -> bool:
-    """Whether the cache holds embeddings of a data set of this name, by whatever backbone: a look at file names."""
-    return any((Path(cache_dir) / "embeddings").glob(f"{file_stem(source.name)}-*.safetensors"))
-
-
 def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: str | Path) -> Embeddings:
     """Reads embeddings that were made before; of a part of a divided data set, out of those of the whole one.
 

@@ -64,10 +64,9 @@ class MappedEmbeddings:
         if len(rows) < FEWEST_IMAGES:
             return None
         method = f"PCA to {PCA_DIMENSIONS}, t-SNE, perplexity {PERPLEXITY}, {ITERATIONS} iterations"
-        description = {"num_images": len(rows), "method": method}
-        return EmbeddingMap(
-            **self._made(KIND, "maps", description, lambda: {"rows": rows, "places": _t_sne(self.values[rows])})
-        )
+        made_from = {"num_images": len(rows), "method": method}
+        found = self._made(KIND, "maps", made_from, lambda: {"rows": rows, "places": _t_sne(self.values[rows])})
+        return EmbeddingMap(**found)
 
     def places(self, rows: Tensor) -> Tensor | None:
         """Places of the images `rows` on the map, float32 [M, 2]; None where there is no map.
@@ -94,13 +93,12 @@ class MappedEmbeddings:
         k = min(NEAREST, len(rows) - 1)
         if k < 1:
             return torch.empty(len(rows), 0, dtype=torch.int64)
-        description = {"k": k, "rows": fingerprint(rows.tolist())}
-        return self._made(
-            "map-neighbours",
-            "neighbours",
-            description,
-            lambda: {"indices": find_neighbours(self.values[rows], k).indices},
-        )["indices"]
+        made_from = {"k": k, "rows": fingerprint(rows.tolist())}
+
+        def make() -> dict[str, Tensor]:
+            return {"indices": find_neighbours(self.values[rows], k).indices}
+
+        return self._made("map-neighbours", "neighbours", made_from, make)["indices"]
 
     def _made(
         self, kind: str, folder: str, description: dict[str, Any], make: Callable[[], dict[str, Tensor]]

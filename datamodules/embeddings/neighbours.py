@@ -1,7 +1,7 @@
 """Nearest neighbours: the k most similar images of each image, by cosine similarity of the raw embeddings."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.embeddings.embeddings import Embeddings
+from datamodules.packages import needed
 from storage.artifacts import entry_path, make_once
 from storage.errors import UserError
 from storage.fingerprints import file_stem
 
 KIND = "neighbours"
 BLOCK_BYTES = {True: 1 << 28, False: 1 << 31}  # similarities of one block with all images; on a CPU, on a GPU
+FAISS = (
+    "faiss",
+    "clustering.neighbour_search=approximate, unlike clustering.neighbour_search=exact,",
+    "faiss-cpu",
+)  # for `needed`
 PROBES = 64  # cells that an approximate search looks into
 RECALL_SAMPLE = 1000  # rows
 PART = 8192  # rows that are in float64 at once
@@ -80,7 +86,7 @@ def find_approximate_neighbours(
     An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. Its
     recall is measured against the exact search on a random sample of rows, on `device`.
     """
-    faiss = import_faiss()
+    faiss = needed(*FAISS)
     _check(values, k)
     directions = F.normalize(values.float())  # [N, D], on the CPU
     count, dim = directions.shape
@@ -99,16 +105,6 @@ def find_approximate_neighbours(
         nearest = _nearest_of(rows.to(device), exact, k)
         similarities[rows], indices[rows] = nearest[0].cpu(), nearest[1].cpu()
     return Neighbours(indices, similarities, _recall(indices, exact))
-
-
-def import_faiss() -> Any:
-    """The module faiss; raises `UserError` that says how to install it."""
-    try:
-        import faiss
-    except ImportError as error:
-        what = "clustering.neighbour_search=approximate needs faiss"
-        raise UserError(f"{what}: pip install faiss-cpu. Or set clustering.neighbour_search=exact.") from error
-    return faiss
 
 
 def _recall(indices: Tensor, directions: Directions) -> float:
@@ -142,15 +138,10 @@ def _nearest_of(rows: Tensor, directions: Directions, k: int, memory: Tensor | N
     block = torch.mm(centred[rows], centred.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
     block += along.float()
     block[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-    products, indices = _in_order(*block.topk(k, dim=1))
-    return (products + along[rows][:, None] + constant).float(), indices
-
-
-def _in_order(similarities: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [b, k] by falling similarity, and where that is equal by rising index: topk promises no order of ties."""
+    products, indices = block.topk(k, dim=1)  # which promises no order of ties: by rising index
     indices, by_index = indices.sort(dim=1)
-    similarities, by_similarity = similarities.gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    return similarities, indices.gather(1, by_similarity)
+    products, by_product = products.gather(1, by_index).sort(dim=1, descending=True, stable=True)
+    return (products + along[rows][:, None] + constant).float(), indices.gather(1, by_product)
 
 
 def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, search: str = "exact") -> Path:

@@ -15,7 +15,7 @@ from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels, Reader
 from datamodules.images.unchanged import GONE, refuse_changed, state_of
-from datamodules.plain_files import ZIP, load_npy, refuse_other_kinds, told_of_arrays
+from datamodules.plain_files import ZIP, chosen, load_npy, refuse_other_kinds, told_of_arrays
 from storage.bounds import refuse_npz
 from storage.digests import file_digest, file_state
 from storage.errors import UserError, WrongPathError
@@ -144,7 +144,7 @@ def open_array(settings: DatasetSettings) -> ArrayReader:
         return reader
     refuse_other_kinds(path, ZIP, "an .npz file")
     with told_of_arrays(path), np.load(path, allow_pickle=False) as archive:
-        image_key = choose_key(path, archive.files, image_key, IMAGE_KEYS, "image")
+        image_key = chosen(path, archive.files, image_key, IMAGE_KEYS, "array", "Set dataset.image_key=NAME.")
         refuse_npz(archive, image_key, path.stat().st_size)
         images, name = archive[image_key], f"{path}::{image_key}"
         checked_range(name, images, span_of(settings))
@@ -167,8 +167,9 @@ def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, sett
     Raises:
         UserError: there is no array of that name.
     """
-    label_key = settings.label_key
-    found = choose_key(path, archive.files, label_key, (), "label") if label_key else LABELS_OF.get(image_key)
+    found = LABELS_OF.get(image_key)
+    if settings.label_key:
+        found = chosen(path, archive.files, settings.label_key, (), "array", "Set dataset.label_key=NAME.")
     if settings.labels is not None or found not in archive.files:
         return None
     try:
@@ -178,15 +179,6 @@ def labels_in_archive(path: Path, archive: Any, image_key: str, count: int, sett
         return Labels(None, note=str(error).rstrip("."))
     except ValueError as error:  # Python objects, which are not loaded, or a header that lies
         return Labels(None, note=f"{path}::{found}: {error}; one number or name for each image is expected")
-
-
-def choose_key(path: Path, keys: list[str], key: str | None, usual: tuple[str, ...], what: str) -> str:
-    """The array that was asked for, else the only one, else the first with a usual name."""
-    found = key or (keys[0] if len(keys) == 1 else next((name for name in usual if name in keys), None))
-    if found not in keys:
-        problem = f"holds no array {key!r}" if key else f"holds {len(keys)} arrays"
-        raise UserError(f"{path}: {problem}; there are {', '.join(keys)}. Set dataset.{what}_key=NAME.")
-    return str(found)
 
 
 def checked_range(name: str, images: np.ndarray, value_range: Sequence[float] | None) -> tuple[float, float]:

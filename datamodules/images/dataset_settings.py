@@ -37,7 +37,7 @@ KINDS = {
     "files": Kind("datamodules.images.image_files:open_files", "FOLDER or FILE.zip"),
     "array": Kind("datamodules.images.arrays:open_array", "FILE.npy"),
     "hdf5": Kind("datamodules.images.hdf5:open_hdf5", "FILE.h5"),
-    "embeddings": Kind("datamodules.embeddings.computed_elsewhere:open_rows", "FILE, set as embeddings=FILE"),
+    "embeddings": Kind("datamodules.embeddings.computed_elsewhere:RowsWithoutImages", "FILE, set as embeddings=FILE"),
     "hf": Kind("datamodules.images.hugging_face:open_hugging_face", "NAME or FOLDER"),
 }
 

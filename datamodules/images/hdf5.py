@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images.arrays import IMAGE_KEYS, LABELS_OF, ArrayReader, choose_key, refuse_other_layouts, span_of
+from datamodules.images.arrays import IMAGE_KEYS, LABELS_OF, ArrayReader, refuse_other_layouts, span_of
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.label_files import labels_from_array
 from datamodules.images.reader import Labels
 from datamodules.packages import needed
-from datamodules.plain_files import refuse_other_kinds
+from datamodules.plain_files import chosen, refuse_other_kinds
 from storage.bounds import SMALL
 from storage.errors import UserError, WrongPathError
 
@@ -30,10 +30,10 @@ def open_hdf5(settings: DatasetSettings) -> ArrayReader:
         raise WrongPathError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}.", "FILE.h5")
     refuse_other_kinds(path, HDF5, "an HDF5 file")
     keys = arrays_in(path)
-    image_key = choose_key(path, keys, settings.image_key, IMAGE_KEYS, "image")
+    image_key = chosen(path, keys, settings.image_key, IMAGE_KEYS, "array", "Set dataset.image_key=NAME.")
     label_key = settings.label_key or LABELS_OF.get(image_key)
     if settings.label_key:
-        choose_key(path, keys, settings.label_key, (), "label")
+        chosen(path, keys, settings.label_key, (), "array", "Set dataset.label_key=NAME.")
     name = f"{path}::{image_key}"
     images = array_in(path, image_key)
     labels = None

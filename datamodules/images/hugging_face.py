@@ -12,6 +12,7 @@ from datamodules.images.label_values import labels_from_values
 from datamodules.images.reader import UNLABELLED, EncodedReader, Labels
 from datamodules.images.split_folders import ALL
 from datamodules.images.unchanged import State, refuse_changed, state_of
+from datamodules.packages import needed
 from storage.digests import file_digests
 from storage.errors import UserError
 from storage.fingerprints import fingerprint
@@ -79,10 +80,7 @@ def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
     Raises:
         UserError: `datasets` is not installed, or there is no such data set, split or column.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("dataset=hf needs the package `datasets`. Run: pip install 'datasets>=4.0'") from error
+    datasets = needed("datasets", "dataset=hf", "'datasets>=4.0'")
     path = str(settings.path)
     dataset = load_split(datasets, settings)
     if len(dataset) == 0:

@@ -12,19 +12,12 @@ def same_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-def without_folders(name: str) -> str:
-    return PurePosixPath(name).name
-
-
-def bare(name: str) -> str:
-    return PurePosixPath(name).stem
-
-
-SPELLINGS: tuple[Callable[[str], str], ...] = (str, without_suffix, without_folders, bare)  # in the order of trying
+SPELLINGS: tuple[Callable[[str], str], ...] = (  # in the order of trying
+    str,
+    lambda name: str(PurePosixPath(name).with_suffix("")),
+    lambda name: PurePosixPath(name).name,
+    lambda name: PurePosixPath(name).stem,
+)
 
 
 def spelled_as(known: Sequence[str], ids: Sequence[str]) -> list[str]:

@@ -6,9 +6,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from datamodules.images.formats import suffixes
-from storage.cache import FOLDERS
 from storage.digests import DATABASE
-from storage.files import is_own
+from storage.files import CACHE_FOLDERS, is_own
 
 SETTINGS_FILE = "settings.json"  # of a run
 LARGEST_SETTINGS = 1 << 20  # bytes
@@ -22,7 +21,7 @@ def is_own_output(folder: Path, files: Collection[str]) -> bool:
     """
     is_cache = DATABASE in files and not any(PurePosixPath(name).suffix.lower() in suffixes() for name in files)
     entries = bool(files) and all(name.endswith((".safetensors", ".lock", ".damaged")) for name in files)
-    part_of_cache = folder.name in FOLDERS and entries
+    part_of_cache = folder.name in CACHE_FOLDERS and entries
     return is_own(folder) or is_cache or part_of_cache or (SETTINGS_FILE in files and is_run(folder))
 
 

@@ -112,7 +112,8 @@ class ImageSource:
         """
         if share == 0:
             return self
-        apart = torch.tensor([place_of_id(image_id) < share for image_id in self.ids])
+        hashes = (hashlib.sha256(image_id.encode()).digest() for image_id in self.ids)
+        apart = torch.tensor([int.from_bytes(one[:6]) / 2**48 < share for one in hashes])  # random, and of the id alone
         if apart.all() or not apart.any():
             which = "all" if apart.all() else "none"
             raise UserError(
@@ -323,11 +324,6 @@ def evenly_spaced(total: int, count: int | None) -> Tensor:
     return torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
 
 
-def place_of_id(image_id: str) -> float:
-    """A number in [0, 1) that depends on the id alone, and looks random."""
-    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:6]) / 2**48
-
-
 def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> dict[str, str]:
     """Every image that cannot be decoded, by id, with the reason.
 
@@ -354,10 +350,10 @@ def damaged_images(reader: Reader, name: str, cache_dir: str | Path | None) -> d
 
 def refuse_bad_files(name: str, bad: Mapping[str, str], total: int, skippable: bool = True) -> NoReturn:
     """Raise a `UserError` that counts the bad files and names some, each with its reason."""
-    lines = [f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"]
-    lines += [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
+    lines = [f"  '{image_id}': {reason}" for image_id, reason in list(bad.items())[:SHOWN]]
     lines += [f"  … and {len(bad) - SHOWN:,} more"] * (len(bad) > SHOWN)
-    raise UserError("\n".join([*lines, cure(skippable)]))
+    problem = f"{name}: {len(bad):,} of {total:,} files cannot be used as images:"
+    raise UserError("\n".join([problem, *lines, cure(skippable)]))
 
 
 def cure(skippable: bool) -> str:

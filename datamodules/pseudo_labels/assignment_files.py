@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.images.label_files import in_order, matched_labels
 from datamodules.images.label_values import MISSING, labels_from_values
 from datamodules.images.reader import Labels
-from datamodules.plain_files import TABLES, column_of, contents_of, is_number, read_csv, whole_numbers
+from datamodules.plain_files import TABLES, chosen, column_of, contents_of, is_number, read_csv, whole_numbers
 from storage.artifacts import HEADER_KEY
 from storage.errors import UserError
 
@@ -135,10 +135,7 @@ def _choose(path: Path, contents: Mapping[str, Any], key: str) -> tuple[str, Any
     """The key that was asked for, or the only one there is (true labels apart), or `cluster`; and what it leads to."""
     if list(contents) == [""]:
         return key, contents[""]  # one thing without a name goes by any
-    candidates = [name for name in contents if not name.startswith(LABELS_PREFIX)]
-    found = key or (candidates[0] if len(candidates) == 1 else column_of(contents, "cluster"))
-    if found in contents:
-        return str(found), contents[str(found)]
-    problem = f"holds no {key!r}" if key else f"holds {len(candidates)} sets of assignments"
-    example = (candidates or list(contents) or ["KEY"])[0]
-    raise UserError(f"{path}: {problem}. Choose one with {path}::{example}; there are: {', '.join(sorted(contents))}.")
+    names = sorted(name for name in contents if key or not name.startswith(LABELS_PREFIX))
+    usual = filter(None, [column_of(contents, "cluster")])
+    found = chosen(path, names, key, list(usual), "assignment", f"Choose one with {path}::KEY.")
+    return found, contents[found]

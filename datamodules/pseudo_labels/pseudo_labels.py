@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from datamodules.images.sources import ImageSource
+from datamodules.plain_files import file_and_key
 from datamodules.pseudo_labels.assignment_files import NOISE, ClusterIds, is_artifact, read_cluster_ids
-from storage.artifacts import Artifact, entry_path, read_artifact, write_artifact
+from storage.artifacts import entry_path, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import UserError
 from storage.files import atomic_path
@@ -140,23 +141,15 @@ class PseudoLabels:
     def load(cls, path: str | Path) -> "PseudoLabels":
         """Reads and verifies what `save` wrote."""
         artifact = read_artifact(path, KIND)
+        tensors, meta = artifact.tensors, artifact.meta
         try:
-            return cls._of(artifact)
+            cluster_ids, num_clusters = tensors["cluster_ids"], meta["num_clusters"]
+            if cluster_ids.dtype != torch.int64 or not 0 < num_clusters <= MOST_CLUSTERS:
+                raise ValueError(f"cluster ids of {cluster_ids.dtype} in {num_clusters} clusters")
+            ids = tensors["ids"].numpy().tobytes().decode().split("\n")
+            return cls(cluster_ids, num_clusters, tensors["confidence"], ids, meta["made_from"])
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: no pseudo-labels of this project ({error}).") from error
-
-    @classmethod
-    def _of(cls, artifact: Artifact) -> "PseudoLabels":
-        num_clusters, ids = artifact.meta["num_clusters"], artifact.tensors["cluster_ids"]
-        if ids.dtype != torch.int64 or not 0 < num_clusters <= MOST_CLUSTERS:
-            raise ValueError(f"cluster ids of {ids.dtype} in {num_clusters} clusters")
-        return cls(
-            cluster_ids=artifact.tensors["cluster_ids"],
-            num_clusters=artifact.meta["num_clusters"],
-            confidence=artifact.tensors["confidence"],
-            ids=artifact.tensors["ids"].numpy().tobytes().decode().split("\n"),
-            meta=artifact.meta["made_from"],
-        )
 
 
 def pseudo_labels_path(cache_dir: str | Path, source: ImageSource, description: dict[str, Any]) -> Path:
@@ -182,10 +175,7 @@ def read_assignments(
     highest id + 1, with a warning. With `noise="drop"` the images that are in no cluster are left out; see `settled`.
     Raises `UserError` over a file, key, length or value that does not fit.
     """
-    file_name, _, key = specification.partition("::")
-    path = Path(file_name)
-    if not path.is_file():
-        raise UserError(f"assignments={specification}: no such file {path}. Give FILE or FILE::key.")
+    path, key = file_and_key("assignments", specification)
     if is_artifact(path):
         labels = read_artifact_labels(path, key, num_clusters).select(source.ids)
         made = labels.meta.get(MADE_FOR, {})  # where it is another number of images, the ids alone must do

@@ -1,11 +1,15 @@
 """`cedm embed`: images → embeddings and nearest neighbours, in the cache."""
 
 from pathlib import Path
+from typing import Any
 
-from datamodules.embeddings.embeddings import embeddings_path
-from datamodules.embeddings.neighbours import import_faiss, make_neighbours, neighbours_path
+import torch
+
+from datamodules.embeddings.embeddings import Embeddings, embeddings_path
+from datamodules.embeddings.neighbours import FAISS, make_neighbours, neighbours_path
 from datamodules.images.sources import ImageSource, open_source
 from datamodules.images.survey import Survey
+from datamodules.packages import needed
 from lightning_modules.clustering.clustering_settings import TEMISettings
 from pipeline.pictures.data_report import keep_report, report_data
 from pipeline.running.condition import Condition
@@ -38,15 +42,18 @@ def embed(settings: SharedSettings) -> None:
     if reason is None and temi is not None:
         check_neighbours(source, temi.num_neighbours)
         if temi.neighbour_search == "approximate":
-            import_faiss()  # before the embedding, not after it
+            needed(*FAISS)  # before the embedding, not after it
     report: tuple[Survey, Path] | None = None
     if everything.has_images:
         report = report_data(everything, settings.dataset.resolution, settings.dataset.channels, Path(cache_dir))
     if reason is not None:
         print(f"Nothing to do: no embeddings are needed for {reason}.")
         return
-    if report is not None:
-        check_distinct(everything, report[0])
+    if report is not None and len(everything) > 1 and report[0].num_distinct == 1:
+        raise UserError(
+            f"{source.name}: all {len(everything):,} images have the same pixels, so they are one cluster. Look at the "
+            "contact sheet; set another dataset.path, or conditioning=none to train without clusters."
+        )
     identity = condition.backbone_identity
     path = embeddings_path(cache_dir, everything, identity)
     done_before = path.exists()
@@ -54,12 +61,7 @@ def embed(settings: SharedSettings) -> None:
         print(f"backbone    {settings.backbone.name}: supervised, trained with the labels of {identity['supervised']}")
     embeddings = embedder.cached_or_new(source)
     if temi is not None:
-        k, search = temi.num_neighbours, temi.neighbour_search
-        neighbours = neighbours_path(cache_dir, embeddings, k, search)
-        done_before = done_before and neighbours.exists()
-        graph = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
-        recall = "" if search == "exact" else f"  ({search}, recall {graph.recall:.3f})"
-        print(f"neighbours  {neighbours}{recall}")
+        done_before = find_neighbours(embeddings, temi, cache_dir, device) and done_before
     if source.held_out is not None:
         print(f"held out    {len(source.held_out):,} images: clustering and training see the other {len(source):,}")
     print(f"embeddings  {path}  [{len(everything):,} × {embeddings.values.shape[1]}]")
@@ -67,34 +69,42 @@ def embed(settings: SharedSettings) -> None:
         print(f"taken from  {settings.embeddings}: {embeddings.meta['settings']['taken']}")
     if done_before:
         print("Nothing to do: they were there already.")
-    results = {
-        "num_images": len(everything),
-        "num_features": embeddings.values.shape[1],
-        "embeddings": str(path),
-        "backbone": identity,
-    }
-    inputs = condition.inputs(source)
+    size = {"num_images": len(everything), "num_features": embeddings.values.shape[1]}
+    results = {**size, "embeddings": str(path), "backbone": identity}
+    write(settings, results, condition.inputs(source), report, done_before)
+    print(f"Next: {typed_command('cluster')}")
+
+
+def find_neighbours(embeddings: Embeddings, temi: TEMISettings, cache_dir: str, device: torch.device) -> bool:
+    """Find the neighbours, unless they are in the cache; whether they were."""
+    k, search = temi.num_neighbours, temi.neighbour_search
+    path = neighbours_path(cache_dir, embeddings, k, search)
+    known = path.exists()
+    graph = make_neighbours(embeddings, k, cache_dir, device=device, search=search)
+    recall = "" if search == "exact" else f"  ({search}, recall {graph.recall:.3f})"
+    print(f"neighbours  {path}{recall}")
+    return known
+
+
+def write(
+    settings: SharedSettings,
+    results: dict[str, Any],
+    inputs: dict[str, str],
+    report: tuple[Survey, Path] | None,
+    done_before: bool,
+) -> None:
+    """The summary and the survey into a run folder; of what was there before, a summary where one was asked for."""
     run = run_settings(settings, inputs, ("dataset", "backbone"))
     if done_before:
         if settings.run_dir is not None:
             write_summary_beside(Path(settings.run_dir), "embed", results, inputs, run)
-    else:
-        parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
-        folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
-        with opened_run_folder(folder, run, settings.overwrite):
-            if report is not None:
-                keep_report(*report, folder)
-            print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
-    print(f"Next: {typed_command('cluster')}")
-
-
-def check_distinct(source: ImageSource, found: Survey) -> None:
-    """Raise a `UserError` where all images are the same."""
-    if len(source) > 1 and found.num_distinct == 1:
-        raise UserError(
-            f"{source.name}: all {len(source):,} images have the same pixels, so they are one cluster. Look at the "
-            "contact sheet; set another dataset.path, or conditioning=none to train without clusters."
-        )
+        return
+    parent = runs_of(settings.dataset.name, f"embed-{settings.backbone.name}")
+    folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    with opened_run_folder(folder, run, settings.overwrite):
+        if report is not None:
+            keep_report(*report, folder)
+        print(f"summary     {write_summary(folder, 'embed', results, inputs)}")
 
 
 def check_neighbours(source: ImageSource, num_neighbours: int) -> None:

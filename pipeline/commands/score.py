@@ -1,13 +1,12 @@
 """`cedm score`: cluster ids → how they use the clusters, how they agree with labels, and pictures of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from datamodules.images.sources import ImageSource, open_source
+from datamodules.plain_files import file_and_key
 from datamodules.pseudo_labels.assignment_files import (
     NOISE,
     assignment_keys,
@@ -46,7 +45,8 @@ def score(settings: ScoreSettings) -> None:
     source = open_source(dataset, settings.cache_dir, without_images=True)
     clusterings = read_clusterings(path, key, settings.num_clusters, source, settings.noise)
     scores = {name: score_one(path, clustering, settings.labels, source) for name, clustering in clusterings.items()}
-    rows = table_rows(scores)
+    columns = [column for column in COLUMNS if any(column in row for row in scores.values())]  # one may have no labels
+    rows = [{"assignments": name, **{key: row.get(key, "") for key in columns}} for name, row in scores.items()]
     cells = [[f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     caption = f"scores of {path}"
     if "num_labelled" in rows[0]:
@@ -78,22 +78,6 @@ def score(settings: ScoreSettings) -> None:
             names, title = Condition.of(settings).names(labels), f"{dataset.name}, {name}"
             pictures = write_pictures(part, labels, images, shown, title, names, page_images, settings.loggers)
             print(f"pictures    {', '.join(map(str, pictures))}")
-
-
-def table_rows(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """A line per assignment; of several, one may have labels and another none."""
-    columns = [column for column in COLUMNS if any(column in row for row in scores.values())]
-    return [
-        {"assignments": name, **{column: row.get(column, "") for column in columns}} for name, row in scores.items()
-    ]
-
-
-def file_and_key(setting: str, value: str) -> tuple[Path, str]:
-    """The file and the key of `FILE::key`; a `UserError` that names the setting where there is no such file."""
-    name, _, key = value.partition("::")
-    if not Path(name).is_file():
-        raise UserError(f"{setting}={value}: no such file. Give FILE or FILE::key.")
-    return Path(name), key
 
 
 def read_clusterings(

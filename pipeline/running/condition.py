@@ -15,7 +15,7 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity
 from datamodules.backbones.clip_text import read_class_names
 from datamodules.embeddings.computed_elsewhere import import_embeddings
-from datamodules.embeddings.embeddings import Embeddings, has_embeddings, load_embeddings
+from datamodules.embeddings.embeddings import Embeddings, load_embeddings
 from datamodules.embeddings.map import MappedEmbeddings
 from datamodules.embeddings.neighbours import make_neighbours
 from datamodules.images.dataset_settings import DatasetSettings
@@ -35,7 +35,7 @@ from lightning_modules.clustering.clustering_settings import (
 from pipeline.settings.schemas import SharedSettings
 from storage.artifacts import entry_path
 from storage.errors import UserError
-from storage.fingerprints import fingerprint
+from storage.fingerprints import file_stem, fingerprint
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,16 @@ class Condition:
             return import_embeddings(str(self.backbone.path), source, self.backbone_identity, self.cache_dir)
         return load_embeddings(source, self.backbone_identity, self.cache_dir)
 
-    def embeddings_if_there(self, source: ImageSource) -> Embeddings | None:
-        """The cached embeddings, for a picture that can do without; None where they are not there."""
-        if self.of_file:  # these were asked for
-            return self.embeddings(source)
-        if not has_embeddings(self.cache_dir, source):  # then don't ask for the backbone's weights, a download maybe
+    def mapped(self, source: ImageSource, map_images: int) -> MappedEmbeddings | None:
+        """The cached embeddings for pictures, which can do without; None where they are not there."""
+        by_any = (Path(self.cache_dir) / "embeddings").glob(f"{file_stem(source.name)}-*.safetensors")
+        if not self.of_file and not any(by_any):  # don't ask for the backbone's weights, a download maybe
             return None
         try:
-            return self.embeddings(source)
+            found = self.embeddings(source)
         except UserError:
-            return None
-
-    def mapped(self, source: ImageSource, map_images: int) -> MappedEmbeddings | None:
-        """The cached embeddings for pictures; None where they are not there."""
-        found = self.embeddings_if_there(source)
-        if found is None:
+            if self.of_file:  # these were asked for
+                raise
             return None
         return MappedEmbeddings(found.values, found.fingerprint, source.name, self.cache_dir, map_images)
 

