@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from storage.errors import UserError, disk_is_full
@@ -48,21 +48,10 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
             raise
         raise UserError(f"cache_dir={cache_dir}: no folder can be made there ({error.strerror}).") from error
     except sqlite3.DatabaseError as error:
-        if _set_aside(database, error):
+        with suppress(FileNotFoundError, PermissionError):  # another process has done so; or it is another user's
+            log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
             return _remembered_digests(paths, database)
     return [_hash_file(Path(path)) for path in paths]
-
-
-def _set_aside(database: Path, error: sqlite3.DatabaseError) -> bool:
-    """Set a damaged database aside; False where it stays, as in another user's folder."""
-    try:
-        log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
-    except FileNotFoundError:  # another process has done so
-        pass
-    except PermissionError:
-        log.warning("%s is damaged (%s) and cannot be set aside: all files are read.", database, error)
-        return False
-    return True
 
 
 def file_state(path: Path) -> str:

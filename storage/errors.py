@@ -66,10 +66,13 @@ class DamagedArtifactError(ArtifactError):
     """The artifact's file is truncated, altered, or no artifact at all."""
 
 
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full or read-only disk, or a quota, is behind an error of Python, safetensors, SQLite or PyTorch."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and all that led to it."""
     while error is not None:
-        if getattr(error, "errno", None) in DISK_FULL or DISK_FULL_WORDS.search(str(error)):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a full or read-only disk, or a quota, is behind an error of Python, safetensors, SQLite or PyTorch."""
+    return any(getattr(one, "errno", None) in DISK_FULL or DISK_FULL_WORDS.search(str(one)) for one in causes(error))

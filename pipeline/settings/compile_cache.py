@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from storage.errors import UserError
+from storage.errors import UserError, causes
 from storage.files import MARK, is_own, own_folder
 
 T = TypeVar("T")
@@ -31,14 +31,13 @@ def with_compile_cache(run: Callable[[], T], cache_dir: str) -> T:
         return run()
     except Exception as error:
         place = os.environ.get(VARIABLE, "")
-        if not is_about_compiling(error, place):
-            raise
-        if folder is None:
-            if place and place in told(error):
-                raise UserError(
-                    f"{VARIABLE}={place}: compiling failed over a file in there ({last_line(error)}). This compile "
-                    "cache is yours and is left as it is. Clear it, or unset the variable for one in cache_dir."
-                ) from error
+        in_there = bool(place) and any(place in str(cause) for cause in causes(error))
+        if folder is None and in_there:
+            raise UserError(
+                f"{VARIABLE}={place}: compiling failed over a file in there ({last_line(error)}). This compile "
+                "cache is yours and is left as it is. Clear it, or unset the variable for one in cache_dir."
+            ) from error
+        if folder is None or not (in_there or is_about_compiling(error)):
             raise
         clear(folder)
         note = (
@@ -66,24 +65,10 @@ def compile_folder(cache_dir: str) -> Path | None:
     return None
 
 
-def is_about_compiling(error: BaseException | None, place: str) -> bool:
-    """Whether an error came up while a network was compiled, or names a file in the compile cache `place`."""
+def is_about_compiling(error: Exception) -> bool:
+    """Whether an error came up while a network was compiled."""
     compiler: Any = sys.modules.get("torch._dynamo.exc")  # not imported: nothing was compiled
-    kind = () if compiler is None else compiler.TorchDynamoException
-    while error is not None:
-        if isinstance(error, kind) or (place and place in str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def told(error: BaseException | None) -> str:
-    """The texts of an error and of all that led to it."""
-    texts = []
-    while error is not None:
-        texts.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(texts)
+    return compiler is not None and any(isinstance(one, compiler.TorchDynamoException) for one in causes(error))
 
 
 def last_line(error: BaseException) -> str:
