@@ -1,9 +1,8 @@
 """`cedm COMMAND --help`: every setting of a command with its value, meaning and range."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,7 +10,6 @@ from pipeline.settings.commands import COMMANDS
 from pipeline.settings.compose import CONFIGS, spelled
 from pipeline.settings.presets import preset_values
 from pipeline.settings.schemas import schema_of
-from storage.settings import About
 
 VALUE_WIDTH = 44
 
@@ -42,7 +40,7 @@ def help_text(name: str, cfg: DictConfig) -> str:
         ),
         "",
         "settings",
-        *describe(cfg, abouts(schema_of(COMMANDS[name].schema, cfg))),
+        *describe(cfg, schema_of(COMMANDS[name].schema, cfg)),
         "",
         "preset=laptop and preset=published, for images of your own; what you type wins",
         *(f"  {line}" for line in (inspect.getdoc(preset_values) or "").splitlines() if line.startswith("|")),
@@ -50,33 +48,19 @@ def help_text(name: str, cfg: DictConfig) -> str:
     return "\n".join(lines)
 
 
-def describe(cfg: DictConfig, known: Mapping[str, About]) -> Iterator[str]:
+def describe(cfg: DictConfig, schema: DictConfig) -> Iterator[str]:
     """A line for each setting, the command's own first, then group by group."""
     container = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(container, dict)
     own = {key: value for key, value in container.items() if not isinstance(value, dict)}
-    yield from lines_of(own, "", known)
-    for group, values in container.items():
-        if isinstance(values, dict) and group != "hydra":
+    groups = {str(key): value for key, value in container.items() if isinstance(value, dict) and key != "hydra"}
+    for group, values in {"": own, **groups}.items():
+        if group:
             yield ""
-            yield from lines_of(values, f"{group!s}.", known)
-
-
-def lines_of(values: Mapping[Any, Any], prefix: str, known: Mapping[str, About]) -> Iterator[str]:
-    for leaf, value in values.items():
-        about = known.get(f"{prefix}{leaf}")
-        text = "" if about is None else about.meaning
-        if about is not None and about.expects():
-            text += f"; {about.expects()}"
-        yield f"  {f'{prefix}{leaf}={spelled(value)}':<{VALUE_WIDTH}} {text}".rstrip()
-
-
-def abouts(schema: DictConfig) -> dict[str, About]:
-    """What is known of each setting, by its dotted key."""
-    known: dict[str, About] = {}
-    for prefix, node in [("", schema), *((f"{key!s}.", schema._get_node(key)) for key in schema)]:
-        cls = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-        if cls is None or not hasattr(cls, "__dataclass_fields__"):
-            continue
-        known |= {f"{prefix}{own.name}": own.metadata["about"] for own in fields(cls) if "about" in own.metadata}
-    return known
+        cls = OmegaConf.get_type(schema, group or None)
+        known = {one.name: one.metadata.get("about") for one in fields(cls)} if is_dataclass(cls) else {}
+        for leaf, value in values.items():
+            about = known.get(leaf)
+            text = "" if about is None else "; ".join(filter(None, (about.meaning, about.expects())))
+            key = f"{group}.{leaf}" if group else str(leaf)
+            yield f"  {f'{key}={spelled(value)}':<{VALUE_WIDTH}} {text}".rstrip()
