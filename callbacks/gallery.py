@@ -12,11 +12,11 @@ GALLERY_CLUSTERS = 20
 HALF_ROW = 8  # most confident images of a cluster, and as many least confident ones
 
 
-def sample_clusters(cluster_ids: Tensor, num_clusters: int = GALLERY_CLUSTERS) -> list[int]:
-    """Ids of at most `num_clusters` used clusters, evenly spaced from the largest to the smallest."""
+def sample_clusters(cluster_ids: Tensor) -> list[int]:
+    """Ids of at most `GALLERY_CLUSTERS` used clusters, evenly spaced from the largest to the smallest."""
     used, counts = cluster_ids.unique(return_counts=True)
     order = used[torch.argsort(counts, descending=True, stable=True)]
-    places = torch.linspace(0, len(order) - 1, min(num_clusters, len(order)), dtype=torch.float64).round().long()
+    places = torch.linspace(0, len(order) - 1, min(GALLERY_CLUSTERS, len(order)), dtype=torch.float64).round().long()
     return order[places].tolist()
 
 
@@ -44,20 +44,14 @@ def gallery(
     grid, names = [], []
     for cluster in picked:
         members = order[cluster_ids[order] == cluster]
-        most, rest = members[:HALF_ROW], members[HALF_ROW:]
-        halves = [images(rows[most]), images(rows[rest[-HALF_ROW:]]) if len(rest) else None]
-        grid.append(torch.cat([_filled_up(half, like=halves[0]) for half in halves]))
+        shown = torch.cat([members[:HALF_ROW], members[HALF_ROW:][-HALF_ROW:]])
+        drawn = images(rows[shown])
+        row = drawn.new_full((2 * HALF_ROW, *drawn.shape[1:]), 255)  # white where there are fewer
+        row[: len(shown)] = drawn
+        grid.append(row)
         note = f"\n{notes[cluster]}" if notes and cluster in notes else ""
         names.append(f"cluster {cluster}\n{len(members):,} images{note}")
-    halves_named = {"most confident": HALF_ROW, "least confident": HALF_ROW}
-    columns = (
-        {"random images: this assignment gives no confidence": 2 * HALF_ROW} if confidence is None else halves_named
-    )
+    columns = {"most confident": HALF_ROW, "least confident": HALF_ROW}
+    if confidence is None:
+        columns = {"random images: this assignment gives no confidence": 2 * HALF_ROW}
     return image_grid(torch.stack(grid), names, title, columns)
-
-
-def _filled_up(images: Tensor | None, like: Tensor | None) -> Tensor:
-    """The images [B, C, H, W] with white ones behind, [HALF_ROW, C, H, W]."""
-    assert like is not None
-    shown = like[:0] if images is None else images
-    return torch.cat([shown, like.new_full((HALF_ROW - len(shown), *like.shape[1:]), 255)])

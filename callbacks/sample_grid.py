@@ -15,13 +15,9 @@ from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
 from storage.files import atomic_path
 
+ROWS, COLUMNS = 20, 10  # of a grid, the rows at most
 # (denoiser, seeds [B], label indices [B] or None) → uint8 images [B, C, H, W]
 Generate = Callable[[Denoiser, Tensor, Tensor | None], Tensor]
-
-
-def grid_rows(frequencies: Tensor, max_rows: int) -> list[int]:
-    """Label indices of the `max_rows` most frequent clusters, the most frequent first."""
-    return torch.argsort(frequencies, descending=True, stable=True)[:max_rows].tolist()
 
 
 def sample_rows(
@@ -42,7 +38,7 @@ def sample_rows(
     if denoiser.label_dim:
         assert denoiser.cluster_frequencies is not None
         assert denoiser.cluster_ids is not None
-        rows = grid_rows(denoiser.cluster_frequencies, max_rows)
+        rows = denoiser.cluster_frequencies.argsort(descending=True, stable=True)[:max_rows].tolist()
         labels = torch.tensor(rows).repeat_interleave(columns)
         seeds = torch.arange(columns).repeat(len(rows))
         names = [row_name(int(denoiser.cluster_ids[row]), denoiser.cluster_names) for row in rows]
@@ -61,17 +57,8 @@ def sample_rows(
 class SampleGrid(Callback):
     """Draws the grid every `every_kimg` and at the end, into `folder` and the loggers (`samples/grid`)."""
 
-    def __init__(
-        self,
-        generate: Generate,
-        folder: Path,
-        every_kimg: float,
-        max_rows: int = 20,
-        columns: int = 10,
-        batch_size: int = 128,
-    ) -> None:
-        self.generate, self.folder, self.every = generate, folder, EveryKimg(every_kimg)
-        self.max_rows, self.columns, self.batch_size = max_rows, columns, batch_size
+    def __init__(self, generate: Generate, folder: Path, every_kimg: float, batch_size: int) -> None:
+        self.generate, self.folder, self.every, self.batch_size = generate, folder, EveryKimg(every_kimg), batch_size
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,8 +72,8 @@ class SampleGrid(Callback):
         images, names = sample_rows(
             pl_module.averaged_denoiser,
             self.generate,
-            self.max_rows,
-            self.columns,
+            ROWS,
+            COLUMNS,
             self.batch_size,
             trainer.global_rank,
             trainer.world_size,

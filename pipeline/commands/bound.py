@@ -57,13 +57,8 @@ def bound(settings: BoundCommandSettings) -> None:
         show_in_tensorboard(folder, {"bound": folder / "bound.png"}, settings.loggers)
         write_csv(folder / "bound.csv", [{**asdict(m), "utilization_ratio": m.ratio} for m in measurements])
         summary = {
-            "upper_bound": result.upper_bound,
-            "coarse_end": result.coarse_end,
-            "threshold": asked.threshold,
-            "rule": asked.rule,
-            "used_when": asked.used_when,
-            "worth_training": result.worth_training,
-            "agreement": result.agreement,
+            **{name: getattr(asked, name) for name in ("threshold", "rule", "used_when")},
+            **{name: getattr(result, name) for name in ("upper_bound", "coarse_end", "worth_training", "agreement")},
             "upper_bound_by_seed": result.by_seed,
             "upper_bound_by_threshold": result.by_threshold,
             "measurements": [{**asdict(m), "ratio": m.ratio} for m in measurements],
@@ -115,13 +110,10 @@ def from_assignments(path: Path, prefix: str, used_when: str, noise: str | None 
             f"clusterings of the same embeddings. Choose one: assignments={path}::{prefixes[-1]}"
         )
     found: dict[tuple[int, float, int], str] = {}
-    measurements = []
-    for key, match in matches.items():
-        measurement = measured(path, key, match, noise)
-        same = found.setdefault((measurement.num_clusters, measurement.beta, measurement.seed), key)
-        if same != key:
+    measurements = [measured(path, key, match, noise) for key, match in matches.items()]
+    for key, one in zip(matches, measurements, strict=True):
+        if (same := found.setdefault((one.num_clusters, one.beta, one.seed), key)) != key:
             raise UserError(f"{path}: {same} and {key} have the same C, β and seed. Leave one out.")
-        measurements.append(measurement)
     return measurements
 
 
@@ -136,13 +128,6 @@ def measured(path: Path, key: str, match: re.Match[str], noise: str | None) -> M
             f"{path}::{key}: expected a key that ends in beta<β>.clusters<C> with a number above 0 and at least 2 "
             "clusters, such as temi.beta0.6.clusters100."
         )
-    found = read_cluster_ids(path, key, ids=None)
-    highest = int(found.values.max())
-    if highest >= num_clusters:
-        raise UserError(
-            f"{path}::{key}: holds cluster id {highest}, but by its key there are {num_clusters} clusters, 0 to "
-            f"{num_clusters - 1}. Rename the key, or leave it out."
-        )
-    cluster_ids, num_clusters = settled(path, found, num_clusters, noise)
+    cluster_ids, num_clusters = settled(path, read_cluster_ids(path, key, ids=None), None, noise)
     used = cluster_ids[cluster_ids != NOISE].unique()
     return Measurement(num_clusters, beta, seed, num_used=len(used))

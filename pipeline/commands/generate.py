@@ -14,8 +14,9 @@ from pipeline.evaluation.rejection import judge_of, keep_confident
 from pipeline.running.processes import join, side_by_side
 from pipeline.running.run_files import denoiser_file, head_file
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.settings.door import typed_words
 from pipeline.settings.schemas import GenerateCommandSettings
-from pipeline.settings.words import is_typed
+from pipeline.settings.words import key_of
 from storage.digests import file_digest
 from storage.fingerprints import file_stem
 
@@ -25,7 +26,7 @@ IDENTITY = ("num", "first_seed", "seeds", "clusters", "keep", "format", "sampler
 
 def generate(settings: GenerateCommandSettings) -> None:
     """Generate the images that are not there yet, and with a head keep those that it is sure of."""
-    if settings.seeds is not None and is_typed("num"):
+    if settings.seeds is not None and "num" in map(key_of, typed_words()):
         settings.refuse("num", f"seeds={settings.seeds} already tells how many images. Leave num= out")
     settings = replace(settings, sampler=replace(settings.sampler, **settings.for_sampler))
     counted = settings.first_seed + torch.arange(settings.num_candidates)

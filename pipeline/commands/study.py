@@ -1,5 +1,6 @@
 """`cedm study`: a question → the runs that answer it, tables, plots and a report."""
 
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from datamodules.image_datamodule import ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
@@ -18,7 +20,7 @@ from pipeline.running.jobs import run_jobs
 from pipeline.running.models import ModelSettings, passes_of
 from pipeline.running.resources import Resources, resources_of
 from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
-from pipeline.settings.door import chosen_option, typed_command, typed_words
+from pipeline.settings.door import typed_command, typed_words
 from pipeline.settings.schemas import StudyCommandSettings
 from pipeline.settings.words import key_of
 from pipeline.studies.findings import CHARTS
@@ -34,7 +36,7 @@ IDENTITY = (
     "study", "bound", "dataset", "backbone", "clustering", "network", "training", "optimizer", "sampler", "evaluation",
     "trainer",
 )  # fmt: skip
-OWN_KEYS = ("study", "bound", "run_dir", "overwrite", "trainer.devices", "trainer.accelerator")
+OWN_KEYS = re.compile(r"(study|bound|run_dir|overwrite|trainer\.(devices|accelerator))$|study[.@]|bound\.|hydra")
 
 
 def study(settings: StudyCommandSettings) -> None:
@@ -43,13 +45,14 @@ def study(settings: StudyCommandSettings) -> None:
     unknown = [name for name in asked.plots if name not in CHARTS]
     if unknown:
         asked.refuse("plots", f"there are {', '.join(CHARTS)}, not {unknown[0]}")
-    name = chosen_option("study")
+    name = str(HydraConfig.get().runtime.choices["study"])  # granularity of study=granularity
     source = open_source(settings.dataset, settings.cache_dir)
-    typed = [text for text in typed_words() if not owns(key_of(text))]
+    typed = [text for text in typed_words() if not OWN_KEYS.match(key_of(text))]
     resources = resources_of(settings.trainer, asked.devices_per_job, asked.address)
     plan = make_plan(asked, settings.bound, source, typed)
     if asked.print:
-        print(commands_of(plan))
+        later = [f"Later: {plan.later[0]}."] if plan.later[0] else []
+        print("\n".join([*map(str, plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])]))
         return
     inputs = {"dataset": source.fingerprint}
     run = run_settings(settings, inputs, IDENTITY)
@@ -71,17 +74,6 @@ def study(settings: StudyCommandSettings) -> None:
         jobs = "job" if len(plan.jobs) == 1 else "jobs"
         again = "Run the same command again to continue."
         raise UserError(f"{len(failed)} of {len(plan.jobs)} {jobs} failed:\n{problems}\n{again}")
-
-
-def owns(key: str) -> bool:
-    """Whether a setting is the study's own, and no job's."""
-    return key in OWN_KEYS or key.startswith(("study.", "study@", "bound.", "hydra"))
-
-
-def commands_of(plan: Plan) -> str:
-    """A line for each job, in an order in which they can be run."""
-    later = [f"Later: {plan.later[0]}."] if plan.later[0] else []
-    return "\n".join([*(str(job) for job in plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])])
 
 
 def announce(settings: StudyCommandSettings, source: ImageSource, plan: Plan, resources: Resources) -> None:

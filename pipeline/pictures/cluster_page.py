@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ def write_cluster_page(
     data = page_data(labels, images, embeddings, names, rows)
     data["key"] = fingerprint([labels.cluster_ids.tolist(), sorted(names.items())])
     room = MOST_PAGE - len(json.dumps(data))
-    sprites = make_sprites(lambda row: images.gather(rows[row : row + 1])[0], len(rows), room)
-    data["sprites"] = asdict(sprites)
+    data["sprites"] = make_sprites(lambda row: images.gather(rows[row : row + 1])[0], len(rows), room)
     return write_html(path, "clusters.html.j2", title=title, data=data, facts=facts_of(labels, data, embeddings))
 
 
@@ -85,10 +83,7 @@ def page_data(
         "clusters": clusters | {"name": [names.get(cluster, "") for cluster in used]},
         "ids": [escaped(source.ids[row]) for row in rows.tolist()],
         "confidence": _packed(labels.confidence[rows]) if labels.has_confidence else None,
-        "classes": None,
-        "class_names": None,
-        "places": None,
-        "neighbours": None,
+        **dict.fromkeys(("classes", "class_names", "places", "neighbours")),
         "palette": PALETTE,
     }
     if source.labels is not None:

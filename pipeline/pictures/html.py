@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside this file: each is one file that opens without network."""
+"""Pages from the templates beside this file: an HTML page is one file that opens without network."""
 
 import base64
 from io import BytesIO
@@ -13,11 +13,16 @@ from storage.files import atomic_path
 
 
 def write_html(path: Path, template: str, **content: Any) -> Path:
-    """A page, whole or not at all; where it lies. Whatever `content` holds is shown and never obeyed."""
+    """A page, whole or not at all; where it lies."""
+    return write_text(path, rendered(template, **content))
+
+
+def rendered(template: str, **content: Any) -> str:
+    """The text of a template. Whatever `content` holds is shown and never obeyed."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"data_url": data_url}
-    return write_text(path, environment.get_template(template).render(**content))
+    environment.filters |= {"data_url": data_url, "cell": lambda text: " ".join(text.split()).replace("|", "\\|")}
+    return environment.get_template(template).render(**content)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,7 +1,6 @@
 """Thumbnails of many images in a few pictures, so that one page can hold tens of thousands."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,46 +19,26 @@ LOSSY = ((64, 75), (48, 75), (32, 75), (32, 50), (16, 75), (16, 30))  # side in 
 MOST_LOSSLESS = 8_000_000  # characters
 
 
-@dataclass(frozen=True)
-class Sprites:
-    """Thumbnail i is the one at i modulo `SHEET` on sheet i // `SHEET`, `columns` in a row.
-
-    Attributes:
-        sheets: addresses that are the pictures themselves.
-        size: of a thumbnail, in pixels.
-    """
-
-    sheets: list[str]
-    size: int
-    columns: int = COLUMNS
-
-    @property
-    def length(self) -> int:
-        """Characters of all sheets."""
-        return sum(map(len, self.sheets))
-
-
-def make_sprites(image: Callable[[int], Tensor], count: int, most: int) -> Sprites:
+def make_sprites(image: Callable[[int], Tensor], count: int, most: int) -> dict[str, Any]:
     """The best thumbnails of images 0…count−1 whose sheets have at most so many characters, judged by a first few.
 
     Args:
         image: number → uint8 [C, R, R]; of other than one or three channels the first is shown.
+
+    Returns:
+        `sheets`, addresses that are the pictures themselves, `size` of a thumbnail in pixels, and `columns`: thumbnail
+        i is the one at i modulo `SHEET` on sheet i // `SHEET`, `columns` in a row.
     """
     few = [image(row) for row in (torch.arange(min(count, SHEET)) * count // min(count, SHEET)).tolist()]
     for size, quality, limit in looks(few[0].shape[-1], most):
         expected = len(sheet(few, size, quality)) * count / len(few)
         if expected <= limit or (size, quality) == LOSSY[-1]:
-            sprites = Sprites([sheet(some, size, quality) for some in sheetfuls(image, count)], size)
-            if sprites.length <= limit:
+            images, sheets = each_row(image, count, "thumbnails"), list[str]()
+            while some := list(islice(images, SHEET)):
+                sheets.append(sheet(some, size, quality))
+            if sum(map(len, sheets)) <= limit:
                 break
-    return sprites
-
-
-def sheetfuls(image: Callable[[int], Tensor], count: int) -> Iterator[list[Tensor]]:
-    """All images, `SHEET` at a time."""
-    images = each_row(image, count, "thumbnails")
-    while some := list(islice(images, SHEET)):
-        yield some
+    return {"sheets": sheets, "size": size, "columns": COLUMNS}
 
 
 def looks(resolution: int, most: int) -> list[tuple[int, int | None, int]]:

@@ -21,8 +21,9 @@ from datamodules.embeddings.shards import embed_shards, missing_shards, shard_pa
 from datamodules.images.sources import ImageSource
 from pipeline.running.condition import Condition
 from pipeline.running.devices import devices_of, low_precision_of
-from pipeline.running.parents import end_with_parent, end_with_starter, needs_own_process
+from pipeline.running.parents import end_with_parent, end_with_starter, in_sweep
 from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.settings.door import OwnProcessNeeded
 from storage.cores import cores_of_each
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
 
@@ -52,15 +53,8 @@ class Embedder:
         devices = devices_of(self.trainer)
         precision, cache_dir = self.precision(devices[0]), self.condition.cache_dir
         if len(devices) == 1:
-            make_embeddings(
-                source,
-                self._build(),
-                cache_dir,
-                device=devices[0],
-                batch_size=self.condition.backbone.batch_size,
-                num_workers=self.workers(devices),
-                precision=precision,
-            )
+            batch_size, workers = self.condition.backbone.batch_size, self.workers(devices)
+            make_embeddings(source, self._build(), cache_dir, devices[0], batch_size, workers, precision)
             return
 
         def fill(folder: Path) -> None:
@@ -82,16 +76,10 @@ class Embedder:
         device = devices[rank]
         if device.type == "cuda":
             torch.cuda.set_device(device)  # pinned memory, too, is of the current device
-        own = shards_of(len(source))[rank::count]
-        embed_shards(
-            source,
-            self._build().to(device),
-            Path(folder),
-            [rows for rows in own if not shard_path(Path(folder), rows).exists()],
-            batch_size=self.condition.backbone.batch_size,
-            num_workers=self.workers(devices[:count]),
-            precision=self.precision(device),
-        )
+        own = [rows for rows in shards_of(len(source))[rank::count] if not shard_path(Path(folder), rows).exists()]
+        batch_size, workers = self.condition.backbone.batch_size, self.workers(devices[:count])
+        backbone, precision = self._build().to(device), self.precision(device)
+        embed_shards(source, backbone, Path(folder), own, batch_size, workers, precision)
         return True
 
     def _build(self) -> Backbone:
@@ -120,7 +108,8 @@ def embed_in_processes(source: ImageSource, folder: Path, missing: list[range], 
         UserError: a process failed. It has said why.
         OwnProcessNeeded: this is one run of a sweep, which each process would start as a whole.
     """
-    needs_own_process()
+    if in_sweep():
+        raise OwnProcessNeeded
     command = [sys.executable, "-m", "pipeline", *sys.argv[1:]]
     processes = []
     try:

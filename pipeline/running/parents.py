@@ -7,8 +7,6 @@ import time
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pipeline.settings.door import OwnProcessNeeded
-
 PARENT_POLL_SECONDS = 0.3
 STARTER_VARIABLE = "CEDM_STARTER"  # the process that a job must not outlive, where it is one of its own
 
@@ -21,12 +19,6 @@ def in_sweep() -> bool:
 def place_in_sweep() -> str:
     """What tells a run of a sweep from those that start in the same second: `-3`; nothing where there is no sweep."""
     return f"-{HydraConfig.get().job.num}" if in_sweep() else ""
-
-
-def needs_own_process() -> None:
-    """Raise `OwnProcessNeeded` in a sweep, which processes that run this command again would start as a whole."""
-    if in_sweep():
-        raise OwnProcessNeeded
 
 
 def end_with_parent(parent: int) -> None:

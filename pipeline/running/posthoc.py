@@ -40,18 +40,15 @@ class StoredAverages:
             UserError: there are none.
         """
         base = Denoiser.from_pretrained(folder / DENOISER)
-        files, nimg, widths = [], [], []
-        for path in sorted(folder.glob(f"{AVERAGES}/*")):
-            named = NAME.fullmatch(path.name)
-            if named is not None and int(named[2]) <= base.meta.get("nimg", 0):
-                files.append(path)
-                nimg.append(int(named[2]))
-                widths.append(float(named[1]))
-        if not files:
+        named = ((path, NAME.fullmatch(path.name)) for path in sorted(folder.glob(f"{AVERAGES}/*")))
+        stored = [(path, int(name[2]), float(name[1])) for path, name in named if name is not None]
+        stored = [one for one in stored if one[1] <= base.meta.get("nimg", 0)]
+        if not stored:
             raise UserError(
                 f"run={folder} has no stored averages. Train with training.posthoc_snapshots=16; a run that was "
                 "trained without it can't have them any more."
             )
+        files, nimg, widths = map(list, zip(*stored, strict=True))
         return cls(base, files, nimg, widths)
 
     @property

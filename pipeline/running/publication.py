@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from callbacks.image_grid import image_grid
 from callbacks.sample_grid import sample_rows
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.sampling import Sampler
+from pipeline.pictures.html import rendered
 from pipeline.running.run_files import denoiser_file
 from storage.control_characters import shown
 from storage.digests import file_digest
@@ -23,7 +23,6 @@ from storage.files import atomic_path
 
 FOLDER = "hub"  # in that of the run
 CARD, SAMPLES, CURVE = "README.md", "samples.png", "distance.png"
-TEMPLATES = Path(__file__).parent.parent / "pictures"
 LIBRARY = "cluster-conditioned-diffusion"
 TAGS = ("diffusion", "edm", "image-generation", "pytorch")
 ROWS, COLUMNS = 12, 8
@@ -100,11 +99,8 @@ def card(
     metadata = ModelCardData(library_name=LIBRARY, pipeline_tag="unconditional-image-generation", tags=list(TAGS))
     along = dict(summary.get("distances", {}))
     curve = along.pop("kimg_and_distance", [])
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["cell"] = in_cell
-    text = environment.get_template("model_card.md.j2").render(
+    text = rendered(
+        "model_card.md.j2",
         repo=repo,
         denoiser=denoiser,
         shares=[] if denoiser.cluster_frequencies is None else denoiser.cluster_frequencies.tolist(),
@@ -116,11 +112,6 @@ def card(
         protocols=json.dumps(without_places({"training": along, "scores": (scores or {}).get("scores", {})}), indent=2),
     )
     return shown(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
-
-
-def in_cell(text: str) -> str:
-    """A text in one cell of a table of Markdown's."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def without_places(node: Any) -> Any:

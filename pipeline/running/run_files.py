@@ -32,6 +32,6 @@ def denoiser_file(path: str | Path, setting: str = "ckpt") -> Path:
     return file_of_run(setting, path, DENOISER)
 
 
-def head_file(path: str | Path, setting: str = "head") -> Path:
-    """The clustering head that a setting names."""
-    return file_of_run(setting, path, HEAD)
+def head_file(path: str | Path) -> Path:
+    """The clustering head that `head=` names."""
+    return file_of_run("head", path, HEAD)

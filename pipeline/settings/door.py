@@ -32,8 +32,8 @@ from pipeline.settings.hints import explain_word
 from pipeline.settings.options import options_and_settings, spelled_out
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import config_folders, implied, key_of, readable
-from storage.cache import remove_abandoned_entries
 from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_is_full
+from storage.files import CACHE_FOLDERS, remove_abandoned
 
 SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
 COMPILING = ("train", "generate", "evaluate", "average")  # commands that may compile a network
@@ -68,7 +68,8 @@ def run_command(name: str, words: Sequence[str]) -> int:
             return report_sweep(failures) or max(codes, default=0)
     except (HydraException, OmegaConfBaseException) as error:
         GlobalHydra.instance().clear()
-        known = [*config_groups(), *(key for key, _ in leaves(compose_config(name, [])))]
+        groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
+        known = [*groups, *(key for key, _ in leaves(compose_config(name, [])))]
         return tell(explain_word(error, name, known))
     except UserError as error:
         return tell(str(error))
@@ -88,7 +89,8 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
             settings = to_settings(name, cfg, [key_of(word) for word in typed_words()])
             settings.check_files()
             settings = with_preset(name, settings)
-            remove_abandoned_entries(settings.cache_dir)
+            for folder in CACHE_FOLDERS:  # cache_dir may hold anything else of a user's
+                remove_abandoned(Path(settings.cache_dir) / folder)
             run = functools.partial(load_command(name), settings)
             if settings.trainer.compile and name in COMPILING:
                 run = functools.partial(with_compile_cache, run, settings.cache_dir)
@@ -96,7 +98,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
                 return with_inputs(run, make=sweep or MAKE_INPUTS in os.environ)
         code = outcome[0]
     except OwnProcessNeeded:
-        code = run_alone(name)
+        code = start(name, typed_words(), {})
     except TimeIsUp:  # and the training has said so
         code = 0
     except Exception:
@@ -135,7 +137,8 @@ def told_in_words() -> Iterator[list[int]]:
     try:
         yield outcome
     except ArtifactError as error:
-        outcome[0] = tell(f"{error}{how_to_make(error)}")
+        maker = maker_of(error.kind)
+        outcome[0] = tell(f"{error}" if maker is None else f"{error} Make it with: {typed_command(maker)}")
     except UserError as error:
         outcome[0] = tell(str(error))
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
@@ -175,12 +178,6 @@ def tell(message: str, code: int = 2) -> int:
     return code
 
 
-def how_to_make(error: ArtifactError) -> str:
-    """The command that makes a missing or damaged artifact, with the settings that were typed."""
-    maker = maker_of(error.kind)
-    return "" if maker is None else f" Make it with: {typed_command(maker)}"
-
-
 def with_inputs(run: Callable[[], Any], make: bool) -> Any:
     """What `run` returns. With `make`, an artifact that it lacks is made first, by the command that makes it."""
     while True:
@@ -193,11 +190,6 @@ def with_inputs(run: Callable[[], Any], make: bool) -> Any:
             code = start(maker, understood(maker, tuple(typed_words())), {MAKE_INPUTS: "1"})
             if code or not error.path.exists():
                 raise UserError(f"{error} `cedm {maker}` could not make it: see above.") from error
-
-
-def run_alone(name: str) -> int:
-    """Run the current run of a sweep in a process of its own, which may start others; its exit code."""
-    return start(name, typed_words(), {})
 
 
 def start(name: str, words: Sequence[str], environment: dict[str, str]) -> int:
@@ -253,11 +245,6 @@ def typed_words() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def chosen_option(group: str) -> str:
-    """The option of a config group that the running command was given: `granularity` of `study=granularity`."""
-    return str(HydraConfig.get().runtime.choices[group])
-
-
 def program() -> str:
     """`cedm` as the user can type it here: the environment's own where it is not on the path."""
     return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
@@ -286,8 +273,3 @@ def understood(name: str, words: tuple[str, ...]) -> list[str]:
     keys = [key.split(".") for key, _ in leaves(cfg)]
     known = groups | {".".join(parts[:depth]) for parts in keys for depth in range(1, len(parts) + 1)}
     return [word for word in words if key_of(word) in known]
-
-
-def config_groups() -> list[str]:
-    """The folders of options below `configs`."""
-    return [path.name for path in CONFIGS.iterdir() if path.is_dir()]

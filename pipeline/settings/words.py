@@ -42,11 +42,6 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0]
 
 
-def is_typed(key: str) -> bool:
-    """Whether the user typed this setting, so that it is no default."""
-    return HydraConfig.initialized() and key in map(key_of, HydraConfig.get().overrides.task)
-
-
 def config_folders() -> list[str]:
     """`--config-dir=FOLDER` and `hydra.searchpath=[…]` as typed: what another command needs to know the same files."""
     if not HydraConfig.initialized():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.pictures.chart import PALETTE, Chart, Series
+from pipeline.pictures.chart import PALETTE, Chart
 from pipeline.pictures.table import Table
 from pipeline.running.run_folder import flattened, read_settings
 from pipeline.studies.analysis import spread
@@ -19,13 +19,21 @@ def comparison_page(runs: Mapping[str, Run]) -> Page:
     """All runs on one page, by their short names."""
     pages = {name: page for name, (_, page, _) in runs.items()}
     protocols, notes = protocols_of(pages)
+    known = {name: flattened(read_settings(folder) or {}) for name, (folder, _, _) in runs.items()}
+    settings = beside_one_another("Settings in which they differ.", "setting", known)
+    settings = replace(settings, rows=[row for row in settings.rows if len({*row[1:]}) > 1])
+    columns = {name: numbers(page, summary) for name, (_, page, summary) in runs.items()}
     return Page(
         title=", ".join(runs),
         question="How do these runs differ?",
         answer=[f"{name}: {line}" for name, page in pages.items() for line in page.answer],
         facts={name: str(folder) for name, (folder, _, _) in runs.items()},
         charts=list(joined({name: page.charts for name, page in pages.items()})),
-        tables=[table for table in (differing_settings(runs), numbers_of(runs)) if table.rows],
+        tables=[
+            table
+            for table in (settings, beside_one_another("The numbers of their summaries.", "what", columns))
+            if table.rows
+        ],
         pictures={
             f"{name}: {caption}": page.pictures[caption]
             for caption in dict.fromkeys(caption for page in pages.values() for caption in page.pictures)
@@ -55,33 +63,21 @@ def joined(charts: Mapping[str, Sequence[Chart]]) -> Iterator[Chart]:
     kinds = dict.fromkeys((chart.name, chart.x_name, chart.y_name) for _, chart in everyone)
     for position, key in enumerate(kinds):
         alike = [(run, chart) for run, chart in everyone if (chart.name, chart.x_name, chart.y_name) == key]
-        named = [(series_name(run, one, chart), one) for run, chart in alike for one in chart.series]
+        own = [(run, chart, one) for run, chart in alike for one in chart.series]
+        names = [f"{run}: {one.name}" if len(chart.series) > 1 and one.name else run for run, chart, one in own]
         series = [
-            replace(one, name=name, colour=PALETTE[number % len(PALETTE)]) for number, (name, one) in enumerate(named)
+            replace(one, name=name, colour=PALETTE[number % len(PALETTE)])
+            for number, (name, (_, _, one)) in enumerate(zip(names, own, strict=True))
         ]
         # Two kinds may have one name, such as distances by different metrics.
         yield replace(alike[0][1], name=f"{key[0]}-{position}", series=series, finding="", table=None, shaded=None)
 
 
-def series_name(run: str, series: Series, chart: Chart) -> str:
-    """A run's name, with that of the series where its chart has several."""
-    return f"{run}: {series.name}" if len(chart.series) > 1 and series.name else run
-
-
-def differing_settings(runs: Mapping[str, Run]) -> Table:
-    """The settings and inputs in which the runs differ."""
-    found = {name: flattened(read_settings(folder) or {}) for name, (folder, _, _) in runs.items()}
-    keys = dict.fromkeys(key for settings in found.values() for key in settings)
-    rows = [[key, *(str(settings.get(key, ABSENT)) for settings in found.values())] for key in keys]
-    return Table("Settings in which they differ.", ["setting", *runs], [row for row in rows if len({*row[1:]}) > 1])
-
-
-def numbers_of(runs: Mapping[str, Run]) -> Table:
-    """The numbers of all runs, a column for each."""
-    columns = {name: numbers(page, summary) for name, (_, page, summary) in runs.items()}
+def beside_one_another(caption: str, what: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What is known of the runs, name → key → value, as a table with a column for each."""
     keys = dict.fromkeys(key for column in columns.values() for key in column)
-    rows = [[key, *(column.get(key, ABSENT) for column in columns.values())] for key in keys]
-    return Table("The numbers of their summaries.", ["what", *runs], rows)
+    rows = [[key, *(str(column.get(key, ABSENT)) for column in columns.values())] for key in keys]
+    return Table(caption, [what, *columns], rows)
 
 
 def numbers(page: Page, summary: Mapping[str, Any]) -> dict[str, str]:

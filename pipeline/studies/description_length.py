@@ -15,7 +15,8 @@ NOT_MEASURED = "Not measured: it takes images held out (dataset.holdout=0.1), an
 
 def description_length(results: Results) -> Chart:
     """L = H − gain against C: the nats that telling the clusters costs more than it saves the denoiser."""
-    models = [(model, lengths) for model in results.models if (lengths := lengths_of(model))]
+    every = [(model, [run.length for run in model.runs if run.length is not None]) for model in results.models]
+    models = [(model, lengths) for model, lengths in every if lengths]
     series, colours = [], colours_of({model.variant: model.method for model, _ in models})
     for variant, colour in colours.items():
         members = [(model.num_clusters, lengths) for model, lengths in models if model.variant == variant]
@@ -41,11 +42,6 @@ def description_length(results: Results) -> Chart:
 
 
 Measured = Sequence[tuple[Model, list[DescriptionLength]]]
-
-
-def lengths_of(model: Model) -> list[DescriptionLength]:
-    """Those of the model's trainings that were measured."""
-    return [run.length for run in model.runs if run.length is not None]
 
 
 def shortest(lengths: Sequence[DescriptionLength], number: int = 0) -> Estimate:
@@ -92,18 +88,10 @@ def table_of(models: Measured) -> Table:
         for one in lengths:
             above, everything = one.gains
             below = everything.held_out.value - above.held_out.value
-            rows.append(
-                [
-                    str(model),
-                    f"{one.price:.2f}",
-                    in_nats(above.held_out),
-                    f"{above.held_out.value / one.price:.0%}" if one.price else "",
-                    in_nats(one.length(0)),
-                    f"{below:+.2f}",
-                    in_nats(one.length(1)),
-                    in_nats(above.training) + (" (more)" if above.is_of_training_images else ""),
-                ]
-            )
+            share = f"{above.held_out.value / one.price:.0%}" if one.price else ""
+            more = " (more)" if above.is_of_training_images else ""
+            first = [str(model), f"{one.price:.2f}", in_nats(above.held_out), share, in_nats(one.length(0))]
+            rows.append([*first, f"{below:+.2f}", in_nats(one.length(1)), in_nats(above.training) + more])
     high, low = (f"{gain.lowest:g}" for gain in models[0][1][0].gains)
     header = [
         *("model", "price H", f"gain (σ > {high})", "gain/H", f"L (σ > {high})", f"gain below {high}"),

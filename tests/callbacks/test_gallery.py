@@ -39,7 +39,6 @@ def test_without_confidence_the_images_are_a_random_sample() -> None:
 
 
 def test_the_sample_of_clusters_goes_from_the_largest_to_the_smallest() -> None:
-    cluster_ids = torch.arange(50).repeat_interleave(torch.arange(50))
-    picked = sample_clusters(cluster_ids, 5)
-    assert picked == [49, 37, 25, 13, 1]
+    picked = sample_clusters(torch.arange(96).repeat_interleave(torch.arange(96)))
+    assert picked == [95 - round(94 * place / 19) for place in range(20)]
     assert sample_clusters(torch.tensor([3, 3, 9])) == [3, 9]

@@ -142,10 +142,10 @@ def test_each_thumbnail_is_its_image() -> None:
     colours = torch.randint(0, 256, (SHEET + 40, 3, 1, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for most, error in ((10**8, 0), (60_000, 9)):  # lossless, and as JPEG
         sprites = make_sprites(lambda row: colours[row].expand(3, 16, 16), len(colours), most)
-        assert (len(sprites.sheets), sprites.size) == (2, 16)
+        assert (len(sprites["sheets"]), sprites["size"]) == (2, 16)
         for row in (0, 31, 32, SHEET - 1, SHEET, SHEET + 39):
-            sheet, place = decoded(sprites.sheets[row // SHEET]).convert("RGB"), row % SHEET
-            left, top = place % sprites.columns * 16, place // sprites.columns * 16
+            sheet, place = decoded(sprites["sheets"][row // SHEET]).convert("RGB"), row % SHEET
+            left, top = place % sprites["columns"] * 16, place // sprites["columns"] * 16
             found = np.array(sheet.crop((left, top, left + 16, top + 16)), dtype=float)
             assert abs(found - colours[row].flatten().numpy()).max() <= error
 
@@ -158,6 +158,6 @@ def test_thumbnails_fit_into_what_there_is_room_for(shape: tuple[int, int, int],
     images = torch.randint(0, 256, (50, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for most in (10**9, 900 * count):
         sprites = make_sprites(lambda row: images[row % 50], count, most)
-        assert sprites.length <= most
-        width, height = decoded(sprites.sheets[0]).size
-        assert (width, height % sprites.size) == (sprites.columns * sprites.size, 0)
+        assert sum(map(len, sprites["sheets"])) <= most
+        width, height = decoded(sprites["sheets"][0]).size
+        assert (width, height % sprites["size"]) == (sprites["columns"] * sprites["size"], 0)
