@@ -121,7 +121,8 @@ def test_a_backbone_without_text_is_refused(cedm: Cedm, workplace: Path) -> None
 
 def test_a_study_sets_it_beside_other_groups(cedm: Cedm, workplace: Path, tiny: tuple[Path, CLIPModel]) -> None:
     """With its own backbone, whatever the others have; left out where its weights are not to be had."""
-    study = ["study", "study=conditioning", "study.seeds=[0]", "study.print=true", "backbone=pixels"]
+    study = ["study", "study=conditioning", "study.seeds=[0]", "study.clusters=[5]", "study.print=true"]
+    study.append("backbone=pixels")
     clip = f'study.runs.clip=["clustering=clip","backbone=clip_vitl14","backbone.path={tiny[0]}"]'
     result = cedm(*study, clip)
     assert result.code == 0, result.err

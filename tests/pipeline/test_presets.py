@@ -1,5 +1,6 @@
 """A data set of one's own: its name, the settings that follow from its images, and what a long training asks first."""
 
+import itertools
 import json
 import re
 import shlex
@@ -22,10 +23,10 @@ from storage.errors import UserError
 from .conftest import TINY_EDM, Cedm
 
 
-@pytest.mark.parametrize("num_images", [1, 3, 30, 299, 3_000, 9_999, 10_000, 1_000_000])
-@pytest.mark.parametrize("side", [1, 8, 13, 28, 47, 48, 50, 3_000])
-def test_the_rule_on_a_grid(num_images: int, side: int) -> None:
-    for gpu, packaged, channels in [(False, False, 1), (False, True, 3), (True, True, 5), (True, True, 1)]:
+def test_the_rule_on_a_grid() -> None:
+    counts, sides = [1, 3, 30, 299, 3_000, 9_999, 10_000, 1_000_000], [1, 8, 13, 28, 47, 48, 50, 3_000]
+    machines = [(False, False, 1), (False, True, 3), (True, True, 5), (True, True, 1)]
+    for num_images, side, (gpu, packaged, channels) in itertools.product(counts, sides, machines):
         images = OwnImages(num_images, side, channels)
         name, values = preset_values("auto", images, gpu, packaged)
         assert name == ("published" if gpu and num_images >= 10_000 else "laptop")
