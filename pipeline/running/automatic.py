@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from pipeline.running.devices import device_of, devices_of
+from pipeline.running.devices import device_of, devices_of, low_precision_of
 from pipeline.running.trainer_settings import AUTO, TrainerSettings
 from pipeline.settings.schemas import SharedSettings
 
 S = TypeVar("S", bound=SharedSettings)
 COMPILED_FROM = {"cuda": (5_000_000, 16)}  # device: parameters, and height and width of the images
+BF16_FROM = 16  # height and width of the images
 USUAL_PASS, LARGEST_PASS = 128, 512  # images
 STATE = 20  # bytes for each parameter: weight, gradient, two moments, average
 
@@ -33,6 +34,23 @@ def compiles(device: str, parameters: int, resolution: int) -> bool:
         return False
     least_parameters, least_resolution = COMPILED_FROM[device]
     return parameters >= least_parameters and resolution >= least_resolution
+
+
+def precision_of(device: torch.device, resolution: int) -> str:
+    """What `trainer.precision=auto` computes in: bf16-mixed where that is faster and changes no distance.
+
+    | device   | bf16-mixed, from 16×16 pixels on                   | 32-true   |
+    |----------|----------------------------------------------------|-----------|
+    | cuda     | GPUs that compute in bfloat16 (Ampere and newer)   | all else  |
+    | cpu      | processors with AVX-512 BF16 or AMX                | all else  |
+    | mps      |                                                    | always    |
+    """
+    if resolution < BF16_FROM:
+        return "32-true"
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that will do
+        return "bf16-mixed" if known.get("avx512_bf16") or known.get("amx_bf16") else "32-true"
+    return low_precision_of(device) or "32-true"
 
 
 def images_per_pass(memory: int | None, parameters: int, image: int) -> int:
@@ -63,11 +81,13 @@ def decided(settings: S, before: Mapping[str, Any] | None = None) -> S:
         UserError: this machine has no such device.
     """
     trainer, training = settings.trainer, settings.training
-    device = device_of(trainer.accelerator)
+    device, kept = device_of(trainer.accelerator), (before or {}).get("settings", {}).get("trainer", {})
     size = settings.network, settings.dataset.resolution, settings.dataset.channels
+    if trainer.precision == AUTO:
+        trainer = replace(trainer, precision=kept.get("precision") or precision_of(device, settings.dataset.resolution))
     if trainer.compile == AUTO:
-        kept = (before or {}).get("settings", {}).get("trainer", {}).get("compile")
-        rule = compiles(device.type, parameters_of(*size), settings.dataset.resolution) if kept is None else kept
+        known = kept.get("compile")
+        rule = compiles(device.type, parameters_of(*size), settings.dataset.resolution) if known is None else known
         trainer = replace(trainer, compile=rule)
     if training.max_batch_per_device == AUTO:
         memory, image = smallest_card(trainer), 0

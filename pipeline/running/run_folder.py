@@ -36,7 +36,8 @@ OUTPUTS = re.compile(
     r"|(pseudo_labels|clusters|bound|scores|confidence|results|distances|classes)\.csv|(report|clusters)\.html"
     r"|(grid|clusters|gallery|map|utilization|distance|lengths|bound)\.png)"
 )
-LEFT_OPEN = {"trainer": ("compile",)}  # settings whose `auto` stands for what was decided when the run began
+# Settings whose `auto` stands for what was decided when the run began.
+LEFT_OPEN = {"trainer": ("precision", "compile")}
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 

@@ -93,9 +93,9 @@ class TrainerSettings(Settings):
         identifies=False,
     )
     precision: str = setting(
-        "32-true",
-        "of the networks' arithmetic; the mixed ones are faster on GPUs",
-        choices=("32-true", "bf16-mixed", "16-mixed"),
+        AUTO,
+        "of the networks' arithmetic; auto: bf16-mixed from 16×16 pixels on, where the device computes in it",
+        choices=(AUTO, "32-true", "bf16-mixed", "16-mixed"),
     )
     compile: Any = setting(AUTO, "torch.compile the network: true, false; auto: large ones on GPUs")
     channels_last: bool = setting(True, "keep images in memory as [height, width, channels]")

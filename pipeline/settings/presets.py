@@ -96,7 +96,6 @@ def laptop(images: OwnImages, packaged: bool) -> dict[str, Any]:
         "evaluation.grid_every_kimg": kimg / 2,
         "evaluation.snapshot_every_kimg": kimg / 8,
         "evaluation.log_every_kimg": 1,
-        "trainer.precision": "32-true",
         "trainer.channels_last": False,
     }
 

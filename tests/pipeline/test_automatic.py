@@ -12,7 +12,14 @@ from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.running import automatic
-from pipeline.running.automatic import bytes_of_an_image, compiles, decided, images_per_pass, parameters_of
+from pipeline.running.automatic import (
+    bytes_of_an_image,
+    compiles,
+    decided,
+    images_per_pass,
+    parameters_of,
+    precision_of,
+)
 from pipeline.settings.compose import compose
 
 from .conftest import TINY_EDM, Cedm
@@ -37,6 +44,31 @@ TRAIN = ["train", "conditioning=none", *TINY_EDM, "dataset.max_images=100"]
 )
 def test_what_is_compiled(device: str, parameters: int, resolution: int, expected: bool) -> None:
     assert compiles(device, parameters, resolution) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "resolution", "expected"),
+    [
+        ({"avx512_f": True, "avx512_bf16": True}, 32, "bf16-mixed"),
+        ({"amx_bf16": True}, 16, "bf16-mixed"),
+        ({"avx512_bf16": True}, 8, "32-true"),
+        ({"avx512_f": True, "avx512_bf16": False}, 32, "32-true"),
+        ({}, 64, "32-true"),
+    ],
+)
+def test_in_what_a_processor_computes(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], resolution: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    settings = decided(compose("train", ["network=ddpmpp_32_small", f"dataset.resolution={resolution}"]))
+    assert settings.trainer.precision == expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_in_what_a_gpu_computes(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert precision_of(torch.device("cuda"), 32) == expected
+    assert precision_of(torch.device("cuda"), 8) == precision_of(torch.device("mps"), 64) == "32-true"
 
 
 @pytest.mark.parametrize(("gib", "single", "mixed"), [(8, 16, 32), (24, 64, 128), (40, 128, 256), (80, 256, 512)])
