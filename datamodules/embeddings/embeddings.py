@@ -34,6 +34,17 @@ class Embeddings:
     std: Tensor
     meta: dict[str, Any]
 
+    @classmethod
+    def of(cls, values: Tensor, meta: dict[str, Any] | None = None) -> "Embeddings":
+        """Feature vectors [N, D] with their mean and standard deviation.
+
+        Examples:
+            >>> Embeddings.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).std
+            tensor([1., 0.])
+        """
+        std, mean = torch.std_mean(values.double(), dim=0, correction=0)
+        return cls(values, mean.float(), std.float(), meta or {})
+
     def scaling(self, standardise: bool) -> tuple[Tensor, Tensor]:
         """What clustering heads subtract from an embedding, and divide it by, [D] each: 0 and 1 for raw embeddings."""
         return (self.mean, self.std) if standardise else (torch.zeros_like(self.mean), torch.ones_like(self.std))
@@ -65,8 +76,7 @@ def load_embeddings(source: ImageSource, identity: dict[str, Any], cache_dir: st
     if source is whole:
         return Embeddings(**artifact.tensors, meta=artifact.meta)
     values = artifact.tensors["values"][source.places]
-    std, mean = torch.std_mean(values.double(), dim=0, correction=0)
-    return Embeddings(values, mean.float(), std.float(), {**artifact.meta, "source": described(source)})
+    return Embeddings.of(values, {**artifact.meta, "source": described(source)})
 
 
 def make_embeddings(

@@ -25,7 +25,7 @@ from .opening import opened
 @pytest.fixture
 def embeddings() -> Embeddings:
     values = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
-    return Embeddings(values, values.mean(dim=0), values.std(dim=0, correction=0), meta={})
+    return Embeddings.of(values)
 
 
 @pytest.fixture
