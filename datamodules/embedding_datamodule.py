@@ -58,6 +58,15 @@ class EmbeddingDataModule(L.LightningDataModule):
 
     Raises:
         UserError: too few images for the batch size or for num_neighbours.
+
+    Examples:
+        >>> from datamodules.embeddings.neighbours import find_neighbours
+        >>> embeddings = Embeddings.of(torch.randn(20, 4))  # of 20 images
+        >>> neighbours = find_neighbours(embeddings.values, k=3).indices
+        >>> data = EmbeddingDataModule(embeddings, neighbours, batch_size=8, num_neighbours=3)
+        >>> pairs = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)  # as Lightning does
+        >>> pairs.images.shape, pairs.neighbours.shape, data.steps_per_epoch
+        (torch.Size([8, 4]), torch.Size([8, 4]), 2)
     """
 
     def __init__(

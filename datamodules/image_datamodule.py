@@ -55,6 +55,16 @@ class ImageDataModule(L.LightningDataModule):
 
     Raises:
         UserError: an image without a pseudo-label, or a batch larger than the data set.
+
+    Examples:
+        >>> from datamodules.images.dataset_settings import DatasetSettings
+        >>> from datamodules.images.sources import open_source
+        >>> source = open_source(DatasetSettings(name="digits", kind="digits", max_images=32))
+        >>> clusters = PseudoLabels(torch.arange(32) % 4, num_clusters=4, confidence=torch.ones(32), ids=source.ids)
+        >>> data = ImageDataModule(source, clusters, resolution=8, channels=1, batch_size=16)
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.images.shape, batch.labels.shape, data.num_classes
+        (torch.Size([16, 1, 8, 8]), torch.Size([16]), 4)
     """
 
     def __init__(

@@ -48,6 +48,15 @@ class EDMModule(LightningModule):
         training: its batch size, learning rate, noise levels, averages …
         optimizer: which one, and its own settings.
         seed: of all that is random.
+
+    Examples:
+        >>> from datamodules.image_datamodule import ImageBatch
+        >>> from lightning_modules.diffusion.network_settings import NetworkSettings
+        >>> network = NetworkSettings(model_channels=8, channel_mult=[1], num_blocks=1)
+        >>> module = EDMModule(Denoiser(network, img_resolution=8, img_channels=1, label_dim=3, augment_dim=9))
+        >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        >>> module.loss_of(ImageBatch(images, labels=torch.tensor([0, 1, 2, 0]), positions=torch.arange(4))).shape
+        torch.Size([4])
     """
 
     recent_loss: Tensor

@@ -29,6 +29,15 @@ class TEMIModule(LightningModule):
         settings: of the heads, their objective and their training.
         embedding_dim: D.
         steps_per_epoch: images / batch_size, the last partial batch dropped.
+
+    Examples:
+        >>> settings = TEMISettings(num_clusters=5, num_heads=2, max_epochs=10)
+        >>> module = TEMIModule(settings, embedding_dim=16, steps_per_epoch=3)
+        >>> module.max_steps  # for Trainer(max_steps=…, max_epochs=-1)
+        30
+        >>> cluster_ids, confidence = module.predict(torch.randn(7, 16))
+        >>> cluster_ids.shape
+        torch.Size([7])
     """
 
     epoch_losses: Tensor  # [H], sum over the steps of the current epoch, all processes together

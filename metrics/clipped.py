@@ -41,6 +41,12 @@ def clipped_scores(
 
     Raises:
         ValueError: the real images have no k-th neighbour, or a feature is not finite.
+
+    Examples:
+        >>> images = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+        >>> scores = clipped_scores(images + 100, images)
+        >>> scores.density, scores.coverage
+        (0.0, 0.0)
     """
     if not 1 <= k < len(reference):
         raise ValueError(f"k={k} needs more than k real images, not {len(reference)}")

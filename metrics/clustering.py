@@ -18,6 +18,12 @@ class ClusteringScores(Metric):
     Args:
         num_classes: K.
         num_clusters: C.
+
+    Examples:
+        >>> scores = ClusteringScores(num_classes=2, num_clusters=3)
+        >>> scores.update(cluster_ids=torch.tensor([2, 2, 0, 0]), labels=torch.tensor([0, 0, 1, 1]))
+        >>> {name: round(value, 1) for name, value in scores.compute().items()}
+        {'accuracy': 100.0, 'nmi': 100.0, 'ami': 100.0, 'ari': 100.0, 'num_used': 2, 'kl_from_uniform': 0.0}
     """
 
     full_state_update = False
@@ -84,6 +90,11 @@ def cluster_purity(cluster_ids: Tensor, labels: Tensor, num_clusters: int) -> tu
     Returns:
         Purities, the share of that class, float64 [C], NaN for clusters without images; and the classes, int64 [C],
         the lowest of several that are equally frequent.
+
+    Examples:
+        >>> purity, majority = cluster_purity(torch.tensor([0, 0, 1]), torch.tensor([4, 4, 7]), num_clusters=2)
+        >>> purity.tolist(), majority.tolist()
+        ([1.0, 1.0], [4, 7])
     """
     num_classes = int(labels.max()) + 1
     cells, counts = (cluster_ids.long() * num_classes + labels.long()).unique(return_counts=True)  # of no empty cell
@@ -105,6 +116,10 @@ def matched_accuracy(contingency: np.ndarray) -> float:
 
     Args:
         contingency: [K, C], images of each class in each cluster.
+
+    Examples:
+        >>> matched_accuracy(np.array([[4, 1, 0], [0, 3, 2]]))  # 2 classes in 3 clusters
+        0.9
     """
     majority = contingency.max(axis=0)  # what each cluster adds as surplus
     benefit = contingency * (majority.sum() + 1) - majority  # agreeing images first, then what is left to the surplus

@@ -13,6 +13,13 @@ class CollectedFeatures(Metric):
 
     Args:
         num_features: D.
+
+    Examples:
+        >>> metric = CollectedFeatures(num_features=3)
+        >>> metric.update(torch.zeros(2, 3))
+        >>> metric.update(torch.ones(1, 3))
+        >>> metric.compute().shape
+        torch.Size([3, 3])
     """
 
     full_state_update = False

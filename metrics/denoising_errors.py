@@ -36,7 +36,13 @@ class Estimate(NamedTuple):
 
 
 def mean_of(values: Tensor) -> Estimate:
-    """The mean of a value for each image, [n]."""
+    """The mean of a value for each image, [n].
+
+    Examples:
+        >>> import torch
+        >>> mean_of(torch.tensor([1.0, 3.0]))
+        Estimate(value=2.0, error=1.0)
+    """
     error = float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Estimate(float(values.double().mean()), error)
 

@@ -20,6 +20,11 @@ def gain(without: Tensor, errors: Tensor, sigmas: Tensor, widths: Tensor, lowest
         without, errors: squared errors [n, L] of a denoiser without the condition and of one with it, on the same
             images with the same noise.
         sigmas, widths: noise levels [L], and the width in ln σ that each stands for, [L].
+
+    Examples:
+        >>> without, errors = torch.tensor([[4.0, 9.0]] * 2), torch.tensor([[3.0, 9.0]] * 2)  # 2 images, 2 noise levels
+        >>> gain(without, errors, sigmas=torch.tensor([1.0, 2.0]).double(), widths=torch.ones(2).double(), lowest=0.5)
+        Estimate(value=1.0, error=0.0)
     """
     weights = torch.where(sigmas > lowest, widths / sigmas**2, 0.0)  # [L]
     return mean_of((without.double() - errors.double()) @ weights)
@@ -42,5 +47,10 @@ def common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(shares: Tensor) -> float:
-    """H = −Σ p ln p in nats: what telling the cluster of an image costs, where p are the clusters' shares."""
+    """H = −Σ p ln p in nats: what telling the cluster of an image costs, where p are the clusters' shares.
+
+    Examples:
+        >>> round(entropy(torch.tensor([0.5, 0.5])), 4)
+        0.6931
+    """
     return float(torch.special.entr(shares.double() / shares.double().sum()).sum())

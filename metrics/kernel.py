@@ -44,6 +44,11 @@ def kernel_distance(
 
     Raises:
         ValueError: a side has fewer than `subset_size` images.
+
+    Examples:
+        >>> near, far = torch.zeros(20, 4), torch.ones(20, 4)
+        >>> kernel_distance(far, near, num_subsets=2, subset_size=10).mean  # k = 8 within `far`, 1 elsewhere: 8 + 1 − 2
+        7.0
     """
     if min(len(features), len(reference)) < subset_size:
         raise ValueError(

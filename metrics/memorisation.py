@@ -76,6 +76,10 @@ def training_neighbours(reference: Tensor, block_entries: int = BLOCK_ENTRIES) -
 
     Raises:
         ValueError: there is but one image.
+
+    Examples:
+        >>> training_neighbours(torch.tensor([[0.0], [1.0], [3.0]])).distances.tolist()
+        [1.0, 1.0, 2.0]
     """
     if len(reference) < 2:
         raise ValueError(f"a nearest other training image needs at least 2 of them, not {len(reference)}")
@@ -95,6 +99,12 @@ def memorisation(
         reference: [M, D], of the training images.
         neighbours: of `reference`.
         block_entries: how many of the N × M distances are held at once; at least a row of them.
+
+    Examples:
+        >>> reference = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> found = memorisation(torch.tensor([[0.0], [9.0]]), reference, training_neighbours(reference))
+        >>> found.nearest.tolist(), found.ratios.tolist(), found.authenticity  # a copy, and an image that is none
+        ([0, 2], [0.0, 3.0], 0.5)
     """
     squared, indices = SquaredDistances(features, reference.to(features.device), block_entries).nearest(1)
     nearest, distances = indices[:, 0].cpu(), squared[:, 0].cpu().sqrt()

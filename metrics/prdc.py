@@ -28,6 +28,11 @@ def prdc(features: Tensor, reference: Tensor, k: int = 3, block_entries: int = B
 
     Raises:
         ValueError: a set has no k-th neighbour, or a feature is not finite.
+
+    Examples:
+        >>> real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+        >>> prdc(torch.tensor([[0.0], [1.0], [2.0], [30.0]]), real, k=1)
+        {'precision': 0.75, 'recall': 1.0, 'density': 2.0, 'coverage': 1.0}
     """
     if not 1 <= k < min(len(features), len(reference)):
         raise ValueError(

@@ -17,6 +17,13 @@ class ClusterUtilization(Metric):
     Args:
         num_clusters: C.
         used_when: "assigned" or "probable".
+
+    Examples:
+        >>> metric = ClusterUtilization(num_clusters=4)
+        >>> metric.update(torch.tensor([0, 0, 1, 1]))
+        >>> scores = metric.compute()
+        >>> scores["num_used"], scores["utilization_ratio"], scores["counts"].tolist()
+        (2, 0.5, [2, 2, 0, 0])
     """
 
     full_state_update = False
@@ -81,6 +88,10 @@ def kl_from_uniform(counts: Tensor) -> float:
 
     Args:
         counts: [C], images per cluster.
+
+    Examples:
+        >>> kl_from_uniform(torch.tensor([5, 5, 0])), round(kl_from_uniform(torch.tensor([9, 1])), 4)
+        (0.0, 0.5108)
     """
     used = counts[counts > 0].double()
     frequencies = used / used.sum()

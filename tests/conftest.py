@@ -11,6 +11,7 @@ import torch
 from .faults.jobs import Forks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+collect_ignore_glob = ["bench/*", "gpu/[!t]*"]  # programs of their own, which hold no tests and no examples
 torch.set_num_threads(1)  # tests run side by side: threads of several processes would only wait for one another
 
 

@@ -66,6 +66,10 @@ def find_neighbours(
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
     comes first; similarities count as equal where float32 cannot tell them apart, by the spread of the directions and
     not by their length, so that embeddings with a large common offset have their neighbours too.
+
+    Examples:
+        >>> find_neighbours(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).indices.tolist()
+        [[1], [0], [1]]
     """
     _check(values, k)
     directions = Directions.of(values.to(device))

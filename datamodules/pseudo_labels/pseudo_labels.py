@@ -37,6 +37,11 @@ class PseudoLabels:
 
     Raises:
         ValueError: lengths that differ, cluster ids outside 0…C−1, or an id that occurs twice or holds a line break.
+
+    Examples:
+        >>> labels = PseudoLabels(torch.tensor([0, 5, 5]), num_clusters=8, confidence=torch.ones(3), ids=list("abc"))
+        >>> labels.num_used, labels.utilization_ratio, labels.compact().tolist()
+        (2, 0.25, [0, 1, 1])
     """
 
     cluster_ids: Tensor  # int64 [N], in 0…C−1

@@ -48,6 +48,13 @@ class ClusteringHead(OnTheHub):
         std: [D], what it is divided by then: their standard deviation, or 1.
         backbone_identity: what the backbone says of itself; embeddings of another backbone mean nothing to this head.
         temperature: that of the softmax behind the confidence.
+
+    Examples:
+        >>> heads = ClusteringHeads(num_heads=1, embedding_dim=16, num_clusters=10)
+        >>> head = ClusteringHead(heads, mean=torch.zeros(16), std=torch.ones(16), backbone_identity={"kind": "mine"})
+        >>> cluster_ids, confidence = head.assign(torch.randn(5, 16))
+        >>> cluster_ids.shape, confidence.shape
+        (torch.Size([5]), torch.Size([5]))
     """
 
     FILE: ClassVar[str] = "head.safetensors"

@@ -18,6 +18,11 @@ class ClusteringHeads(nn.Module):
         num_clusters: C, logits per head.
         hidden_dim: width of the hidden layer.
         bottleneck_dim: width of the normalised features that the last layer reads.
+
+    Examples:
+        >>> heads = ClusteringHeads(num_heads=4, embedding_dim=16, num_clusters=10)
+        >>> heads(torch.randn(5, 16)).shape
+        torch.Size([4, 5, 10])
     """
 
     def __init__(

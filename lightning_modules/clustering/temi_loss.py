@@ -23,6 +23,12 @@ class TEMILoss(nn.Module):
 
     Under `torch.distributed` each process hands in its equal share of the pairs: q̃_t is averaged over the processes,
     so the mean of their losses (and what DDP makes of their gradients) is that of one process with all pairs.
+
+    Examples:
+        >>> loss = TEMILoss(TEMISettings(num_heads=2, num_clusters=2, beta=1.0))
+        >>> sure = torch.tensor([[10.0, -10.0], [-10.0, 10.0]]).repeat(2, 2, 1)  # two pairs, sure of one cluster each
+        >>> loss(sure, sure)  # −ln 2, as far down as two clusters go
+        tensor([-0.6931, -0.6931])
     """
 
     cluster_probs: Tensor  # q̃_t [H, C]

@@ -43,6 +43,13 @@ class Denoiser(nn.Module, OnTheHub):
 
     Raises:
         ValueError: The network does not fit the images.
+
+    Examples:
+        >>> network = NetworkSettings(model_channels=8, channel_mult=[1], num_blocks=1)
+        >>> denoiser = Denoiser(network, img_resolution=8, img_channels=1, label_dim=3).eval()
+        >>> denoised = denoiser(torch.ones(2, 1, 8, 8), sigma=0.5, class_labels=torch.eye(3)[[0, 2]])
+        >>> denoised.shape, round(denoised.mean().item(), 3)  # F starts near 0, so this is c_skip = 1/2
+        (torch.Size([2, 1, 8, 8]), 0.5)
     """
 
     FILE = DENOISER_FILE

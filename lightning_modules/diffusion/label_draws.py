@@ -43,6 +43,10 @@ def draw_labels(seeds: Tensor, frequencies: Tensor, draw: str = "low_discrepancy
     Args:
         draw: One of `LABEL_DRAWS`. `low_discrepancy`: any run of consecutive seeds has each label in its share, as
             nearly as whole numbers can. `independent`: a set of N images has a multinomial number of each.
+
+    Examples:
+        >>> draw_labels(torch.arange(8), torch.tensor([0.25, 0.75])).bincount()
+        tensor([2, 6])
     """
     cumulative = frequencies.to(seeds.device, torch.float64).cumsum(0)
     if not bool(frequencies.ge(0).all()) or not 0 < float(cumulative[-1]) < math.inf:

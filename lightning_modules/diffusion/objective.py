@@ -17,6 +17,15 @@ class EDMObjective:
         loss     = λ(σ) ‖D(y + σn; σ) − y‖²  with  ln σ ~ N(P_mean, P_std²)  and  λ(σ) = (σ² + σ_data²) / (σ σ_data)²
 
     A variant is a subclass that overrides `sigma`, `weight` or `scalings`.
+
+    Examples:
+        >>> objective, images = EDMObjective(), torch.zeros(2, 1, 4, 4)
+        >>> sigma = objective.sigma(torch.tensor([0.0, 1.0]))  # ln σ at its mean, and one standard deviation above
+        >>> sigma
+        tensor([0.3012, 1.0000])
+        >>> loss = objective(lambda x, sigma: torch.zeros_like(x), images, sigma, torch.randn(2, 1, 4, 4))
+        >>> loss.sum()  # the denoiser that knows these images
+        tensor(0.)
     """
 
     P_mean: float = -1.2
@@ -69,6 +78,11 @@ def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> T
     """One-hot labels `[B, label_dim]`, each replaced by zeros (no label) with the given probability.
 
     So one network learns both denoisers of classifier-free guidance (arXiv 2207.12598). `uniforms` in [0, 1), `[B]`.
+
+    Examples:
+        >>> drop_labels(torch.eye(2), uniforms=torch.tensor([0.05, 0.5]), probability=0.1)
+        tensor([[0., 0.],
+                [0., 1.]])
     """
     return class_labels * (uniforms >= probability).to(class_labels.dtype).unsqueeze(1)
 

@@ -83,6 +83,12 @@ def edm_sampler(
 
     Returns:
         Images in [-1, 1], more or less, float64 `[B, C, H, W]` (float32 on devices without float64).
+
+    Examples:
+        >>> grey = lambda x, sigma, class_labels: torch.full_like(x, 0.25)  # the denoiser of grey images
+        >>> images = edm_sampler(grey, latents(torch.arange(2), (1, 4, 4)), num_steps=5)
+        >>> images.shape, images.mean().item()
+        (torch.Size([2, 1, 4, 4]), 0.25)
     """
     t = time_steps(num_steps, sigma_min, sigma_max, rho, latents.device)
 

@@ -30,6 +30,15 @@ class Sampler:
     """EDM's sampler with its settings: (denoiser, seeds [B], label indices [B] or None) → uint8 [B, C, H, W].
 
     An image depends on its seed and label alone: latents and churn noise are functions of the seed.
+
+    Examples:
+        >>> from lightning_modules.diffusion.network_settings import NetworkSettings
+        >>> network = NetworkSettings(model_channels=8, channel_mult=[1], num_blocks=1)
+        >>> denoiser = Denoiser(network, img_resolution=8, img_channels=1, label_dim=3).eval()
+        >>> sampler = Sampler(SamplerSettings(steps=2, guidance=1.5))
+        >>> images = sampler(denoiser, seeds=torch.arange(4), labels=torch.tensor([0, 1, 2, 0]))
+        >>> images.shape, images.dtype
+        (torch.Size([4, 1, 8, 8]), torch.uint8)
     """
 
     settings: SamplerSettings
