@@ -18,7 +18,7 @@ else
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed cluster bound score assign diffusion generate evaluate auto study report tensorboard test test-all test-faults lint bench check-gpu clean
+.PHONY: help setup train embed cluster bound score assign diffusion generate evaluate auto study report tensorboard test test-all test-faults lint docs bench check-gpu clean
 
 help:  ## This list
 	@echo 'Targets:'
@@ -88,6 +88,10 @@ test-all: lint  ## Lint and all tests but the faults
 
 test-faults: $(READY)  ## Kills, signals, full disks, damaged and hostile files, at full count or TRIALS=2; prints a table
 	@$(PY) -m pytest tests/faults -n 0 $(if $(TRIALS),--trials $(TRIALS))
+
+docs: $(READY)  ## The documentation as a site, in site/; a broken link or a page without a place is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo 'site/index.html; with its search: $(PY) -m http.server -d site'
 
 bench: $(READY)  ## Measure speed, all parts or ONLY=temi; prints a table
 	@$(PY) tests/bench $(ONLY)
