@@ -6,8 +6,6 @@ VARIABLES := DATASET DATA BACKBONE CLUSTERING CLUSTERS CONDITIONING DEVICES ACCE
 unexport $(VARIABLES)
 $(foreach name,$(VARIABLES),$(eval export CEDM_$(name) := $$(value $(name))))
 
-TESTED := tests datamodules lightning_modules metrics pipeline/evaluation
-
 VENV := .venv
 ifdef PYTHON
     PY := $(PYTHON)
@@ -81,10 +79,10 @@ lint: $(READY)  ## Style, types and import layers
 	@$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()' --no-cache
 
 test: lint  ## Lint, the fast tests and the examples in docstrings
-	@$(PY) -m pytest --doctest-modules $(TESTED) -m 'not slow and not faults' -n 2 --dist loadfile
+	@$(PY) -m pytest --doctest-modules -m 'not slow and not faults' -n 2 --dist loadfile
 
 test-all: lint  ## Lint and all tests but the faults
-	@$(PY) -m pytest --doctest-modules $(TESTED) -m 'not faults' -n 2 --dist loadfile
+	@$(PY) -m pytest --doctest-modules -m 'not faults' -n 2 --dist loadfile
 
 test-faults: $(READY)  ## Kills, signals, full disks, damaged and hostile files, at full count or TRIALS=2; prints a table
 	@$(PY) -m pytest tests/faults -n 0 $(if $(TRIALS),--trials $(TRIALS))
