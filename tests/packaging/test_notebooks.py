@@ -16,7 +16,7 @@ def test_the_notebook_runs_and_ends_in_what_it_shows(path: Path, tmp_path: Path,
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     shown = nbformat.read(path, as_version=4)
     ran = nbformat.from_dict(shown)
-    NotebookClient(ran, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(ran, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert [kinds(cell) for cell in ran.cells] == [kinds(cell) for cell in shown.cells]
 
 
