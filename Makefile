@@ -88,7 +88,7 @@ test-faults: $(READY)  ## Kills, signals, full disks, damaged and hostile files,
 	@$(PY) -m pytest tests/faults -n 0 $(if $(TRIALS),--trials $(TRIALS))
 
 docs: $(READY)  ## The documentation as a site, in site/; a broken link or a page without a place is an error
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 	@echo 'site/index.html; with its search: $(PY) -m http.server -d site'
 
 bench: $(READY)  ## Measure speed, all parts or ONLY=temi; prints a table
