@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_loader import ImageLoader
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from datamodules.stream import SampleStream, StreamBatches, check_batch_size, place_of, split_batch
@@ -50,8 +50,8 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: images per optimizer step, of all devices and accumulated passes together.
         accumulate: forward passes per optimizer step.
         seed: decides the order of images.
-        num_workers: processes that decode images; None: none where the images lie in memory, else up to 8 per device.
-        memory_gb: keep decoded images in memory up to this size.
+        num_workers: processes that decode images; None: none where they are decoded once, else up to 8 per device.
+        memory_gb: decode the images once up to this size, else each time.
 
     Raises:
         UserError: an image without a pseudo-label, or a batch larger than the data set.
@@ -112,7 +112,7 @@ class ImageDataModule(L.LightningDataModule):
         return [self.source.ids[index] for index in self.stream.indices(positions).tolist()]
 
     def setup(self, stage: str | None = None) -> None:
-        """Decodes the images into memory where they fit; once per process."""
+        """Opens the images, decoded where they fit; once per process."""
         split_batch(self.batch_size, place_of(self.trainer)[0], self.accumulate)  # tell before the long work, not after
         if self.store is None:
             self.store = ImageStore(self.source, self.resolution, self.channels, self.memory_gb)

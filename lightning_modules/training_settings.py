@@ -47,7 +47,7 @@ class TrainingSettings(Settings):
         None, "processes that decode images; null: as many as pay", low=0, identifies=False
     )
     memory_gb: float = setting(
-        8.0, "images live in memory as uint8 up to this size, else they stream", low=0, identifies=False
+        8.0, "images are decoded once, into cache_dir, up to this size; else each time", low=0, identifies=False
     )
 
     def __post_init__(self) -> None:

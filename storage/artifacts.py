@@ -56,8 +56,10 @@ def write_artifact(path: str | Path, kind: str, tensors: Mapping[str, Tensor], m
         save_file(payload, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False, allow_nan=False)})
 
 
-def read_artifact(path: str | Path, kind: str) -> Artifact:
+def read_artifact(path: str | Path, kind: str, mapped: bool = False) -> Artifact:
     """Reads and verifies the artifact at `path`, which must be of this `kind`.
+
+    Where `mapped`, its tensors stay in the file, so that processes share their memory, and are not to be written to.
 
     Raises `MissingArtifactError` where there is no file, `DamagedArtifactError` where its content is not what was
     written, and `UserError` where it is of another kind or a newer format.
@@ -68,8 +70,9 @@ def read_artifact(path: str | Path, kind: str) -> Artifact:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER_KEY])
-            # The file is memory-mapped: verify and hand out a copy, which nobody can change behind our back.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not mapped:  # verify and hand out a copy, which nobody can change behind our back
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         intact = header.pop("sha256", None) == _checksum(header, tensors)
     except PermissionError:
         raise
@@ -162,27 +165,29 @@ def is_whole(path: str | Path, kind: str) -> bool:
     return True
 
 
-def make_once(path: str | Path, kind: str, make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> Artifact:
+def make_once(
+    path: str | Path, kind: str, make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], mapped: bool = False
+) -> Artifact:
     """The artifact at `path`; where there is none, `make()` gives its tensors and metadata and it is written first.
 
     Processes that want the same artifact at the same time make it once: the others wait on a lock beside the file. A
-    damaged file is set aside as `NAME.damaged` and made again.
+    damaged file is set aside as `NAME.damaged` and made again. `mapped`: see `read_artifact`.
     """
     path = Path(path)
     try:
-        return read_artifact(path, kind)
+        return read_artifact(path, kind, mapped)
     except (MissingArtifactError, DamagedArtifactError):
         path.parent.mkdir(parents=True, exist_ok=True)
     with lock_of(path):
         try:
-            return read_artifact(path, kind)  # another process may have made it while this one waited
+            return read_artifact(path, kind, mapped)  # another process may have made it while this one waited
         except MissingArtifactError:
             pass
         except DamagedArtifactError as error:
             log.warning("%s Set aside as %s; making it again.", error, set_aside(path).name)
         tensors, meta = make()
         write_artifact(path, kind, tensors, meta)
-        return read_artifact(path, kind)
+        return read_artifact(path, kind, mapped)
 
 
 @contextmanager

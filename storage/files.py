@@ -26,7 +26,16 @@ MOST_JSON = 1 << 28  # bytes of a JSON file that this project writes: a survey o
 SEAL = "sha256"  # the key of a sealed JSON file's checksum
 WORKPLACE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the folders in which files are written before they get their name
 WRITER = ".cedm-writer"  # in each of them: what its writer holds locked, and nobody else's folder has
-CACHE_FOLDERS = ("surveys", "embeddings", "neighbours", "maps", "pseudo-labels", "statistics", "features")
+CACHE_FOLDERS = (
+    "surveys",
+    "packed-images",
+    "embeddings",
+    "neighbours",
+    "maps",
+    "pseudo-labels",
+    "statistics",
+    "features",
+)
 MARK = ".cedm"  # in folders that this project made for files which are never a user's
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Pixels: any image to uint8 tensors of one size, kept in memory or decoded when asked for.
+"""Pixels: any image to uint8 tensors of one size.
 
 The way to a training image is EDM's: centre crop to a square, then Pillow's antialiased LANCZOS filter. Instead of the
 crop there is a square with bars beside the image, or the image stretched to one (`dataset.fit`).
@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from datamodules.images.decoding import each_row, upright
+from datamodules.images.decoding import upright
 from datamodules.images.sources import ImageSource
 from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO
 from storage.errors import UserError
@@ -111,42 +111,6 @@ SQUARES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "pad": padded,
     "stretch": stretched,
 }
-
-
-class ImageStore:
-    """The images of a source at one size, by index. Decoded once into memory when they fit, else when asked for.
-
-    Args:
-        source: where the images come from.
-        resolution, channels: the size of every image, [channels, resolution, resolution].
-        memory_gb: keep the images in memory when they need no more than this (each process keeps its own).
-    """
-
-    def __init__(self, source: ImageSource, resolution: int, channels: int, memory_gb: float = 8) -> None:
-        self.source = source
-        self.resolution = resolution
-        self.channels = channels
-        size_gb = len(source) * channels * resolution**2 / 1e9
-        self.in_memory = size_gb <= memory_gb
-        where = "in memory" if self.in_memory else f"streamed from {source.kind}, over memory_gb={memory_gb:g}"
-        self.description = f"{len(source):,} images of {resolution}x{resolution}x{channels} ({size_gb:.2f} GB) {where}"
-        self._images: Tensor | None = None  # [N, C, R, R]
-        if self.in_memory:
-            self._images = torch.empty(len(source), channels, resolution, resolution, dtype=torch.uint8)
-            for index, image in enumerate(each_row(self._decode, len(source), f"decoding {source.name}")):
-                self._images[index] = image
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def gather(self, indices: Tensor) -> Tensor:
-        """Images `indices` [B] as uint8 [B, C, R, R]."""
-        if self._images is not None:
-            return self._images[indices]
-        return torch.stack([self._decode(index) for index in indices.tolist()])
-
-    def _decode(self, index: int) -> Tensor:
-        return decode(self.source, index, self.resolution, self.channels)
 
 
 def decode(source: ImageSource, index: int, resolution: int | None, channels: int) -> Tensor:

@@ -45,7 +45,7 @@ class ImageSource:
         name: the data set's name, used in file names and messages.
         reader, labels: of the whole data set, bad files included.
         max_images: how many of them; None: all.
-        cache_dir: where digests of files are remembered.
+        cache_dir: where digests of files are remembered, and decoded images kept.
         skipped: the bad files, which are left out, each with the reason.
         skippable: whether bad files may be left out, for messages.
         fit: how an image becomes a square, for whoever decodes one; the images stay the same.
@@ -87,7 +87,7 @@ class ImageSource:
         self.labels_note = labels.note  # why there are none
         self._forget_missing_labels()
         self._reader, self._skippable = reader, skippable
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.undivided = self
 
     def part(self, places: Tensor) -> "ImageSource":
@@ -160,7 +160,7 @@ class ImageSource:
         """The data set that this is a part of, without labels; itself where it is no part."""
         if len(self) == self.total:
             return self
-        return ImageSource(self.name, self._reader, cache_dir=self._cache_dir, skipped=self.skipped, fit=self.fit)
+        return ImageSource(self.name, self._reader, cache_dir=self.cache_dir, skipped=self.skipped, fit=self.fit)
 
     @property
     def places(self) -> Tensor:
@@ -185,11 +185,11 @@ class ImageSource:
     def image_digests(self) -> list[str]:
         """A digest per image: equal for images that are stored as the same bytes, and for no others."""
         with self._refused():
-            return self._reader.image_digests(self.rows.tolist(), self._cache_dir)
+            return self._reader.image_digests(self.rows.tolist(), self.cache_dir)
 
     def _fingerprint(self, labels: list[int] | None) -> str:
         with self._refused():
-            contents = self._reader.contents(self.rows.tolist(), self._cache_dir)
+            contents = self._reader.contents(self.rows.tolist(), self.cache_dir)
         window = {} if self.window is None else {"window": self.window.limits}
         return fingerprint({"kind": self.kind, "ids": self.ids, "labels": labels, "contents": contents, **window})
 

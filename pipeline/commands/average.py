@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.sampler_settings import AUTO
 from metrics.frechet import frechet_distance

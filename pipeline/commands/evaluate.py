@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import ImageSource, open_source
 from metrics.frechet import Statistics
 from pipeline.evaluation.evaluate_settings import EvaluateSettings

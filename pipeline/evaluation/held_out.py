@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from datamodules.backbones.backbone_base import Backbone
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import ImageSource, evenly_spaced
 from pipeline.evaluation.measures import HELD_OUT, SAMPLE, OtherReference, Plan, backbones, distances
 from pipeline.evaluation.metrics_table import REAL

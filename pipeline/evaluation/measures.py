@@ -10,7 +10,7 @@ import torch
 from lightning import Fabric
 
 from datamodules.backbones.backbone_base import Backbone
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from pipeline.evaluation.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.features import Features, GeneratedSet, extract
 from pipeline.evaluation.metrics_table import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from callbacks.image_grid import image_grid
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from metrics.memorisation import memorisation, training_neighbours
 from pipeline.evaluation.features import GeneratedSet, ImageSet
 from storage.distances import SquaredDistances

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from datamodules.backbones.backbone_base import Backbone
-    from datamodules.images.images import ImageStore
+    from datamodules.images.image_store import ImageStore
     from pipeline.evaluation.features import Features, GeneratedSet
 
 SEED = 2020  # of random subsets, parts and directions, torch-fidelity's

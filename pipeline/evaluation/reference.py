@@ -16,7 +16,7 @@ from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.backbones.backbones import backbone_identity, build_backbone
 from datamodules.backbones.transformers_backbone import TransformersBackbone
 from datamodules.images.dataset_settings import DatasetSettings
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import ImageSource
 from metrics.frechet import KIND as STATISTICS
 from metrics.frechet import Statistics

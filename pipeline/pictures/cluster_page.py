@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.embeddings.map import MappedEmbeddings, sample_of
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from pipeline.pictures.chart import PALETTE
 from pipeline.pictures.cluster_table import table_of

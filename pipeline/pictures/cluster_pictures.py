@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.gallery import gallery, sample_clusters
 from datamodules.embeddings.map import EmbeddingMap, MappedEmbeddings
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import ImageSource
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from pipeline.pictures.chart import PALETTE, png_figure

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from callbacks.image_grid import image_grid
 from callbacks.sample_grid import Generate, sample_rows
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.diffusion.denoiser import Denoiser
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from callbacks.held_out import HeldOutLoss, Sample
 from datamodules.backbones.clip_text import embed_class_names
 from datamodules.image_datamodule import ImageDataModule
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.reader import UNLABELLED
 from datamodules.images.sources import ImageSource, evenly_spaced
 from datamodules.pseudo_labels.pseudo_labels import MOST_CLUSTERS, PseudoLabels, read_assignments

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
 from pipeline.evaluation.evaluation_summary import table_of_scores

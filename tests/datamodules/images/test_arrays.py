@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images.images import ImageStore, decode
+from datamodules.images.image_store import ImageStore
+from datamodules.images.images import decode
 from datamodules.images.survey import survey
 from storage.errors import UserError
 
@@ -214,7 +215,7 @@ def test_splits_and_columns_that_are_not_there(hugging_face: Path, options: dict
 STREAM = """
 import gc, sys, torch
 from pathlib import Path
-from datamodules.images.images import ImageStore
+from datamodules.images.image_store import ImageStore
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 

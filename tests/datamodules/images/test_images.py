@@ -1,17 +1,14 @@
 """What Pillow gets silently wrong comes out right: orientation, 16 bits, transparency, palettes; sizes; storage."""
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datamodules.images.images import ImageStore, to_uint8
+from datamodules.images.images import to_uint8
 from storage.errors import UserError
-
-from ..opening import opened
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> Image.Image:
@@ -68,17 +65,3 @@ def test_shrinking_is_antialiased():
     stripes = np.tile(np.array([[0], [255]], dtype=np.uint8), (32, 64))[..., None]  # one pixel high: all grey, far away
     middle = to_uint8(stripes, 8, 1)[0, 1:-1].float()
     assert (middle - 127.5).abs().max() < 8
-
-
-def test_memory_and_streaming_give_the_same_images(tmp_path: Path):
-    for number in range(7):
-        Image.fromarray(random_rgb(9 + number, 12, seed=number)).save(tmp_path / f"{number}.png")
-    source = opened("folder", tmp_path)
-    resident, streamed = ImageStore(source, 8, 3), ImageStore(source, 8, 3, memory_gb=1e-9)
-    assert resident.in_memory
-    assert not streamed.in_memory
-    assert "in memory" in resident.description
-    assert "streamed" in streamed.description
-    indices = torch.tensor([6, 0, 0, 3])
-    assert torch.equal(resident.gather(indices), streamed.gather(indices))
-    assert resident.gather(indices).shape == (4, 3, 8, 8)
