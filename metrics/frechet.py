@@ -173,8 +173,18 @@ class FrechetDistance(FeatureStatistics):
         self.reference = reference
 
     def compute(self) -> Tensor:
-        """The distance, a float64 scalar. Raises ValueError where fewer than two features were added."""
-        return torch.tensor(frechet_distance(self.statistics(), self.reference), dtype=torch.float64)
+        """The distance, a float64 scalar: of rank 0, whose processor alone works on it.
+
+        Raises:
+            ValueError: fewer than two features were added.
+        """
+        own, several = self.statistics(), self._is_synced  # with the sums of other processes
+        distance = torch.zeros((), dtype=torch.float64, device=own.mean.device)
+        if not several or dist.get_rank(self.process_group) == 0:
+            distance += frechet_distance(own, self.reference)
+        if several:
+            dist.broadcast(distance, group=self.process_group, group_src=0)
+        return distance.cpu()
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
