@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from callbacks.lightning_internals import set_passes
 from callbacks.schedule import Schedule, ends_step
@@ -52,8 +54,61 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+class ThreadedCheckpointIO(AtomicCheckpointIO):
+    """Writes a copy of a checkpoint in a thread, while training goes on; one after the other.
+
+    However a program ends, but for kill -9, it waits for the thread.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        self.finish()
+        copied = copy_of(checkpoint)
+        arrived = torch.cuda.Event() if torch.cuda.is_initialized() else None
+        if arrived is not None:
+            arrived.record()
+
+        def write() -> None:
+            if arrived is not None:
+                arrived.synchronize()
+            super(ThreadedCheckpointIO, self).save_checkpoint(copied, path)
+
+        self._writing = self._thread.submit(write)
+
+    def finish(self, wait: bool = True) -> bool:
+        """Whether a file has become whole since this was last asked. Raises why it has not."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return False
+        writing, self._writing = self._writing, None
+        writing.result()
+        return True
+
+    def teardown(self) -> None:
+        """Called by Lightning when a training ends, also by an error, which is not to be hidden by another one."""
+        try:
+            self.finish()
+        except (UserError, OSError) as error:
+            log.error("%s", error)
+
+
+def copy_of(part: Any) -> Any:
+    """A checkpoint or a part of it in memory of its own: pinned, and on its way, where it comes from a GPU."""
+    if isinstance(part, Tensor):
+        return part.detach().to("cpu", non_blocking=part.is_cuda, copy=True)
+    if isinstance(part, dict):
+        own = copy.copy(part)  # of its type, with its attributes
+        own.update({key: copy_of(value) for key, value in part.items()})
+        return own
+    return type(part)(map(copy_of, part)) if type(part) in (list, tuple) else part
+
+
 class Snapshots(Checkpoint):
     """Writes `step-00001234.ckpt` when due and keeps the newest `keep`; runs after all other callbacks.
+
+    With `ThreadedCheckpointIO` training goes on meanwhile; the next snapshot and the end of training wait for it.
 
     When a process is asked to stop, all of them write one more after the same step and raise `Stopped`, or end the
     training where its time is up. Unlike
@@ -86,19 +141,31 @@ class Snapshots(Checkpoint):
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
+        self.settle(trainer, wait=False)
         stop = self._stop_requested()
         if stop or self.every.is_due(trainer, pl_module, batch_idx):
             self.save(trainer)
         if stop == TIME_IS_UP:
             trainer.should_stop = True
         elif stop:
+            self.settle(trainer)
             raise Stopped
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.settle(trainer)
+
     def save(self, trainer: Trainer) -> None:
-        """Write one snapshot, joined by every rank, and remove the oldest."""
+        """Write one snapshot, joined by every rank."""
         check_finite(trainer.lightning_module)
+        self.settle(trainer)
         trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:08d}.ckpt")
-        if trainer.is_global_zero:
+        self.settle(trainer, wait=False)
+
+    def settle(self, trainer: Trainer, wait: bool = True) -> None:
+        """When a snapshot has become whole, remove the oldest. Raises why it could not be written."""
+        io = trainer.strategy.checkpoint_io
+        whole = io.finish(wait) if isinstance(io, ThreadedCheckpointIO) else True
+        if whole and trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from callbacks.lightning_internals import set_ddp_options
 from callbacks.loggers import close, log_settings
-from callbacks.snapshots import AtomicCheckpointIO, newest_snapshot
+from callbacks.snapshots import ThreadedCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped, TimeIsUp
 from callbacks.stopping import queue_again, stop_between_batches
 from pipeline.running.processes import RUN_FOLDER_VARIABLE, adopt_torchrun
@@ -147,7 +147,7 @@ def fit(
         logger=loggers_of(loggers, folder, images_per_step),
         enable_autolog_hparams=False,
         callbacks=with_more(callbacks, more_callbacks, settings.enable_progress_bar),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[ThreadedCheckpointIO()],
         log_every_n_steps=log_every_steps,
         num_sanity_val_steps=0,
         enable_progress_bar=settings.enable_progress_bar,
