@@ -85,7 +85,7 @@ def held_out_loss(
     places = source.held_out.places[known[rows]]
     held_out = Sample(store.gather, known[rows], places, None if indices is None else indices[rows])
     assert data.store is not None
-    rows = evenly_spaced(len(source), len(rows))
+    rows = evenly_spaced(len(source), min(len(source.held_out), MOST_IMAGES))  # the same for every clustering
     training = Sample(data.store.gather, rows, source.places[rows], None if labels is None else labels.compact()[rows])
     meta = {
         "images": source.undivided.images_fingerprint,
