@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_a_signal_stops_the_job_and_not_before_it_has_written_its_snapshot() -> 
 
     def stop() -> None:
         while not Path("slow/begun").exists():
-            pass
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
     handler = signal.getsignal(signal.SIGTERM)
