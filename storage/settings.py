@@ -115,7 +115,8 @@ class Settings:
 
     def refuse(self, name: str, expected: str) -> NoReturn:
         """Raise a `UserError` about the value of one field: `training.lr=-1: a number above 0 is expected.`"""
-        raise UserError(f"{self.key(name)}={getattr(self, name)}: {expected}.")
+        value = getattr(self, name)
+        raise UserError(f"{self.key(name)}={str(value).lower() if isinstance(value, bool) else value}: {expected}.")
 
     @classmethod
     def key(cls, name: str) -> str:

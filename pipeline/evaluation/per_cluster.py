@@ -81,8 +81,8 @@ def is_mean(score: str) -> bool:
 
 
 def name_in(row: Mapping[str, Any]) -> str:
-    """A cluster with its name, where it has one."""
-    return f"{row['cluster']} {row['name']}" if "name" in row else str(row["cluster"])
+    """A cluster with its name, where it has one beyond its number."""
+    return " ".join(dict.fromkeys([str(row["cluster"]), row.get("name", str(row["cluster"]))]))
 
 
 def table_of_clusters(found: Mapping[str, Any], most: int | None = None) -> Table:
