@@ -48,9 +48,8 @@ def precision_of(device: torch.device, resolution: int) -> str:
     if resolution < BF16_FROM:
         return "32-true"
     if device.type == "cpu":
-        known: dict[str, bool] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # newer than the oldest PyTorch that will do
+        # Newer than the oldest PyTorch that will do
+        known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16-mixed" if known.get("avx512_bf16") or known.get("amx_bf16") else "32-true"
     return low_precision_of(device) or "32-true"
 
