@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -55,7 +56,9 @@ def compile_folder(cache_dir: str) -> Path | None:
 
     PyTorch loads machine code from it, so one that belongs to another user, or that others may write to, is not used.
     """
-    if VARIABLE in os.environ and os.environ[VARIABLE] != os.environ.get(OURS):
+    place = os.environ.get(VARIABLE, "")
+    by_itself = place.startswith(f"{tempfile.gettempdir()}/torchinductor_")  # PyTorch, once it is imported
+    if place and not by_itself and place != os.environ.get(OURS):
         return None
     folder = own_folder(Path(cache_dir).absolute() / "compiled")
     with suppress(OSError):
