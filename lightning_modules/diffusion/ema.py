@@ -46,8 +46,8 @@ class EMA(nn.Module):
         averages: list[Tensor] = list(self.module.parameters())
         values = [value.to(average) for average, value in zip(averages, module.parameters(), strict=True)]
         torch._foreach_lerp_(averages, values, 1 - self.beta(nimg, batch_size))
-        for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(value)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(module.buffers()))
 
     def get(self) -> nn.Module:
         """The module with the averaged weights."""
