@@ -104,6 +104,7 @@ class EDMModule(LightningModule):
         self.register_buffer("recent_loss", torch.tensor(torch.nan))  # averaged over about the last 100 steps
         self.register_buffer("skipped_steps", torch.tensor(0))
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
+        self.cuda_graphs = False
         self._passes: list[Pass] = []  # of the current step
         self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # whether that step's loss is finite
 
@@ -128,6 +129,8 @@ class EDMModule(LightningModule):
         return self.trainer.global_step * self.settings.batch_size
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # of the pass before, nothing is needed any more
         torch.manual_seed(torch_seed(self.seed, self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
         loss = losses.mean()
@@ -164,10 +167,17 @@ class EDMModule(LightningModule):
         prepared = self.prelude(batch.images, batch.labels, batch.positions)
         return self.objective(self.denoiser, *prepared).sum(dim=(1, 2, 3))
 
-    def compile_pass(self) -> None:
-        """Let `torch.compile` have what a pass runs, in place: the names of weights, and so the snapshots, stay."""
-        self.prelude.compile()
-        self.denoiser.compile(dynamic=False)  # all passes are of one size
+    def compile_pass(self, device: torch.device, cuda_graphs: bool = False) -> None:
+        """Let `torch.compile` have what a pass runs, in place: the names of weights, and so the snapshots, stay.
+
+        On a CPU the prelude stays as it is: there it leaves out the images that are not moved, as no graph can.
+        With `cuda_graphs` all kernels of the network are launched at once. Its outputs and gradients then lie where
+        those of the next pass will lie, so a step may have one pass alone.
+        """
+        self.cuda_graphs = cuda_graphs
+        if device.type != "cpu":
+            self.prelude.compile()
+        self.denoiser.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)  # passes are of one size
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings

@@ -20,6 +20,7 @@ from pipeline.running.run_folder import (
     runs_of,
     write_summary,
 )
+from pipeline.running.trainer_settings import CUDA_GRAPHS
 from pipeline.settings.door import program, typed_command
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import word
@@ -89,6 +90,10 @@ def train(settings: SharedSettings) -> float | None:
         num_workers=settings.training.num_workers,
         memory_gb=settings.training.memory_gb,
     )
+    if settings.trainer.compile == CUDA_GRAPHS and data.accumulate > 1:
+        expected = f"a step of one pass is expected, and here are {data.accumulate}, whose gradients would lie in one "
+        expected += "place. Set training.max_batch_per_device=null, or trainer.compile=true"
+        settings.trainer.refuse("compile", expected)
     extractors = Extractors(settings.backbone, settings.evaluation.weights, settings.dataset, settings.cache_dir)
     if settings.evaluation.backbone is not None:
         extractors.settings(settings.evaluation.backbone)  # tell of a mistake now, not after the run folder is made

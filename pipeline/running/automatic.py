@@ -12,7 +12,7 @@ from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from pipeline.running.devices import device_of, devices_of, low_precision_of
-from pipeline.running.trainer_settings import AUTO, TrainerSettings
+from pipeline.running.trainer_settings import AUTO, CUDA_GRAPHS, TrainerSettings
 from pipeline.settings.schemas import SharedSettings
 
 S = TypeVar("S", bound=SharedSettings)
@@ -79,7 +79,7 @@ def decided(settings: S, before: Mapping[str, Any] | None = None) -> S:
     """The settings of a training with what is left at `auto` decided; `before`: as in the run that goes on.
 
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine has no such device, or it has no CUDA graphs.
     """
     trainer, training = settings.trainer, settings.training
     device, kept = device_of(trainer.accelerator), (before or {}).get("settings", {}).get("trainer", {})
@@ -90,6 +90,8 @@ def decided(settings: S, before: Mapping[str, Any] | None = None) -> S:
         known = kept.get("compile")
         rule = compiles(device.type, parameters_of(*size), settings.dataset.resolution) if known is None else known
         trainer = replace(trainer, compile=rule)
+    if trainer.compile == CUDA_GRAPHS and device.type != "cuda":
+        trainer.refuse("compile", f"this training is on {device}, and a CUDA GPU is expected. Set trainer.compile=true")
     if training.max_batch_per_device == AUTO:
         memory, image = smallest_card(trainer), 0
         if memory is not None:

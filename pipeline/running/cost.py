@@ -138,7 +138,7 @@ def _seconds_per_image(
             break
         count = min(2 * count, len(batch.positions))
     if module.denoiser._compiled_call_impl is not None:  # PyTorch's name for what `compile()` has made
-        trial.compile_pass()
+        trial.compile_pass(device)
         seconds = timed(work, device)
         torch.compiler.reset()  # or training with another number of images would be compiled for any number
     optimizer = cast(Any, trial.configure_optimizers())["optimizer"]

@@ -16,9 +16,10 @@ from lightning_modules.optimizer_settings import OptimizerSettings
 from lightning_modules.training_settings import TrainingSettings
 from pipeline.evaluation.evaluation_settings import EvaluationSettings
 from pipeline.running.condition import pseudo_labels_fingerprint
+from pipeline.running.devices import device_of
 from pipeline.running.run_files import denoiser_file
 from pipeline.running.run_folder import is_first_process
-from pipeline.running.trainer_settings import TrainerSettings
+from pipeline.running.trainer_settings import CUDA_GRAPHS, TrainerSettings
 from pipeline.settings.schemas import SharedSettings
 from storage.errors import UserError
 
@@ -80,8 +81,8 @@ class ModelSettings:
         if self.trainer.channels_last:
             module.denoiser.to(memory_format=torch.channels_last)
             module.emas.to(memory_format=torch.channels_last)
-        if self.trainer.compile is True:
-            module.compile_pass()
+        if self.trainer.compile in (True, CUDA_GRAPHS):
+            module.compile_pass(device_of(self.trainer.accelerator), self.trainer.compile == CUDA_GRAPHS)
             module.averaged_denoiser.compile(dynamic=False, filled_to=self.evaluation.batch_size)  # makes images
         return module
 

@@ -97,7 +97,7 @@ class TrainerSettings(Settings):
         "of the networks' arithmetic; auto: bf16-mixed from 16×16 pixels on, where the device computes in it",
         choices=(AUTO, "32-true", "bf16-mixed", "16-mixed"),
     )
-    compile: Any = setting(AUTO, "torch.compile the network: true, false; auto: large ones on GPUs")
+    compile: Any = setting(AUTO, "torch.compile the network: true, false, cuda_graphs; auto: large ones on GPUs")
     channels_last: bool = setting(True, "keep images in memory as [height, width, channels]")
     gradient_clip_val: float | None = setting(None, "clip gradients to this norm, or value; null: don't", above=0)
     gradient_clip_algorithm: str = setting("norm", "norm: of all gradients together", choices=("norm", "value"))
@@ -123,8 +123,8 @@ class TrainerSettings(Settings):
                 self.refuse("strategy", f"{reason}. Set {self.key('strategy')}=ddp")
         if not re.fullmatch("auto|ddp(_find_unused_parameters_(true|false))?", self.strategy):
             self.refuse("strategy", "auto, ddp or ddp_find_unused_parameters_true is expected")
-        if not isinstance(self.compile, bool) and self.compile != AUTO:
-            self.refuse("compile", "auto, true or false is expected")
+        if not isinstance(self.compile, bool) and self.compile not in (AUTO, CUDA_GRAPHS):
+            self.refuse("compile", f"auto, true, false or {CUDA_GRAPHS} is expected")
         if self.deterministic not in (None, True, False, "warn"):
             self.refuse("deterministic", "true, false or warn is expected")
         if self.gradient_clip_val is not None and self.precision == "16-mixed":

@@ -49,6 +49,7 @@ def step_row(
     try:
         if compiled is not None:
             compile_network(module.denoiser, check, **compiled)
+            module.prelude.compile(backend="eager" if check.dry else "inductor")
         start = time.perf_counter()
         float(step())
         first = time.perf_counter() - start
@@ -151,6 +152,9 @@ def prelude(check: Check) -> None:
     before += [works[name] for name in ("noise levels", "noise")]
     with check.tried("kernels"):
         record_kernels(check, "before the network", lambda: [work() for work in before])
+    with check.tried("compiled"):
+        module.prelude.compile(backend="eager" if check.dry else "inductor")
+        record_kernels(check, "before the network, compiled", lambda: module.prelude(*batch))
     with check.tried("compiled noise"):
         make = torch.compile(
             lambda at: philox.normal(0, Stream.NOISE, at, (3, 32, 32)), backend="aot_eager" if check.dry else "inductor"

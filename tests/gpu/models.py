@@ -109,7 +109,7 @@ def compile_network(denoiser: Denoiser, check: Check, **options: Any) -> None:
     """
     torch._dynamo.reset()
     counters.clear()
-    denoiser.compile(**({"backend": "eager"} if check.dry else options))
+    denoiser.compile(dynamic=False, **({"backend": "eager"} if check.dry else options))
 
 
 def at_largest_batch(check: Check, what: str, measure: Callable[[int], None]) -> None:

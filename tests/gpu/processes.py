@@ -78,10 +78,11 @@ def waits(check: Check) -> None:
 def ddp(check: Check) -> None:
     """A process group of one process, by NCCL on a GPU: how far 12 steps move the weights, with it and without."""
     alone, _ = movement(check, False, "auto")
+    options: Any = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     for what, compiled, at_most in (("DDP", False, 0.01), ("DDP, compiled", True, 0.1)):
         with check.tried(what):
             start = time.perf_counter()
-            grouped, backend = movement(check, compiled, DDPStrategy(gradient_as_bucket_view=True))
+            grouped, backend = movement(check, compiled, DDPStrategy(**options))
             seconds = round(time.perf_counter() - start, 1)
             check.record(f"{what}, {backend}", table="process group", seconds=seconds)
             difference = float((grouped - alone).norm() / alone.norm())

@@ -11,6 +11,7 @@ import torch
 from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.prelude import Prelude
 from pipeline.running import automatic
 from pipeline.running.automatic import (
     bytes_of_an_image,
@@ -104,6 +105,20 @@ def test_on_a_large_card(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["dataset=cifar10", "trainer.compile=false", "training.max_batch_per_device=64"]
     settings = decided(compose("train", typed))
     assert (settings.trainer.compile, settings.training.max_batch_per_device) == (False, 64)
+
+
+def test_cuda_graphs_are_for_steps_of_one_pass(cedm: Cedm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are refused; and of the network alone, whose every pass begins anew."""
+    monkeypatch.setattr(automatic, "device_of", lambda accelerator: torch.device("cuda"))
+    refused = cedm(*TRAIN, "trainer.compile=cuda_graphs", "training.max_batch_per_device=16")
+    assert (refused.code, "here are 4" in refused.err) == (2, True), refused.err
+    modes: list[str | None] = []
+    begun: list[None] = []
+    monkeypatch.setattr(Denoiser, "compile", lambda self, mode=None, **options: modes.append(mode))
+    monkeypatch.setattr(Prelude, "compile", lambda self: None)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(None))
+    trained = cedm(*TRAIN, "trainer.compile=cuda_graphs", "training.max_batch_per_device=64", "run_dir=graphs")
+    assert (trained.code, modes, len(begun)) == (0, ["reduce-overhead", None], 16), trained.err
 
 
 def kept(folder: Path) -> Any:
