@@ -1,4 +1,4 @@
-"""What `cedm evaluate` refuses: arrays that are no images, and settings that cannot be meant."""
+"""What `cedm evaluate` refuses: arrays that are no images, and settings that contradict one another."""
 
 import zipfile
 from pathlib import Path
