@@ -1,11 +1,15 @@
 """How many clusters, by description length: the chart, its table, and the answer in words."""
 
+import math
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, stdev
+
+from scipy import stats
 
 from metrics.denoising_errors import Estimate
 from pipeline.pictures.chart import Chart, Series, colours_of, name_of
 from pipeline.pictures.table import Table
+from pipeline.studies.analysis import LEVEL
 from pipeline.studies.comparisons import enumerated
 from pipeline.studies.gains import DescriptionLength
 from pipeline.studies.results import CONTROLS, Model, Results
@@ -45,9 +49,14 @@ Measured = Sequence[tuple[Model, list[DescriptionLength]]]
 
 
 def shortest(lengths: Sequence[DescriptionLength], number: int = 0) -> Estimate:
-    """The mean of several trainings; its error is that over images, which are the same for all of them."""
+    """The mean of several trainings; its error is that over images, which are the same for all, and over trainings."""
     found = [one.length(number) for one in lengths]
-    return Estimate(mean(one.value for one in found), mean(one.error for one in found))
+    of_images = mean(one.error for one in found)
+    if len(found) == 1:
+        return Estimate(found[0].value, of_images)
+    values, tail = [one.value for one in found], (1 - LEVEL) / 2
+    few = float(stats.t.isf(tail, len(found) - 1) / stats.norm.isf(tail))  # so that 95 % is 95 % of so few
+    return Estimate(mean(values), math.hypot(of_images, few * stdev(values) / math.sqrt(len(values))))
 
 
 def finding_of(models: Measured) -> str:
@@ -72,7 +81,8 @@ def how_of(results: Results, one: DescriptionLength) -> str:
     passes = 2 * one.num_images * one.num_levels
     said = (
         "gain: ∫ (e without condition − e) σ⁻² d ln σ up to σ = 80, e the squared error on images held out, of both "
-        "models on the same images and noise; H: the clusters' entropy. ±: 95 % over images. Cost: "
+        "models on the same images and noise; H: the clusters' entropy. ±: 95 % over images, and in chart and finding "
+        "over trainings too, where there are several. Cost: "
         f"{one.num_images:,} images × {one.num_levels} levels × 2 models = {passes:,} passes"
     )
     made = results.protocol.get("final model", {}).get("generated", {})

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -286,6 +288,10 @@ def test_how_many_clusters_by_description_length() -> None:
     line = next(series for series in chart.series if series.name == "TEMI")
     assert (line.x, line.y) == ([5, 10, 80], pytest.approx([0.1, -0.3, 0.8]))
     assert not chart.from_zero
+    several = [replace(temi[1], seed=seed, length=length(2.3, gained)) for seed, gained in enumerate((2.6, 2.2, 2.7))]
+    t = 4.303 * stdev([2.6, 2.2, 2.7]) / 3**0.5  # two degrees of freedom
+    told = CHARTS["description_length"](results(NONE, *several)).finding
+    assert f"the shortest is TEMI with C = 10, L = -0.20 ± {math.hypot(0.196, t):.2f} nats" in told
     poor = [replace(one, length=length(3.0, 1.0)) for one in CLUSTERS]
     assert "above σ = 0.02 no clustering pays" in CHARTS["description_length"](results(NONE, *poor)).finding
 
