@@ -183,8 +183,13 @@ class EDMModule(LightningModule):
         settings = self.settings
         make = OPTIMIZERS[self.optimizer_settings.name]
         optimizer = make(self.denoiser.parameters(), settings.lr, self.optimizer_settings)
-        rampup_nimg = max(settings.lr_rampup_kimg * 1000, 1)
-        scheduler = LambdaLR(optimizer, lambda step: min(step * settings.batch_size / rampup_nimg, 1.0))
+        rampup_nimg = 1000 * settings.lr_rampup_kimg
+
+        def share_of_rate(step: int) -> float:
+            nimg = step * settings.batch_size
+            return nimg / rampup_nimg if nimg < rampup_nimg else 1.0
+
+        scheduler = LambdaLR(optimizer, share_of_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

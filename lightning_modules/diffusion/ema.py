@@ -1,6 +1,7 @@
 """The exponential moving average of a network's weights, by half-life, as in EDM (arXiv 2206.00364, appendix F.2)."""
 
 import copy
+import math
 from typing import Self
 
 import torch
@@ -26,13 +27,13 @@ class EMA(nn.Module):
 
     def halflife_nimg(self, nimg: int) -> float:
         """Half-life of the average, in images, `nimg` images into the training."""
-        halflife_nimg = self.halflife_kimg * 1000
-        return halflife_nimg if self.rampup_ratio is None else min(halflife_nimg, nimg * self.rampup_ratio)
+        largest = math.inf if self.rampup_ratio is None else self.rampup_ratio * nimg
+        return min(1000 * self.halflife_kimg, largest)
 
     def beta(self, nimg: int, batch_size: int) -> float:
         """Weight of the old average at a step of `batch_size` images, `nimg` images into the training."""
-        halflife_nimg = self.halflife_nimg(nimg)
-        return 0.5 ** (batch_size / halflife_nimg) if halflife_nimg > 0 else 0.0
+        halflife = self.halflife_nimg(nimg)
+        return 2 ** (-batch_size / halflife) if halflife else 0.0
 
     @torch.no_grad()
     def update(self, module: nn.Module, nimg: int, batch_size: int) -> None:

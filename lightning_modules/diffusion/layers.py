@@ -52,11 +52,9 @@ def resample(x: Tensor, resampling: Resampling, resample_filter: Tensor, padding
     if size == 2:  # the box filter [1, 1] repeats or averages pixels
         return F.interpolate(x, scale_factor=2.0, mode="nearest") if resampling == "up" else F.avg_pool2d(x, 2)
     padding = (size - 1) // 2 if padding is None else padding
-    if resampling == "up":
-        kernel = (4 * resample_filter).to(x.dtype).repeat(channels, 1, 1, 1)
-        return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=channels)
-    kernel = resample_filter.to(x.dtype).repeat(channels, 1, 1, 1)
-    return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+    convolve, gain = (F.conv_transpose2d, 4) if resampling == "up" else (F.conv2d, 1)  # of 4 pixels, 3 are zeros
+    each_channel = (gain * resample_filter).to(x.dtype).expand(channels, -1, -1, -1)
+    return convolve(x, each_channel, stride=2, padding=padding, groups=channels)
 
 
 class Resample(nn.Module):
@@ -118,14 +116,13 @@ class ConvThenDownsample(nn.Conv2d):
 
 
 def geometric_angles(c_noise: Tensor, count: int, endpoint: bool) -> Tensor:
-    """c_noise `[B]` times `count` frequencies from 1 down to 10⁻⁴ in equal ratios, float32 `[B, count]`.
+    """c_noise `[B]` over `count` wavelengths from 1 up to 10⁴ in equal ratios, float32 `[B, count]`.
 
     Their sines and cosines are the positional embedding of "Attention is all you need" (arXiv 1706.03762, section 3.5).
-    With `endpoint` the last frequency is 10⁻⁴ itself; else it would be the next one.
+    With `endpoint` the last wavelength is 10⁴ itself; else it would be the next one.
     """
-    steps = torch.arange(count, dtype=torch.float32, device=c_noise.device)
-    exponents = steps / max(count - (1 if endpoint else 0), 1)
-    return torch.outer(c_noise.float(), (1 / 10000) ** exponents)
+    powers = torch.linspace(0, 1 if endpoint else 1 - 1 / count, count, device=c_noise.device)
+    return c_noise.float().unsqueeze(1) / 10_000**powers
 
 
 class FourierFeatures(nn.Module):
@@ -135,10 +132,10 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, count: int, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(count) * scale)
+        self.register_buffer("freqs", scale * torch.randn(count))
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        return torch.outer(c_noise.float(), 2 * math.pi * self.freqs.float())
+        return math.tau * c_noise.float().unsqueeze(1) * self.freqs.float()
 
 
 @dataclass(frozen=True)
@@ -189,7 +186,7 @@ class ResidualBlock(nn.Module):
         self.dropout, self.sum_scale, self.scale_and_shift = dropout, style.sum_scale, style.scale_and_shift
         self.norm0 = GroupNorm(in_channels, style.eps)
         self.conv0 = convolution(in_channels, out_channels, 3, resampling, style.taps)
-        self.affine = nn.Linear(condition_dim, out_channels * (2 if style.scale_and_shift else 1))
+        self.affine = nn.Linear(condition_dim, 2 * out_channels if style.scale_and_shift else out_channels)
         self.norm1 = GroupNorm(out_channels, style.eps)
         self.conv1 = convolution(out_channels, out_channels, 3)
 
@@ -214,7 +211,7 @@ class ResidualBlock(nn.Module):
         told = self.affine(condition)[..., None, None].to(branch.dtype)
         if self.scale_and_shift:
             scale, shift = told.chunk(2, dim=1)  # [B, out_channels, 1, 1] each
-            branch = torch.addcmul(shift, self.norm1(branch), scale + 1)
+            branch = self.norm1(branch) * (1 + scale) + shift
         else:
             branch = self.norm1(branch + told)
         branch = self.conv1(F.dropout(F.silu(branch), self.dropout, self.training))

@@ -84,7 +84,7 @@ def drop_labels(class_labels: Tensor, uniforms: Tensor, probability: float) -> T
         tensor([[0., 0.],
                 [0., 1.]])
     """
-    return class_labels * (uniforms >= probability).to(class_labels.dtype).unsqueeze(1)
+    return class_labels.masked_fill(uniforms.unsqueeze(1) < probability, 0)
 
 
 def per_image(values: Tensor) -> Tensor:

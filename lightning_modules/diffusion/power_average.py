@@ -37,7 +37,7 @@ def exponent_of(width: float) -> float:
 class PowerAverage(EMA):
     """An average with the profile t^γ of a relative width; after t images, the last Δt of them weigh 1 − β.
 
-    β = (1 − Δt / t)^(γ + 1)
+    β = ((t − Δt) / t)^(γ + 1), the share of the profile that lies before them.
     """
 
     def __init__(self, module: nn.Module, width: float) -> None:
@@ -45,14 +45,19 @@ class PowerAverage(EMA):
         self.width, self.exponent = width, exponent_of(width)
 
     def beta(self, nimg: int, batch_size: int) -> float:
-        return (1 - batch_size / (nimg + batch_size)) ** (self.exponent + 1)
+        return (nimg / (nimg + batch_size)) ** (self.exponent + 1)
 
 
 def inner_products(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:
-    """∫ p_a p_b of the profiles p(t') = (γ + 1) t'^γ / t^(γ + 1) on [0, t], for all pairs: `[A, B]`."""
-    t_a, gamma_a, t_b, gamma_b = t_a[:, None], gamma_a[:, None], t_b[None], gamma_b[None]
-    exponent = np.where(t_a < t_b, gamma_b, -gamma_a)
-    return (gamma_a + 1) * (gamma_b + 1) * (t_a / t_b) ** exponent / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
+    """∫ p_a p_b of the profiles p(t') = (γ + 1) t'^γ / t^(γ + 1) on [0, t], for all pairs: `[A, B]`.
+
+    Both are above 0 up to the earlier end e of the two alone, so the integral is, with each power relative to its end,
+    (γ_a + 1) (γ_b + 1) / (γ_a + γ_b + 1) · (e / t_a)^γ_a (e / t_b)^γ_b · e / (t_a t_b).
+    """
+    t_a, gamma_a = t_a[:, None], gamma_a[:, None]
+    end = np.minimum(t_a, t_b)
+    norm = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return norm * (end / t_a) ** gamma_a * (end / t_b) ** gamma_b * end / (t_a * t_b)
 
 
 def coefficients(nimg: Sequence[float], widths: Sequence[float], at_nimg: float, width: float) -> Tensor:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from storage import philox
@@ -27,9 +29,8 @@ def time_steps(
     num_steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Noise levels t_0 = sigma_max … t_{N−1} = sigma_min, t_N = 0 (equation 5), `[num_steps + 1]`."""
-    ramp = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
-    root_max, root_min = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    steps = torch.cat([(root_max + ramp * (root_min - root_max)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    roots = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_steps, dtype=torch.float64)
+    steps = F.pad(roots**rho, (0, 1))
     no_float64 = torch.device(device).type == "mps"
     return steps.to(device, torch.float32 if no_float64 else torch.float64)
 
@@ -61,8 +62,8 @@ def edm_sampler(
     sigma_max: float = 80,
     rho: float = 7,
     S_churn: float = 0,
-    S_min: float = 0,
-    S_max: float = math.inf,
+    S_tmin: float = 0,
+    S_tmax: float = math.inf,
     S_noise: float = 1,
     churn_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
@@ -77,7 +78,7 @@ def edm_sampler(
         sigma_min, sigma_max: Lowest (but for 0) and highest noise level.
         rho: The larger, the shorter the steps near sigma_min.
         S_churn: Strength of the stochasticity; 0: the deterministic ODE.
-        S_min, S_max: Noise levels between which noise is added.
+        S_tmin, S_tmax: Noise levels between which noise is added.
         S_noise: Standard deviation of that noise.
         churn_noise: Step index → standard normal in the shape of the latents; needed where S_churn > 0.
 
@@ -98,9 +99,9 @@ def edm_sampler(
         return (x - denoiser(x, sigma, class_labels).to(x.dtype)) / t
 
     x = latents.to(t.dtype) * t[0]
-    for step, (t_i, t_next) in enumerate(zip(t[:-1].tolist(), t[1:].tolist(), strict=True)):
+    for step, (t_i, t_next) in enumerate(pairwise(t.tolist())):
         t_hat = t_i
-        if S_churn > 0 and S_min <= t_i <= S_max:  # algorithm 2, lines 4 to 6
+        if S_churn > 0 and S_tmin <= t_i <= S_tmax:  # algorithm 2, lines 4 to 6
             if churn_noise is None:
                 raise ValueError("S_churn > 0 needs fresh noise: pass churn_noise=sampler.churn_noise(seeds, shape)")
             t_hat = t_i * (1 + min(S_churn / num_steps, math.sqrt(2) - 1))

@@ -68,8 +68,8 @@ class Sampler:
                 sigma_max=own.sigma_max,
                 rho=own.rho,
                 S_churn=own.churn,
-                S_min=own.S_min,
-                S_max=own.S_max,
+                S_tmin=own.S_min,
+                S_tmax=own.S_max,
                 S_noise=own.S_noise,
                 churn_noise=churn_noise(seeds, shape),
             )

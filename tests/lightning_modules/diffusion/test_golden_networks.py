@@ -55,7 +55,7 @@ def test_heun_with_churn(golden):
         golden.denoiser(),
         golden.inputs["latents"],
         golden.inputs["class_labels"],
-        **{"S_churn": 30, "S_min": 0.05, "S_max": 50, "S_noise": 1.003},
+        **{"S_churn": 30, "S_tmin": 0.05, "S_tmax": 50, "S_noise": 1.003},
         churn_noise=lambda step: golden.inputs["churn_noise"][step],
     )
     assert relative_error(images, golden.outputs["heun18_churn30"]) < 1e-5

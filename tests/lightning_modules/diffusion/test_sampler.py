@@ -72,8 +72,8 @@ def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
         latents(seeds, (1, 8, 8)),
         num_steps=num_steps,
         S_churn=40,
-        S_min=0.05,
-        S_max=50,
+        S_tmin=0.05,
+        S_tmax=50,
         churn_noise=churn_noise(seeds, (1, 8, 8)),
     )
     deterministic = sampler(gaussian_denoiser, latents(seeds, (1, 8, 8)), num_steps=num_steps)
