@@ -47,6 +47,7 @@ def test_published_settings_of_cifar(dataset: str, clusters: int):
     assert holds(settings.training, augment_probability=0.12, ema_halflife_kimg=500, ema_rampup_ratio=0.05)
     assert holds(settings.optimizer, betas=[0.9, 0.999], eps=1e-8)
     assert (parameters(settings), settings.network.dropout) == (55.7, 0.13)
+    assert settings.sampler.labels == "independent"
 
 
 @pytest.mark.parametrize("dataset", ["folder", "zip", "npy", "hdf5", "hf", "ffhq64", "afhqv2"])
@@ -57,14 +58,25 @@ def test_published_settings_of_64_pixels(dataset: str):
     assert (parameters(settings), settings.network.dropout) == (61.8, 0.25 if animals else 0.05)
     assert holds(settings.clustering, num_clusters=100 if animals else 400, num_neighbours=50)
     assert settings.backbone.name == "dino_vitb16"
+    assert settings.sampler.labels == ("independent" if dataset in ("ffhq64", "afhqv2") else "low_discrepancy")
 
 
-def test_clustering_settings_of_imagenet():
-    settings = composed("dataset=imagenet", "dataset.path=x")
+def test_published_settings_of_imagenet():
+    settings = composed("dataset=imagenet", "dataset.path=x", "sampler=stochastic")
     assert holds(settings.training, batch_size=4096, duration_kimg=2_500_000, lr=1e-4, augment_probability=0.0)
-    assert settings.network.model_channels == 192
+    assert holds(settings.training, ema_halflife_kimg=50_000, lr_rampup_kimg=10_000)
+    assert holds(settings.network, model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3, dropout=0.1)
+    assert holds(settings.network, architecture="adm", attn_resolutions=[32, 16, 8])
+    assert holds(settings.sampler, labels="independent", churn=40, S_min=0.05, S_max=50, S_noise=1.003)
     assert holds(settings.clustering, num_neighbours=25, num_clusters=1000, batch_size=128, max_epochs=100)
     assert holds(settings.clustering, method="temi", beta=0.6, num_heads=16, standardise=True)
+
+
+def test_a_zip_of_cifar_takes_the_published_settings_as_its_page_says():
+    page = (CONFIGS.parent / "docs/cifar10-on-a-cpu.md").read_text()
+    words = next(code for code in page.split("`") if code.startswith("network=ddpmpp")).split()
+    found, published = composed("dataset=zip", *words), composed("dataset=cifar10")
+    assert (found.training, found.network, found.sampler) == (published.training, published.network, published.sampler)
 
 
 def test_the_readme_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
