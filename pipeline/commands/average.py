@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -59,7 +60,7 @@ def average(settings: AverageCommandSettings) -> float | None:
             for (length, file), made in zip(files.items(), stored.denoisers(settings.lengths), strict=True):
                 made.save_pretrained(file, length=length)
         fabric.barrier()
-        distances = distances_of(files, settings, fabric) if len(files) > 1 else {}
+        distances, protocol = distances_of(files, settings, fabric) if len(files) > 1 else ({}, {})
         if not fabric.is_global_zero:
             return None
         best = min(files, key=lambda length: distances.get(length, 0))
@@ -67,15 +68,17 @@ def average(settings: AverageCommandSettings) -> float | None:
             shutil.copyfile(files[best], temporary)
         results = {"length": best, "denoiser": str(folder / DENOISER)}
         if distances:
-            results |= compared(distances, settings, dataset, folder)
+            results |= {**compared(distances, settings, dataset, folder), "protocol": protocol}
         write_summary(folder, "average", results, run["inputs"])
     print(f"length      {best:g}\nmodel       {folder / DENOISER}")
     print(f"Next: {shlex.join([program(), 'evaluate', word('generated', folder)])}")
     return distances.get(best)
 
 
-def distances_of(files: dict[float, Path], settings: AverageCommandSettings, fabric: Fabric) -> dict[float, float]:
-    """The Fréchet distance to the data set of each average's images, all made from the same seeds."""
+def distances_of(
+    files: dict[float, Path], settings: AverageCommandSettings, fabric: Fabric
+) -> tuple[dict[float, float], dict[str, Any]]:
+    """The Fréchet distance to the data set of each average's images, all made from the same seeds, and the protocol."""
     dataset, batch_size = settings.dataset, settings.batch_size
     extractors = Extractors(settings.backbone, settings.evaluation.weights, dataset, settings.cache_dir)
     extractor = extractors.build(str(settings.evaluation.backbone))
@@ -83,13 +86,15 @@ def distances_of(files: dict[float, Path], settings: AverageCommandSettings, fab
     store = partial(ImageStore, source, dataset.resolution, dataset.channels, settings.training.memory_gb)
     real = extractors.reference(source, store, [extractor], (), batch_size, fabric.device)[extractor.name]
     seeds = settings.first_seed + torch.arange(settings.num_images)
-    found = {}
+    found, generated = dict[float, float](), list[dict[str, Any]]()
     for length, file in files.items():
         made = GeneratedByModel(file, seeds, settings)
+        generated.append(made.description)
         made.to(fabric.device)
         features = extract(made, [extractor], (), batch_size, fabric.device, f"length {length:g}")
         found[length] = frechet_distance(features[extractor.name].statistics, real.statistics)
-    return found
+    reference = {**extractors.description(source, extractor), "num_reference": real.statistics.n}
+    return found, {**reference, "generated": generated}
 
 
 def compared(

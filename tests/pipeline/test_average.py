@@ -44,6 +44,10 @@ def test_averages_of_any_length_and_the_best_of_them(cedm: Cedm, workplace: Path
     best = Path(f"several/denoiser-length{found['length']:g}.safetensors")
     assert Path("several/denoiser.safetensors").read_bytes() == best.read_bytes()
     assert Path("several/lengths.png").is_file()
+    protocol = found["protocol"]
+    assert (protocol["num_reference"], protocol["extractor"]["kind"]) == (100, "pixels")
+    assert [one["seeds"] for one in protocol["generated"]] == ["0 to 59"] * 3
+    assert {one["sampler"]["labels"] for one in protocol["generated"]} == {"low_discrepancy"}
     measured = ["num=60", "steps=2", "metrics=[fd]", "memorisation=false", "run_dir=again", WORDS[-2]]
     assert cedm("evaluate", "generated=several", *measured).code == 0
     assert abs(summary("again")["fd_pixels"] / distances[found["length"]] - 1) < 1e-6
