@@ -27,6 +27,7 @@ from pipeline.running.automatic import compiles
 from pipeline.running.run_files import DENOISER
 from pipeline.running.run_folder import read_settings, read_summary
 from pipeline.running.trainer_settings import AUTO
+from pipeline.settings.compile_cache import keep_compiled_in
 from pipeline.settings.schemas import EvaluateCommandSettings
 from storage.bounds import read_npy_header
 from storage.cores import available_cores
@@ -160,6 +161,7 @@ class GeneratedByModel:
     def __init__(self, path: Path, seeds: Tensor, settings: ModelCommandSettings) -> None:
         self.denoiser, self.seeds = Denoiser.from_pretrained(path), seeds
         self.compile, self.batch_size = settings.trainer.compile, settings.batch_size
+        self.cache_dir = settings.cache_dir
         name_clusters(self.denoiser, settings.cluster_names)
         check_guidance(settings.sampler, self.denoiser, path)
         model, guide = guide_of(settings, self.denoiser, path) or (None, None)
@@ -210,6 +212,8 @@ class GeneratedByModel:
             parameters = sum(weight.numel() for weight in self.denoiser.parameters())
             many = len(self.seeds) >= COMPILED_FROM_IMAGES
             compiled = many and compiles(device.type, parameters, self.denoiser.img_resolution)
+        if compiled:
+            keep_compiled_in(self.cache_dir)
         for denoiser in filter(None, (self.denoiser, self.sampler.guide)):
             denoiser.to(device)
             if not isinstance(denoiser, Denoiser):

@@ -20,6 +20,7 @@ from pipeline.running.devices import device_of
 from pipeline.running.run_files import denoiser_file
 from pipeline.running.run_folder import is_first_process
 from pipeline.running.trainer_settings import CUDA_GRAPHS, TrainerSettings
+from pipeline.settings.compile_cache import keep_compiled_in
 from pipeline.settings.schemas import SharedSettings
 from storage.errors import UserError
 
@@ -36,6 +37,7 @@ class ModelSettings:
     init_from: str | None
     cluster_names: str | None
     seed: int
+    cache_dir: str
 
     @classmethod
     def of(cls, settings: SharedSettings) -> "ModelSettings":
@@ -82,6 +84,7 @@ class ModelSettings:
             module.denoiser.to(memory_format=torch.channels_last)
             module.emas.to(memory_format=torch.channels_last)
         if self.trainer.compile in (True, CUDA_GRAPHS):
+            keep_compiled_in(self.cache_dir)
             module.compile_pass(device_of(self.trainer.accelerator), self.trainer.compile == CUDA_GRAPHS)
             module.averaged_denoiser.compile(dynamic=False, filled_to=self.evaluation.batch_size)  # makes images
         return module

@@ -4,7 +4,6 @@ import gc
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,31 +17,28 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # where PyTorch keeps it; a user's own is 
 OURS = "CEDM_COMPILE_CACHE"  # what this project has set that variable to
 
 
-def with_compile_cache(run: Callable[[], T], cache_dir: str) -> T:
-    """What `run()` returns, which compiles networks; where that fails, once more with the compile cache cleared.
+def with_compile_cache(run: Callable[[], T]) -> T:
+    """What `run()` returns, which may compile networks; where that fails, once more with the compile cache cleared.
 
     Raises:
         UserError: the cache is damaged, and is the user's own; or it was cleared, and other processes take part, which
             have to start anew.
     """
-    folder = compile_folder(cache_dir)
-    if folder is not None:
-        os.environ |= {VARIABLE: str(folder), OURS: str(folder)}
     try:
         return run()
     except Exception as error:
-        place = os.environ.get(VARIABLE, "")
+        place, ours = os.environ.get(VARIABLE, ""), os.environ.get(OURS)
         in_there = bool(place) and any(place in str(cause) for cause in causes(error))
-        if folder is None and in_there:
+        if place != ours and in_there:
             raise UserError(
                 f"{VARIABLE}={place}: compiling failed over a file in there ({last_line(error)}). This compile "
                 "cache is yours and is left as it is. Clear it, or unset the variable for one in cache_dir."
             ) from error
-        if folder is None or not (in_there or is_about_compiling(error)):
+        if place != ours or not (in_there or is_about_compiling(error)):
             raise
-        clear(folder)
+        clear(Path(place))
         note = (
-            f"compiling failed ({last_line(error)}). {folder}, where a killed process may have left a part, was cleared"
+            f"compiling failed ({last_line(error)}). {place}, where a killed process may have left a part, was cleared"
         )
         if in_a_group():
             raise UserError(f"{note}. Run the same command again.") from error
@@ -51,14 +47,22 @@ def with_compile_cache(run: Callable[[], T], cache_dir: str) -> T:
     return run()
 
 
+def keep_compiled_in(cache_dir: str) -> None:
+    """Let what is compiled from now on lie in `cache_dir`, unless the user has set another place."""
+    folder = compile_folder(cache_dir)
+    if folder is not None:
+        os.environ |= {VARIABLE: str(folder), OURS: str(folder)}
+
+
 def compile_folder(cache_dir: str) -> Path | None:
     """The compile cache in `cache_dir`; None where the user has set another, or where this user has none there.
 
     PyTorch loads machine code from it, so one that belongs to another user, or that others may write to, is not used.
     """
-    place = os.environ.get(VARIABLE, "")
-    by_itself = place.startswith(f"{tempfile.gettempdir()}/torchinductor_")  # PyTorch, once it is imported
-    if place and not by_itself and place != os.environ.get(OURS):
+    from torch._inductor.runtime.runtime_utils import default_cache_dir
+
+    place = os.environ.get(VARIABLE)
+    if place not in (None, "", os.environ.get(OURS), default_cache_dir()):  # PyTorch sets its own by itself
         return None
     folder = own_folder(Path(cache_dir).absolute() / "compiled")
     with suppress(OSError):

@@ -36,7 +36,6 @@ from storage.errors import ArtifactError, MissingArtifactError, UserError, disk_
 from storage.files import CACHE_FOLDERS, remove_abandoned
 
 SWEEP_FAILURES = "CEDM_SWEEP_FAILURES"  # file in which the runs of a sweep, in whatever process, tell that they failed
-COMPILING = ("train", "generate", "evaluate", "average")  # commands that may compile a network
 MAKE_INPUTS = "CEDM_MAKE_INPUTS"  # set for what a run of a sweep starts: make what is missing, instead of telling how
 
 
@@ -91,9 +90,7 @@ def run_task(name: str, argv: list[str], codes: list[int], cfg: DictConfig) -> A
             settings = with_preset(name, settings)
             for folder in CACHE_FOLDERS:  # cache_dir may hold anything else of a user's
                 remove_abandoned(Path(settings.cache_dir) / folder)
-            run = functools.partial(load_command(name), settings)
-            if settings.trainer.compile and name in COMPILING:
-                run = functools.partial(with_compile_cache, run, settings.cache_dir)
+            run = functools.partial(with_compile_cache, functools.partial(load_command(name), settings))
             with stop_at_once():
                 return with_inputs(run, make=sweep or MAKE_INPUTS in os.environ)
         code = outcome[0]

@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.settings.compile_cache import OURS, VARIABLE, with_compile_cache
+from pipeline.settings.compile_cache import OURS, VARIABLE, keep_compiled_in, with_compile_cache
 from storage.errors import UserError
 from storage.files import own_folder
 
@@ -23,11 +24,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def failing(times: int, error: Callable[[Path], Exception]) -> Callable[[], list[str]]:
+def failing(times: int, error: Callable[[Path], Exception], cache_dir: Path) -> Callable[[], list[str]]:
     """A command that leaves a file in the compile cache and fails so many times; it returns what lies there then."""
     calls: list[int] = []
 
     def run() -> list[str]:
+        keep_compiled_in(str(cache_dir))
         folder = Path(os.environ[VARIABLE])
         calls.append(1)
         (folder / "ab").mkdir(exist_ok=True)
@@ -44,36 +46,44 @@ def too_short(path: Path) -> Exception:
 
 
 def test_a_damaged_cache_is_cleared_and_compiled_anew_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert with_compile_cache(failing(0, too_short), str(tmp_path)) == ["1.so"]
-    assert with_compile_cache(failing(1, too_short), str(tmp_path)) == ["2.so"]
+    assert with_compile_cache(failing(0, too_short, tmp_path)) == ["1.so"]
+    assert with_compile_cache(failing(1, too_short, tmp_path)) == ["2.so"]
     assert "file too short" in capsys.readouterr().err
     with pytest.raises(ImportError):
-        with_compile_cache(failing(2, too_short), str(tmp_path))
+        with_compile_cache(failing(2, too_short, tmp_path))
 
 
 def test_other_errors_clear_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"):
-        with_compile_cache(failing(1, lambda path: ValueError("mine")), str(tmp_path))
+        with_compile_cache(failing(1, lambda path: ValueError("mine"), tmp_path))
     assert [path.name for path in tmp_path.rglob("*.so")] == ["1.so"]
 
 
+def test_a_command_that_compiles_nothing_makes_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="mine"):
+        with_compile_cache(lambda: int("mine"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_users_compile_cache_is_used_and_never_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = tmp_path / "mine"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = tmp_path / "torchinductor_mine"  # much like PyTorch's own
     mine.mkdir()
     (mine / "kept.so").touch()
     monkeypatch.setenv(VARIABLE, str(mine))
     with pytest.raises(UserError, match=f"{VARIABLE}={mine}.*file too short"):
-        with_compile_cache(failing(1, too_short), str(tmp_path / "cache"))
+        with_compile_cache(failing(1, too_short, tmp_path / "cache"))
     assert sorted(path.name for path in mine.rglob("*.so")) == ["1.so", "kept.so"]
     with pytest.raises(ValueError, match="mine"):
-        with_compile_cache(failing(1, lambda path: ValueError("mine")), str(tmp_path / "cache"))
+        with_compile_cache(failing(1, lambda path: ValueError("mine"), tmp_path / "cache"))
     assert sorted(path.name for path in tmp_path.rglob("*.so")) == ["1.so", "kept.so"]
 
 
 def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "compiled").mkdir()
     (tmp_path / "compiled/thesis.tex").touch()
-    with_compile_cache(failing(1, too_short), str(tmp_path))
+    with_compile_cache(failing(1, too_short, tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compiled", "compiled-2"]
     assert (tmp_path / "compiled/thesis.tex").exists()
 
@@ -81,14 +91,19 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) ->
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a folder to another user")
 def test_machine_code_of_another_user_is_not_loaded(tmp_path: Path) -> None:
     os.chown(own_folder(tmp_path / "compiled"), 65534, 65534)
-    with_compile_cache(lambda: None, str(tmp_path))
+    keep_compiled_in(str(tmp_path))
     assert VARIABLE not in os.environ
 
 
 COMPILES = """
 import sys, torch
-from pipeline.settings.compile_cache import with_compile_cache
-print(with_compile_cache(lambda: torch.compile(lambda x: x.sin() + 1)(torch.zeros(64)).sum().item(), sys.argv[1]))
+from pipeline.settings.compile_cache import keep_compiled_in, with_compile_cache
+
+def run():
+    keep_compiled_in(sys.argv[1])
+    return torch.compile(lambda x: x.sin() + 1)(torch.zeros(64)).sum().item()
+
+print(with_compile_cache(run))
 """
 
 
