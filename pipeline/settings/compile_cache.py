@@ -3,11 +3,14 @@
 import gc
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from storage.errors import UserError, causes
 from storage.files import MARK, is_own, own_folder
@@ -52,6 +55,7 @@ def keep_compiled_in(cache_dir: str) -> None:
     folder = compile_folder(cache_dir)
     if folder is not None:
         os.environ |= {VARIABLE: str(folder), OURS: str(folder)}
+        remove_cut_libraries(folder)
 
 
 def compile_folder(cache_dir: str) -> Path | None:
@@ -70,6 +74,27 @@ def compile_folder(cache_dir: str) -> Path | None:
             folder.chmod(0o700)
             return folder
     return None
+
+
+def remove_cut_libraries(folder: Path) -> None:
+    """Remove libraries that end before their header says: to load one can end the process by a signal.
+
+    One that is being linked is its linker's, who holds PyTorch's lock of it.
+    """
+    for path in folder.glob("*/*.so"):
+        if is_cut(path):
+            with suppress(OSError), FileLock(folder / "locks" / f"{path.name.split('.')[0]}.lock", timeout=0):
+                path.unlink(missing_ok=True)
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a file is a 64-bit ELF library, and ends before its table of sections, which is its last part, does."""
+    with suppress(OSError), path.open("rb") as file:
+        header = file.read(64)
+        if header.startswith(b"\x7fELF\x02\x01") and len(header) == 64:
+            offset, size, count = struct.unpack("<40xQ10x2H2x", header)
+            return path.stat().st_size < offset + size * count
+    return False
 
 
 def is_about_compiling(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.settings.compile_cache import OURS, VARIABLE, keep_compiled_in, with_compile_cache
 from storage.errors import UserError
@@ -95,6 +97,20 @@ def test_machine_code_of_another_user_is_not_loaded(tmp_path: Path) -> None:
     assert VARIABLE not in os.environ
 
 
+def test_a_library_that_is_cut_is_removed_before_it_is_loaded(tmp_path: Path) -> None:
+    """To load it is a bus error. The last part of a file may lie behind what loading looks at."""
+    folder = own_folder(tmp_path / "compiled")
+    (folder / "ab").mkdir()
+    (folder / "locks").mkdir()
+    header = struct.pack("<6s34xQ10x2H2x", b"\x7fELF\x02\x01", 100, 64, 2)  # two sections, told of from byte 100 on
+    for name, size in {"whole": 228, "cut": 227, "linked": 90}.items():
+        (folder / f"ab/{name}.so").write_bytes(header.ljust(size, b"\0"))
+    (folder / "ab/text.so").write_text("no library")  # that is an error in words
+    with FileLock(folder / "locks/linked.lock"):
+        keep_compiled_in(str(tmp_path))
+    assert sorted(path.stem for path in folder.glob("ab/*")) == ["linked", "text", "whole"]
+
+
 COMPILES = """
 import sys, torch
 from pipeline.settings.compile_cache import keep_compiled_in, with_compile_cache
@@ -117,19 +133,20 @@ def test_a_truncated_compile_cache(tmp_path: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1", **environment}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    def truncated(folder: Path) -> dict[Path, bytes]:
+    def truncated(folder: Path, left: float) -> dict[Path, bytes]:
         for path in folder.rglob("*.so"):
-            os.truncate(path, 100)
+            os.truncate(path, int(left * path.stat().st_size))
         return {path: path.read_bytes() for path in folder.rglob("*.so")}
 
     assert compiled().stdout == "64.0\n"
     shutil.copytree(ours, mine)
-    before = truncated(mine)
+    before = truncated(mine, left=0)
     assert before
     refused = compiled(**{VARIABLE: str(mine)})
     assert f"UserError: {VARIABLE}={mine}" in refused.stderr
     assert {path: path.read_bytes() for path in before} == before
 
-    assert truncated(ours)
-    again = compiled()
-    assert (again.stdout, "trying once more" in again.stderr) == ("64.0\n", True), again.stderr
+    for left in (0, 0.3):
+        assert truncated(ours, left)
+        again = compiled()
+        assert (again.stdout, "trying once more" in again.stderr) == ("64.0\n", left == 0), again.stderr
