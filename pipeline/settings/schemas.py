@@ -1,6 +1,6 @@
 """The typed settings of every command: the config groups, each of which its own room describes, and the keys beside."""
 
-import mimetypes
+import importlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,26 +115,25 @@ class SharedSettings(Settings):
         """Look for the files that settings name: when the command starts, and not when it is planned.
 
         Raises:
-            UserError: one is not there, or the run would be written among the images.
+            UserError: one is not there, or the run would be written among images.
         """
         if self.init_from is not None:
             denoiser_file(self.init_from, "init_from")
-        if self.run_dir is not None and self.dataset.path is not None:
-            run, images = Path(self.run_dir).resolve(), Path(self.dataset.path).resolve()
-            if images.is_dir() and (run == images or (run.is_relative_to(images) and holds_images(run))):
-                self.refuse(
-                    "run_dir", "the images lie there, and the run's pictures would be more. Another is expected"
-                )
+        if self.run_dir is not None and (image := image_in(Path(self.run_dir))):
+            expected = f"{image} lies there, and the run's pictures would be mixed with yours. Another is expected"
+            self.refuse("run_dir", expected)
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether a folder that is none of a run's holds images at any depth, by their names."""
-    for _, folders, files in os.walk(folder):
+def image_in(folder: Path) -> Path | None:
+    """An image at any depth of a folder, told by its name; None where there is none but those of runs."""
+    for path, folders, files in os.walk(folder):
         if {"settings.json", MARK} & {*files} or "snapshots" in folders:  # a run, or a part of the cache
             folders.clear()
-        elif any((mimetypes.guess_type(name)[0] or "").startswith("image/") for name in files):
-            return True
-    return False
+            continue
+        formats: Any = importlib.import_module("datamodules.images.formats")  # with Pillow, which the door does without
+        if found := next((name for name in files if formats.suffix_of(name) in formats.suffixes()), None):
+            return Path(path, found)
+    return None
 
 
 @dataclass(frozen=True)
