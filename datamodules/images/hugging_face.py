@@ -9,6 +9,7 @@ from datamodules.images.arrays import numbered_ids
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.decoding import UnusableImageError
 from datamodules.images.label_values import labels_from_values
+from datamodules.images.own_output import own_output_with
 from datamodules.images.reader import UNLABELLED, EncodedReader, Labels
 from datamodules.images.split_folders import ALL
 from datamodules.images.unchanged import State, refuse_changed, state_of
@@ -35,7 +36,7 @@ class HuggingFaceReader(EncodedReader):
         self._images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
         self._key = image_key
         self._tables = {file["filename"]: state_of(file["filename"]) for file in self._images.cache_files}
-        self._beside: dict[int, State] = {}  # of files that the table names, from when they are first read
+        self._beside: dict[int, State] = {}  # of files that the table names, from when they are listed or first read
         self.ids = numbered_ids(len(dataset), split)
 
     def file(self, row: int) -> tuple[Path | bytes, str]:
@@ -46,6 +47,14 @@ class HuggingFaceReader(EncodedReader):
         if content is None:
             self._beside.setdefault(row, state_of(image["path"]))
         return Path(image["path"]) if content is None else content, image["path"] or ""
+
+    def files_beside(self) -> list[str]:
+        """The files that the table names instead of holding their bytes."""
+        import pyarrow.compute
+
+        images = self._images.data.column(self._key).combine_chunks()
+        lacking = images.filter(pyarrow.compute.struct_field(images, "bytes").is_null())
+        return [path for path in pyarrow.compute.struct_field(lacking, "path").to_pylist() if path is not None]
 
     def refuse_changed(self, row: int) -> None:
         for file, state in self._tables.items():
@@ -65,6 +74,8 @@ class HuggingFaceReader(EncodedReader):
             return file_digests(arrow_files, cache_dir)
         images = [self._images[row][self._key] for row in rows] if lacking == len(self.ids) else []
         if images and all(image is not None and Path(image["path"]).is_file() for image in images):
+            listed = {row: state_of(image["path"]) for row, image in zip(rows, images, strict=True)}
+            self._beside = listed | self._beside
             return file_digests((image["path"] for image in images), cache_dir)
         return self.image_digests(rows, cache_dir)
 
@@ -102,7 +113,13 @@ def open_hugging_face(settings: DatasetSettings) -> HuggingFaceReader:
         labels = Labels(
             None, note=f"several columns of classes, {', '.join(classes)}; set dataset.label_key={classes[0]}"
         )
-    return HuggingFaceReader(dataset, image_key, settings.split, labels)
+    reader = HuggingFaceReader(dataset, image_key, settings.split, labels)
+    if own := own_output_with(reader.files_beside(), Path(path).resolve()):
+        raise UserError(
+            f"{path}: {own} is a run or a cache of this project, and `datasets` takes its pictures for images. "
+            "For a folder of images set dataset=folder, which leaves them out; else move it."
+        )
+    return reader
 
 
 def labels_in_column(dataset: Any, key: str) -> Labels:

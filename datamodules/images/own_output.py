@@ -34,6 +34,13 @@ def is_run(folder: Path) -> bool:
     return False
 
 
+def own_output_with(files: Iterable[str], root: Path) -> Path | None:
+    """The first folder below `root` that is a run or a cache and holds one of these files, at any depth."""
+    folders = {folder for parent in {Path(file).parent for file in files} for folder in (parent, *parent.parents)}
+    below = sorted(folder for folder in folders if root in folder.parents)
+    return next((folder for folder in below if is_own_output(folder, {path.name for path in folder.iterdir()})), None)
+
+
 def outermost(own: Iterable[str], ids: Iterable[str]) -> list[str]:
     """For each of the folders `own` the outermost one around it without an image: `runs` for `runs/digits/embed/1`."""
     holding = {parent for image_id in {str(PurePosixPath(name).parent) for name in ids} for parent in around(image_id)}

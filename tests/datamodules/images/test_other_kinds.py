@@ -1,6 +1,7 @@
 """What is given in place of images is called by its name, and a line says how to go on."""
 
 import io
+import os
 import pickle
 import tarfile
 import urllib.error
@@ -16,6 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from datamodules.file_kinds import KINDS
 from storage.errors import UserError
+from storage.files import write_json
 
 from ..opening import opened
 from .bad_files import PNG
@@ -141,6 +143,27 @@ def test_parquet_that_says_nothing_of_images(tmp_path: Path) -> None:
     assert len(opened("hf", tmp_path / "two.PARQUET", image_key="right")) == 2
     (tmp_path / "x.txt").touch()
     assert "none of .parquet, .arrow, .tar. Set dataset.path to the folder" in refusal("hf", tmp_path / "x.txt")
+
+
+def test_a_folder_that_datasets_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are files beside the table: compared with what was listed, and none of a run's."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    folder = tmp_path / "images"
+    for number in range(3):
+        path = folder / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(IMAGES[number]).save(path)
+    source = opened("hf", folder)
+    assert len(source.fingerprint) == 16
+    assert np.array_equal(np.asarray(source.image(0)), IMAGES[0])
+    Image.fromarray(IMAGES[3]).save(folder / "1.png")
+    os.utime(folder / "1.png", (1, 1))
+    with pytest.raises(UserError, match=r"1\.png has changed"):
+        source.image(1)
+    write_json(folder / "runs/a/settings.json", {"settings": {}, "inputs": {}})
+    Image.fromarray(IMAGES[4]).save(folder / "runs/a/grid.png")
+    assert "runs/a is a run or a cache of this project" in refusal("hf", folder)
 
 
 def test_shards_of_webdataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
