@@ -72,15 +72,14 @@ def clusters_of_run(
     Raises:
         UserError: it has none, several clusterings, or one of other images.
     """
-    command = summary["command"]
+    command, own = summary["command"], folder / "pseudo_labels.safetensors"
     if isinstance(settings, ScoreSettings):
         return read_assignments(settings.assignments, source, settings.num_clusters, settings.noise)
-    if command == "train":
-        labels = Condition.of(settings).pseudo_labels(source)
+    if command in ("cluster", "assign") and own.is_file():
+        return read_assignments(str(own), source)
+    if command in ("cluster", "train"):
+        labels = Condition.of(settings).pseudo_labels(source)  # from the cache, and those of these settings
         if labels is not None:
             return labels
-    elif command in WITH_CLUSTERS:
-        own = folder / "pseudo_labels.safetensors"
-        return read_assignments(str(own if own.is_file() else summary["pseudo_labels"]), source)
     commands = ", ".join(WITH_CLUSTERS)
     raise UserError(f"run={folder}: a run of `{command}` without clusters. Give the folder of a run of {commands}.")

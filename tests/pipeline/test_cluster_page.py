@@ -72,6 +72,20 @@ def test_the_page_knows_what_the_pseudo_labels_say(cedm: Cedm, workplace: Path) 
     assert "1,797, of which a random sample of 100 is shown" in (workplace / "few.html").read_text()
 
 
+def test_the_page_of_a_run_that_found_its_clusters_is_not_of_a_swapped_entry(cedm: Cedm, workplace: Path) -> None:
+    assert cedm("embed", *KMEANS).code == 0
+    for words in (["run_dir=run"], ["run_dir=again"], ["seed=1"]):
+        assert cedm("cluster", *KMEANS, "map_images=0", *words).code == 0
+    assert not (workplace / "again/pseudo_labels.safetensors").exists()
+    assert cedm("clusters", "run=again").code == 0
+    first, second = (workplace / "cache/pseudo-labels").glob("*.safetensors")
+    swap = first.rename(first.with_suffix(".aside"))
+    second.rename(first)
+    swap.rename(second)
+    result = cedm("clusters", "run=again")
+    assert (result.code, "no such file (pseudo-labels)" in result.err) == (2, True), result.err
+
+
 def test_hostile_file_names_are_shown_and_not_obeyed(cedm: Cedm, workplace: Path) -> None:
     for number, name in enumerate(HOSTILE):
         path = workplace / "images" / name.replace("|", "/")
