@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import atomic_path, numbered, set_aside, without_nan
+from storage.files import atomic_path, make_folder, numbered, set_aside, without_nan
 from storage.fingerprints import canonical_json
 
 FORMAT_VERSION = 1
@@ -177,7 +177,7 @@ def make_once(
     try:
         return read_artifact(path, kind, mapped)
     except (MissingArtifactError, DamagedArtifactError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     with lock_of(path):
         try:
             return read_artifact(path, kind, mapped)  # another process may have made it while this one waited
@@ -192,11 +192,11 @@ def make_once(
 
 @contextmanager
 def lock_of(path: Path) -> Iterator[None]:
-    """Holds the lock beside a file. Where it is another user's, and cannot be had, work may be done twice."""
+    """Holds the lock beside a file. Where there can be none, as in another user's cache, work may be done twice."""
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire()
-    except PermissionError:
+    except OSError:
         yield
         return
     try:

@@ -43,12 +43,12 @@ def file_digests(paths: Iterable[str | Path], cache_dir: str | Path | None = Non
         if disk_is_full(error):
             raise
         log.warning("%s cannot be used (%s): all files are read.", database, error)
-    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+    except OSError as error:
         if database.parent.is_dir():  # it is one of the files
             raise
         raise UserError(f"cache_dir={cache_dir}: no folder can be made there ({error.strerror}).") from error
     except sqlite3.DatabaseError as error:
-        with suppress(FileNotFoundError, PermissionError):  # another process has done so; or it is another user's
+        with suppress(OSError):  # another process has done so; or it is another user's
             log.warning("%s is damaged (%s). Set aside as %s; begun anew.", database, error, set_aside(database).name)
             return _remembered_digests(paths, database)
     return [_hash_file(Path(path)) for path in paths]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL_WORDS = re.compile(
-    "No space left|quota exceeded|File too large|Read-only file system|disk is full"
+    "No space left|quota exceeded|File too large|disk is full"
     + "".join(rf"|\(os error {code}\)" for code in DISK_FULL),
     re.IGNORECASE,
 )
@@ -74,5 +74,5 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a full or read-only disk, or a quota, is behind an error of Python, safetensors, SQLite or PyTorch."""
+    """Whether a full disk or a quota is behind an error of Python, safetensors, SQLite or PyTorch."""
     return any(getattr(one, "errno", None) in DISK_FULL or DISK_FULL_WORDS.search(str(one)) for one in causes(error))

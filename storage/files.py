@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and JSON files with a checksum."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -50,11 +51,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         UserError: the disk is full.
+        PermissionError: nothing can be written there.
     """
     path = Path(path)
     if "=" in path.name:
         raise ValueError(f"{path.name!r}: a name with '=' in it would be an override to Hydra")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         with _workplace(path) as (folder, mode):
             temporary = folder / path.name
@@ -81,7 +83,7 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
     """
     while True:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        folder.mkdir()
+        make_folder(folder)
         descriptor = os.open(folder / WRITER, os.O_CREAT | os.O_WRONLY, 0o644)
         _lock(descriptor, wait=True)
         if (folder / WRITER).exists():  # else it was taken for abandoned in the moment before the lock
@@ -92,6 +94,20 @@ def _workplace(path: Path) -> Iterator[tuple[Path, int]]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises:
+        PermissionError: there can be none, as where the file system is read-only, or none of files, such as /proc.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOENT):
+            raise PermissionError(error.errno, error.strerror, str(folder)) from error
+        raise
 
 
 def remove_abandoned(folder: str | Path) -> None:
@@ -213,7 +229,7 @@ def remembered_json(path: str | Path, made_from: Any, make: Callable[[], dict[st
             break
         log.warning("%s: holds something else. It is left as it is, and not used.", candidate)
     data = make()
-    with suppress(PermissionError):
+    with suppress(OSError):
         if candidate.is_file():
             set_aside(candidate)
         write_sealed_json(candidate, {MADE_FROM: made_from, CONTENT: data})

@@ -13,6 +13,7 @@ from datamodules.backbones.backbone_base import Backbone
 from datamodules.embeddings.shards import embed_shards, join_shards, missing_shards, remove_shards, shards_folder
 from datamodules.images.sources import ImageSource
 from storage.artifacts import entry_path, make_once, read_artifact
+from storage.files import make_folder
 from storage.fingerprints import file_stem, fingerprint
 from storage.standardised import standardised
 
@@ -117,7 +118,7 @@ def collect_embeddings(
     folder = shards_folder(path.with_suffix(f".{settings['precision']}.shards"), source, identity)
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         fill(folder)
         made_from = {"source": described(source), "backbone": identity, "settings": settings}
         return join_shards(folder, len(source)), made_from

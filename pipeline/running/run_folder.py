@@ -18,7 +18,15 @@ from pipeline.running.trainer_settings import AUTO
 from pipeline.settings.compose import leaves
 from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
-from storage.files import MOST_JSON, numbered, read_sealed_json, remove_abandoned, write_json, write_sealed_json
+from storage.files import (
+    MOST_JSON,
+    make_folder,
+    numbered,
+    read_sealed_json,
+    remove_abandoned,
+    write_json,
+    write_sealed_json,
+)
 from storage.fingerprints import canonical_json
 from storage.settings import Settings, plain
 
@@ -120,7 +128,7 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder, which is free again however this process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

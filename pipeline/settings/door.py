@@ -1,5 +1,6 @@
 """Where a command line comes in: words to typed settings, mistakes to one message, a sweep to runs."""
 
+import errno
 import functools
 import importlib
 import os
@@ -141,12 +142,15 @@ def told_in_words() -> Iterator[list[int]]:
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         outcome[0] = tell(path_problem(error))
     except (OSError, RuntimeError, ValueError, sqlite3.OperationalError) as error:
-        if isinstance(error, BrokenPipeError) or not disk_is_full(error):
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            outcome[0] = tell(path_problem(error))
+        elif isinstance(error, BrokenPipeError) or not disk_is_full(error):
             raise
-        outcome[0] = tell(
-            f"the disk is full ({error}). Free some room, or set another run_dir= or cache_dir=; what was written "
-            "before is whole. Run the same command again to continue."
-        )
+        else:
+            outcome[0] = tell(
+                f"the disk is full ({error}). Free some room, or set another run_dir= or cache_dir=; what was written "
+                "before is whole. Run the same command again to continue."
+            )
 
 
 def path_problem(error: OSError) -> str:

@@ -1,5 +1,6 @@
 """Files that are written whole, set aside, remembered and sealed; what others left is left alone."""
 
+import errno
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from storage.artifacts import write_artifact
+from storage.artifacts import lock_of, write_artifact
 from storage.errors import DamagedArtifactError
 from storage.files import (
     atomic_path,
     is_own,
     own_folder,
     read_sealed_json,
+    remembered_json,
     remove_abandoned,
     set_aside,
     write_json,
@@ -41,6 +43,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
         write_half()
     assert json.loads(path.read_text())["shape"] == [2, 3]
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOENT])
+def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    """On a read-only file system, and on one that holds no files, as /proc."""
+
+    def refuse(path: Path, mode: int = 0o777) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for place in (tmp_path, tmp_path / "deep/er"):
+        with pytest.raises(PermissionError, match=os.strerror(number)):
+            write_json(place / "a.json", {})
+        assert remembered_json(place / "a.json", 1, lambda: {"a": 2}) == {"a": 2}
+        with lock_of(place / "deep/est/a"):
+            pass
+        assert own_folder(place / "new") == place / "new"
 
 
 def test_files_are_written_where_there_is_no_fcntl(tmp_path: Path):
