@@ -99,9 +99,10 @@ class Limit(NamedTuple):
 class FeatureStatistics(Metric):
     """Mean and covariance of features, streamed, in float64.
 
-    The state is one matrix, Σ aᵀa over the features with a 1 in front, a = (1, f): it holds their number, their sum
-    and the sum of their outer products, and adds up over batches and processes with one all-reduce. The sums keep 16
-    digits; a mean of m standard deviations costs the variance 2 log₁₀ m of them, which leaves 10 at m = 1000.
+    The state is one matrix. Its upper part is Σ aᵀa over the features from an origin o, with a 1 in front,
+    a = (1, f − o): it holds their number, their sum and the sum of their outer products, and adds up over batches. The
+    last row is (1, o). The origin is the mean of the first batch, so that nothing cancels however far from 0 the
+    features lie; processes agree on one before their sums are added.
 
     Args:
         num_features: D.
@@ -114,15 +115,15 @@ class FeatureStatistics(Metric):
         ([1.0, 2.0], [[2.0, 4.0], [4.0, 8.0]], 2)
     """
 
-    full_state_update = False
-    moments: Tensor  # [1 + D, 1 + D], float64
+    full_state_update = True  # sums from different origins do not add up
+    moments: Tensor  # [2 + D, 1 + D], float64
 
     def __init__(self, num_features: int, **kwargs: Any) -> None:
-        kwargs.setdefault("dist_sync_fn", all_reduce_sum)
+        kwargs.setdefault("dist_sync_fn", all_reduce_moments)
         super().__init__(**kwargs)
         self.num_features = num_features
-        size = 1 + num_features
-        self.add_state("moments", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+        size = 2 + num_features, 1 + num_features
+        self.add_state("moments", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, features: Tensor) -> None:
         """Adds features [B, D].
@@ -134,8 +135,12 @@ class FeatureStatistics(Metric):
             raise ValueError(f"expected features [images, {self.num_features}], got {list(features.shape)}")
         if not features.isfinite().all():
             raise ValueError("a feature is not finite: the distance would be NaN")
+        if not len(features):
+            return
         augmented = torch.cat([features.new_ones(len(features), 1), features], dim=1).double()  # [B, 1 + D]
-        self.moments += augmented.mT @ augmented
+        self.moments[-1] = torch.where(self.moments[0, 0] == 0, augmented.mean(dim=0), self.moments[-1])
+        augmented[:, 1:] -= self.moments[-1, 1:]
+        self.moments[:-1] += augmented.mT @ augmented
 
     def compute(self) -> Any:
         """The `Statistics` of all features so far.
@@ -150,9 +155,9 @@ class FeatureStatistics(Metric):
         n = round(self.moments[0, 0].item())
         if n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {n}")
-        mean = self.moments[0, 1:] / n
-        cov = (self.moments[1:, 1:] - n * mean.outer(mean)) / (n - 1)
-        return Statistics(mean, cov, n)
+        mean = self.moments[0, 1:] / n  # from the origin
+        cov = (self.moments[1:-1, 1:] - n * mean.outer(mean)) / (n - 1)
+        return Statistics(self.moments[-1, 1:] + mean, cov, n)
 
 
 class FrechetDistance(FeatureStatistics):
@@ -296,11 +301,19 @@ def _factor(cov: Tensor) -> Tensor:
     return eigenvectors[:, in_range] * eigenvalues[in_range].sqrt()
 
 
-def all_reduce_sum(state: Tensor, group: Any = None) -> list[Tensor]:
-    """The sum over all processes, as the one entry of what torchmetrics takes for the list of their states.
+def all_reduce_moments(state: Tensor, group: Any = None) -> list[Tensor]:
+    """The `moments` of all processes, as the one entry of what torchmetrics takes for the list of their states.
 
-    In place of gathering a [D, D] matrix from every process just to add them up.
+    In place of gathering a [D, D] matrix from every process just to add them up. Their origin is the mean of the
+    processes' own, each with the weight of its images.
     """
+    origin = state[0, 0] * state[-1]  # [1 + D]
+    dist.all_reduce(origin, group=group)
+    origin /= origin[0].clamp(min=1)
+    moved = state[-1, 1:] - origin[1:]
     total = state.clone()
+    total[1:-1] += moved[:, None] * total[0]  # Σ (f − o') a = Σ (f − o) a + (o − o') Σ a
+    total[:-1, 1:] += total[:-1, :1] * moved
     dist.all_reduce(total, group=group)
+    total[-1] = origin
     return [total]

@@ -73,6 +73,21 @@ def test_statistics_equal_numpy_whatever_the_batches() -> None:
     torch.testing.assert_close(whole.cov, in_bits.cov, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("num_images", [300, 25])
+def test_features_far_from_the_origin_keep_their_digits(num_images: int) -> None:
+    """Against the nuclear norm of the centred features' product, which needs no covariance."""
+    a, b = (1e4 + 0.05 * correlated(num_images, 40, seed) for seed in (0, 1))
+    apart = [side.double() - side.double().mean(dim=0) for side in (a, b)]
+    traces = sum(side.square().sum() for side in apart) - 2 * torch.linalg.svdvals(apart[0] @ apart[1].mT).sum()
+    expected = (a.double().mean(dim=0) - b.double().mean(dim=0)).square().sum() + traces / (num_images - 1)
+    distance = frechet_distance(statistics_of(a, batch_size=7), statistics_of(b))
+    assert distance == pytest.approx(float(expected), rel=1e-9)
+    metric = FeatureStatistics(40)
+    torch.testing.assert_close(metric(a).cov, statistics_of(a).cov, rtol=1e-10, atol=1e-13)  # `forward`
+    metric(b)
+    torch.testing.assert_close(metric.compute().cov, torch.cat([a, b]).double().mT.cov(), rtol=1e-9, atol=1e-13)
+
+
 def test_half_precision_modules_leave_the_sums_in_float64() -> None:
     features = correlated(200, 8, seed=0)
     module = torch.nn.Module()

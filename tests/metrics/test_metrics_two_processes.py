@@ -28,18 +28,21 @@ def measure(batches: list[int]) -> dict[str, Any]:
         "frechet": FrechetDistance(Statistics(reference.mean(0), reference.T.cov())),
         "rows": CollectedFeatures(6),
     }
+    far_away = FeatureStatistics(6)
     utilization, scores = ClusterUtilization(8), ClusteringScores(8, 8)
     for batch in batches:
         for metric in on_features.values():
             metric.update(features[batch])
+        far_away.update(1e4 + 0.05 * features[batch])
         utilization.update(cluster_ids[batch])
         scores.update(cluster_ids[batch], labels[batch])
     result = {name: metric.compute() for name, metric in on_features.items()}
-    statistics, far = result.pop("statistics"), 100 + 0.01 * result["rows"]
+    statistics, from_afar, far = result.pop("statistics"), far_away.compute(), 100 + 0.01 * result["rows"]
     nearest = memorisation(far, 100 + 0.01 * reference, training_neighbours(100 + 0.01 * reference))
     return {
         **{"prdc": prdc(far, 100 + 0.01 * reference), "distances": nearest.distances.sort().values},
         **{"mean": statistics.mean, "cov": statistics.cov, "n": statistics.n},
+        **{"mean from afar": from_afar.mean, "cov from afar": from_afar.cov},
         **{"frechet": result["frechet"], "rows": result["rows"].sort(dim=0).values},  # their order is that of the ranks
         **{"utilization": utilization.compute(), "scores": scores.compute()},
     }
