@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.ema import EMA
 from lightning_modules.diffusion.power_average import WIDTHS, PowerAverage
@@ -49,6 +50,9 @@ class EDMModule(LightningModule):
         optimizer: which one, and its own settings.
         seed: of all that is random.
 
+    Raises:
+        ValueError: images are to be augmented, but the denoiser has no input that says how.
+
     Examples:
         >>> from datamodules.image_datamodule import ImageBatch
         >>> from lightning_modules.diffusion.network_settings import NetworkSettings
@@ -74,6 +78,12 @@ class EDMModule(LightningModule):
         denoiser = denoiser if isinstance(denoiser, Denoiser) else Denoiser.described(**denoiser)
         training = training if isinstance(training, TrainingSettings) else TrainingSettings(**training)
         optimizer = optimizer if isinstance(optimizer, OptimizerSettings) else OptimizerSettings(**optimizer)
+        if training.augment_probability and denoiser.augment_dim != AUGMENT_DIM:
+            raise ValueError(
+                f"augment_probability={training.augment_probability} needs a denoiser that is told what was done to an "
+                f"image, but this one has augment_dim={denoiser.augment_dim}. Make it with augment_dim={AUGMENT_DIM}, "
+                "or set TrainingSettings(augment_probability=0)"
+            )
         self.save_hyperparameters(
             {
                 "denoiser": {"description": denoiser.description, "clusters": denoiser.clusters},

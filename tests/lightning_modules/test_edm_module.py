@@ -305,6 +305,15 @@ def test_augmentation_can_be_turned_off() -> None:
     assert torch.equal(module.loss_of(batch), per_pixel.sum(dim=(1, 2, 3)))
 
 
+def test_augmentation_needs_a_denoiser_that_is_told_of_it() -> None:
+    """Said when the module is made, not at the first batch; without augmentation such a denoiser trains."""
+    plain = Denoiser(NETWORK, 8, 1, label_dim=3)
+    with pytest.raises(ValueError, match=r"augment_dim=0\. Make it with augment_dim=9"):
+        EDMModule(plain)
+    module = EDMModule(plain, TrainingSettings(augment_probability=0.0))
+    assert module.loss_of(batch_at(0, BATCH)).isfinite().all()
+
+
 def test_the_number_of_passes_may_change_between_runs(tmp_path: Path) -> None:
     """Stopped after three steps of one pass, resumed with two passes in a step: the same steps, the same images."""
     straight = train(make_module(), 6, tmp_path / "straight")
