@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.embeddings.neighbours import find_neighbours
+from datamodules.embeddings.neighbours import find_neighbours, unit
 from storage.artifacts import entry_path, make_once
+from storage.distances import SquaredDistances
 from storage.fingerprints import file_stem, fingerprint
 
 KIND = "embedding-map"
@@ -19,7 +20,7 @@ PERPLEXITY = 30
 ITERATIONS = 500
 FEWEST_IMAGES = 10  # a map of less is no map
 ANCHORS = 5  # placed images between which another one lies
-SAME_DIRECTION = 1e-6  # 1 − cosine, below which rounding decides
+SAME_DIRECTION = 1e-24  # squared distance of directions, below which rounding decides
 NEAREST = 8  # neighbours of an image that are shown
 PART = 8192  # rows that are looked at at once
 
@@ -77,13 +78,13 @@ class MappedEmbeddings:
         found = self.map()
         if found is None:
             return None
-        anchors, places = F.normalize(self.values[found.rows].float()), []
+        anchors, places = unit(self.values[found.rows]), []
         for part in rows.split(PART):
-            similar, nearest = (F.normalize(self.values[part].float()) @ anchors.T).topk(ANCHORS, dim=1)  # [b, ANCHORS]
-            weights = 1 / (1 - similar).clamp_min(SAME_DIRECTION)
+            squared, nearest = SquaredDistances(unit(self.values[part]), anchors).nearest(ANCHORS)  # [b, ANCHORS]
+            weights = 1 / squared.clamp_min(SAME_DIRECTION)
             weights /= weights.sum(dim=1, keepdim=True)
             places.append((weights[..., None] * found.places[nearest]).sum(dim=1))
-        return torch.cat(places)
+        return torch.cat(places).float()
 
     def neighbours(self, rows: Tensor) -> Tensor:
         """The nearest of the images `rows` to each of them, the nearest first: positions in `rows`, int64 [M, k].

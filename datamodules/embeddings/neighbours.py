@@ -1,5 +1,6 @@
 """Nearest neighbours: the k most similar images of each image, by cosine similarity of the raw embeddings."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ FAISS = (
 PROBES = 64  # cells that an approximate search looks into
 RECALL_SAMPLE = 1000  # rows
 PART = 8192  # rows that are in float64 at once
+CLOSE = 1024 * 2**-23  # of a row's squared length: similarities that differ by less are taken again in float64
 
 
 class Directions(NamedTuple):
@@ -32,17 +34,21 @@ class Directions(NamedTuple):
     cos(x, y) = (x − m)·(y − m) + m·(x − m) + m·(y − m) + |m|², of which the last three are taken in float64.
     """
 
-    centred: Tensor  # float32 [N, D], x − m
+    values: Tensor  # [N, D], as they came
+    centred: Tensor  # float32 [N, D], x − m, on the device of the search; so are the others
     along: Tensor  # float64 [N], m·(x − m), less their median: small numbers keep their digits in float32
     constant: Tensor  # float64 scalar, |m|² and twice that median
 
     @classmethod
-    def of(cls, values: Tensor) -> "Directions":
+    def of(cls, values: Tensor, device: str | torch.device = "cpu") -> "Directions":
         """Those of embeddings [N, D]."""
-        mean = torch.stack([unit(part).sum(dim=0) for part in values.split(PART)]).sum(dim=0) / len(values)  # [D]
-        parts = [(x.float(), x @ mean) for x in (unit(part) - mean for part in values.split(PART))]
-        centred, along = map(torch.cat, zip(*parts, strict=True))
-        return cls(centred, along - along.median(), mean @ mean + 2 * along.median())
+
+        def units() -> Iterator[Tensor]:
+            return (unit(part.to(device)) for part in values.split(PART))
+
+        mean = torch.stack([x.sum(dim=0) for x in units()]).sum(dim=0) / len(values)  # [D]
+        centred, along = map(torch.cat, zip(*(((x - mean).float(), (x - mean) @ mean) for x in units()), strict=True))
+        return cls(values, centred, along - along.median(), mean @ mean + 2 * along.median())
 
 
 def unit(values: Tensor) -> Tensor:
@@ -64,22 +70,16 @@ def find_neighbours(
     """Exact k nearest neighbours of each row of `values` [N, D] by cosine similarity, itself excluded.
 
     Works on blocks of rows, so memory stays at N·k plus one block. Among neighbours of equal similarity the lower index
-    comes first; similarities count as equal where float32 cannot tell them apart, by the spread of the directions and
-    not by their length, so that embeddings with a large common offset have their neighbours too.
+    comes first. Similarities are taken between directions from their mean, in float32, and where they lie too close
+    together for it in float64, so that embeddings with a large common offset and near-duplicates have their neighbours
+    too.
 
     Examples:
         >>> find_neighbours(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), k=1).indices.tolist()
         [[1], [0], [1]]
     """
     _check(values, k)
-    directions = Directions.of(values.to(device))
-    blocks = torch.arange(len(values), device=device).split(block_size or _block_size(directions.centred))
-    memory = directions.centred.new_empty(len(blocks[0]), len(values))
-    found = Neighbours(torch.empty(len(values), k, dtype=torch.int64), torch.empty(len(values), k))
-    for rows in tqdm(blocks, desc="nearest neighbours", unit=" blocks", delay=2):
-        block = rows.cpu()
-        found.similarities[block], found.indices[block] = map(Tensor.cpu, _nearest_of(rows, directions, k, memory))
-    return found
+    return _search(torch.arange(len(values)), Directions.of(values, device), k, block_size)
 
 
 def find_approximate_neighbours(
@@ -87,39 +87,36 @@ def find_approximate_neighbours(
 ) -> Neighbours:
     """k near neighbours of each row of `values` [N, D] by cosine similarity, itself excluded; most of them the nearest.
 
-    An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. Its
-    recall is measured against the exact search on a random sample of rows, on `device`.
+    An inverted file of faiss on the CPU: k-means cells, of which each image looks into the `probes` nearest. It takes
+    the distances of directions from their mean, for which float32 does; their squares are 2 − 2 cos. Its recall is
+    measured against the exact search on a random sample of rows, on `device`.
     """
     faiss = needed(*FAISS)
     _check(values, k)
-    directions = F.normalize(values.float())  # [N, D], on the CPU
+    exact = Directions.of(values, device)
+    directions = exact.centred.cpu().numpy()  # [N, D]
     count, dim = directions.shape
     cells = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points or more per cell
-    index = faiss.index_factory(dim, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(directions.numpy())
-    index.add(directions.numpy())
+    index = faiss.index_factory(dim, f"IVF{cells},Flat", faiss.METRIC_L2)
+    index.train(directions)
+    index.add(directions)
     index.nprobe = probes
-    similarities, indices = map(torch.from_numpy, index.search(directions.numpy(), k + 1))  # [N, k + 1] each
+    squared, indices = map(torch.from_numpy, index.search(directions, k + 1))  # [N, k + 1] each
     itself = indices == torch.arange(count)[:, None]
     itself[~itself.any(dim=1), -1] = True  # hidden by k + 1 twins: the last goes
-    similarities, indices = similarities[~itself].view(count, k), indices[~itself].view(count, k)
+    similarities, indices = 1 - squared[~itself].view(count, k) / 2, indices[~itself].view(count, k)
 
-    exact = Directions.of(values.to(device))
-    for rows in (indices < 0).any(dim=1).nonzero()[:, 0].split(_block_size(exact.centred)):  # too few in its cells
-        nearest = _nearest_of(rows.to(device), exact, k)
-        similarities[rows], indices[rows] = nearest[0].cpu(), nearest[1].cpu()
+    short = (indices < 0).any(dim=1).nonzero()[:, 0]  # of too few in their cells
+    indices[short], similarities[short], _ = _search(short, exact, k)
     return Neighbours(indices, similarities, _recall(indices, exact))
 
 
 def _recall(indices: Tensor, directions: Directions) -> float:
     """Share of the true nearest neighbours of RECALL_SAMPLE rows that `indices` [N, k] holds."""
-    count, k = indices.shape
-    sample = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:RECALL_SAMPLE]
-    hits = 0
-    for rows in sample.split(_block_size(directions.centred)):
-        nearest = _nearest_of(rows.to(directions.centred.device), directions, k)[1].cpu()  # [b, k]
-        hits += int((indices[rows][:, :, None] == nearest[:, None]).sum())
-    return hits / (len(sample) * k)
+    sample = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:RECALL_SAMPLE]
+    nearest = _search(sample, directions, indices.shape[1]).indices
+    pairs = zip(indices[sample].tolist(), nearest.tolist(), strict=True)
+    return sum(len({*own} & {*true}) for own, true in pairs) / nearest.numel()
 
 
 def _check(values: Tensor, k: int) -> None:
@@ -133,19 +130,36 @@ def _block_size(directions: Tensor) -> int:
     return max(1, BLOCK_BYTES[directions.device.type == "cpu"] // (4 * len(directions)))
 
 
-def _nearest_of(rows: Tensor, directions: Directions, k: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Similarities and indices, [b, k], of the k nearest of `rows` [b] among all `directions` [N, D].
+def _search(rows: Tensor, directions: Directions, k: int, block_size: int | None = None) -> Neighbours:
+    """The k nearest of `rows` [n] among all directions, block by block."""
+    values, centred, along, constant = directions
+    found, close = Neighbours(torch.empty(len(rows), k, dtype=torch.int64), torch.empty(len(rows), k)), []
+    size = min(block_size or _block_size(centred), max(1, len(rows)))
+    memory = centred.new_empty(size, len(centred))  # one for all blocks
+    for part in tqdm(torch.arange(len(rows)).split(size), desc="nearest neighbours", unit=" blocks", delay=2):
+        own = centred[rows[part].to(centred.device)]
+        block = torch.mm(own, centred.T, out=memory[: len(part)])  # [b, N]
+        block += along.float()
+        products, indices = _largest(block, rows[part], k)
+        similarities = products + along[rows[part].to(along.device), None] + constant
+        found.similarities[part], found.indices[part] = similarities[:, :k].cpu().float(), indices[:, :k].cpu()
+        undecided = products[:, 0] - products[:, -1] < CLOSE * own.square().sum(dim=1)
+        close.append(part[undecided.cpu()])
+    for part in torch.cat(close).split(max(1, size // 2)) if close else ():  # near-duplicates far from the mean
+        own = unit(values[rows[part]].to(along.device))
+        block = torch.cat([own @ unit(others.to(own.device)).T for others in values.split(PART)], dim=1)
+        similarities, indices = (of_all[:, :k].cpu() for of_all in _largest(block, rows[part], k))
+        found.similarities[part], found.indices[part] = similarities.float(), indices
+    return found
 
-    `memory` [b or more, N] is overwritten, so that one block serves a whole search.
-    """
-    centred, along, constant = directions
-    block = torch.mm(centred[rows], centred.T, out=None if memory is None else memory[: len(rows)])  # [b, N]
-    block += along.float()
-    block[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-    products, indices = block.topk(k, dim=1)  # which promises no order of ties: by rising index
-    indices, by_index = indices.sort(dim=1)
+
+def _largest(block: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k + 1 largest products of `rows` [b] with all others, or all there are, and where, from a block [b, N]."""
+    block[torch.arange(len(rows), device=block.device), rows.to(block.device)] = -torch.inf
+    products, indices = block.topk(min(k + 1, block.shape[1] - 1), dim=1)  # which promises no order of ties:
+    indices, by_index = indices.sort(dim=1)  # by rising index
     products, by_product = products.gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    return (products + along[rows][:, None] + constant).float(), indices.gather(1, by_product)
+    return products, indices.gather(1, by_product)
 
 
 def neighbours_path(cache_dir: str | Path, embeddings: Embeddings, k: int, search: str = "exact") -> Path:

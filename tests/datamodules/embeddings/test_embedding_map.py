@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.embeddings import map as embedding_map
-from datamodules.embeddings.map import MappedEmbeddings, sample_of
+from datamodules.embeddings.map import EmbeddingMap, MappedEmbeddings, sample_of
 
 
 def test_near_directions_are_near_on_the_map_and_it_is_made_once(
@@ -34,6 +34,18 @@ def test_near_directions_are_near_on_the_map_and_it_is_made_once(
     torch.testing.assert_close(places[torch.isin(rows, found.rows)], found.places, atol=0.02, rtol=0)
     middles = torch.stack([found.places[group[found.rows] == one].mean(dim=0) for one in range(3)])
     assert torch.equal(torch.cdist(places, middles).argmin(dim=1), group[rows])  # the others lie with their like
+
+
+def test_near_duplicates_lie_among_their_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of a film whose directions differ in the sixth digit: each lies beside the one before and after it."""
+    frames = torch.linspace(0, 1, 99, dtype=torch.float64)[:, None]
+    values = 3 + 1e-5 * torch.cat([frames, -frames, frames.square()], dim=1)
+    film = MappedEmbeddings(values, "abc", "film", str(tmp_path), map_images=0)
+    placed = torch.arange(0, 99, 2)
+    monkeypatch.setattr(MappedEmbeddings, "map", lambda _: EmbeddingMap(placed, placed[:, None].float().expand(-1, 2)))
+    places = film.places(torch.arange(99))
+    assert places is not None
+    assert (places[:, 0] - torch.arange(99)).abs().max() < 1
 
 
 def test_neighbours_are_the_most_similar_of_those_that_are_shown(tmp_path: Path) -> None:

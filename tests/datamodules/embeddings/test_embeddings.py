@@ -116,6 +116,18 @@ def test_neighbours_of_embeddings_with_a_common_offset():
     torch.testing.assert_close(found.similarities.double(), cosines.topk(5, dim=1).values, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-5])
+def test_neighbours_of_near_duplicates_on_two_sides_of_the_mean(spread: float):
+    """Cosines that differ in the fourth to the tenth digit, of two groups that no common centre brings near."""
+    torch.manual_seed(0)
+    values = torch.randn(1, 30) * (torch.arange(200) % 2 * 2 - 1)[:, None] * (1 + spread * torch.randn(200, 30))
+    unit = torch.nn.functional.normalize(values.double())
+    squared = torch.stack([(unit - one).square().sum(dim=1) for one in unit]).fill_diagonal_(torch.inf)
+    found = find_neighbours(values, k=5, block_size=64)
+    assert torch.equal(found.indices, squared.topk(5, dim=1, largest=False).indices)
+    torch.testing.assert_close(found.similarities, torch.ones(200, 5), rtol=0, atol=10 * spread**2 + 1e-6)
+
+
 def test_twins_are_neighbours_and_nobody_is_his_own():
     values = torch.eye(4).repeat(3, 1)  # each point three times: similarities of exactly 1 and 0
     indices, similarities, _ = find_neighbours(values, k=2)
@@ -132,6 +144,9 @@ def test_approximate_neighbours_know_their_recall():
     assert torch.equal(everywhere.indices, exact.indices)
     assert everywhere.recall == 1
     torch.testing.assert_close(everywhere.similarities, exact.similarities)
+
+    far = 100 + 0.05 * values  # inner products of float32 find 2 of a 100 here
+    assert find_approximate_neighbours(far, k=9, probes=10**6).recall > 0.999
 
     near = find_approximate_neighbours(values, k=9, probes=8)
     shared = [len(set(a) & set(b)) for a, b in zip(near.indices.tolist(), exact.indices.tolist(), strict=True)]
