@@ -93,8 +93,8 @@ class ModelSettings:
 def start_from(denoiser: Denoiser, path: Path) -> list[str]:
     """Copy weights and σ_data from another denoiser.
 
-    Weights for the labels start anew unless both were trained on the same pseudo-labels: equal ids alone may be those
-    of other clusters. So do those for augmentation where there was none.
+    Weights for the labels start anew unless both were trained on the same pseudo-labels of the same images: equal ids
+    alone may be those of other clusters. So do those for augmentation where there was none.
 
     Returns:
         What starts anew, and why.
@@ -128,7 +128,10 @@ def other_clusters(denoiser: Denoiser, other: Denoiser) -> str | None:
     known = other.meta.get("pseudo_labels")
     if known is None:
         return "its file does not tell which pseudo-labels it was trained on"
-    return None if known == denoiser.meta["pseudo_labels"] else "it was trained on other pseudo-labels"
+    if known != denoiser.meta["pseudo_labels"]:
+        return "it was trained on other pseudo-labels"
+    same_images = other.meta.get("images") in (None, denoiser.meta["images"])  # sorted classes of equal size are alike
+    return None if same_images else "it was trained on other images"
 
 
 def passes_of(training: TrainingSettings, world_size: int) -> int:

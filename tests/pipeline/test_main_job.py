@@ -12,6 +12,7 @@ from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
 from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.edm_module import EDMModule
+from pipeline.running.models import other_clusters
 
 from .conftest import TINY_EDM, TINY_TEMI, Cedm, summary
 
@@ -242,7 +243,10 @@ def test_label_weights_are_kept_for_the_same_pseudo_labels_alone(cedm: Cedm, wor
     assert (same.code, other.code) == (0, 0), other.err
     assert "other pseudo-labels" in other.out
     assert "init_from   first" not in same.out
-    unknown = Denoiser.from_pretrained("first")
+    unknown, of_other_images = Denoiser.from_pretrained("first"), Denoiser.from_pretrained("first")
+    of_other_images.meta["images"] = "of another array whose ids and sorted classes are the same"
+    assert other_clusters(unknown, unknown) is None
+    assert other_clusters(unknown, of_other_images) == "it was trained on other images"
     unknown.meta = {}
     unknown.save_pretrained("older.safetensors")
     older = cedm("train", *settings, frozen[0], "init_from=older.safetensors", "run_dir=older")
