@@ -21,6 +21,7 @@ from callbacks.loggers import close, log_settings
 from callbacks.snapshots import ThreadedCheckpointIO, newest_snapshot
 from callbacks.stop_request import Stopped, TimeIsUp
 from callbacks.stopping import queue_again, stop_between_batches
+from callbacks.turns import TakeTurns
 from pipeline.running.processes import RUN_FOLDER_VARIABLE, adopt_torchrun
 from pipeline.running.trainer_settings import CALLBACKS, LOGGERS, PROFILERS, More, TrainerSettings
 from storage.errors import UserError
@@ -146,7 +147,7 @@ def fit(
         use_distributed_sampler=False,
         logger=loggers_of(loggers, folder, images_per_step),
         enable_autolog_hparams=False,
-        callbacks=with_more(callbacks, more_callbacks, settings.enable_progress_bar),
+        callbacks=with_more([TakeTurns(), *callbacks], more_callbacks, settings.enable_progress_bar),
         plugins=[ThreadedCheckpointIO()],
         log_every_n_steps=log_every_steps,
         num_sanity_val_steps=0,
