@@ -248,7 +248,8 @@ def typed_words() -> list[str]:
 
 def program() -> str:
     """`cedm` as the user can type it here: the environment's own where it is not on the path."""
-    return "cedm" if shutil.which("cedm") else os.path.relpath(Path(sys.executable).with_name("cedm"))
+    own = str(Path(sys.executable).with_name("cedm"))
+    return "cedm" if shutil.which("cedm") else min(os.path.relpath(own), own, key=len)
 
 
 def typed_command(name: str, *left_out: str) -> str:
