@@ -14,8 +14,9 @@ from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.sampler_settings import AUTO
 from metrics.frechet import frechet_distance
+from pipeline.evaluation.evaluation_summary import trained_on_others
 from pipeline.evaluation.features import extract
-from pipeline.evaluation.generated import GeneratedByModel
+from pipeline.evaluation.generated import GeneratedByModel, refuse_size
 from pipeline.evaluation.guides import guide_of
 from pipeline.evaluation.metrics_table import frechet_name
 from pipeline.evaluation.reference import Extractors
@@ -45,6 +46,9 @@ def average(settings: AverageCommandSettings) -> float | None:
         )
     ckpt = denoiser_file(settings.run, "run")
     stored = StoredAverages.of_run(ckpt.parent)
+    if len(settings.lengths) > 1:
+        size, channels = stored.base.img_resolution, stored.base.img_channels
+        refuse_size(f"run={settings.run}", (size, size, channels), settings.dataset)
     inputs = {"averages": stored.fingerprint}
     if (guide := guide_of(settings, stored.base, ckpt)) is not None:
         inputs["guide"] = file_digest(guide[1], settings.cache_dir)
@@ -93,6 +97,9 @@ def distances_of(
         made.to(fabric.device)
         features = extract(made, [extractor], (), batch_size, fabric.device, f"length {length:g}")
         found[length] = frechet_distance(features[extractor.name].statistics, real.statistics)
+    compared_with = {"images": source.images_fingerprint, "num_images": len(source)}
+    for note in trained_on_others(generated[0], compared_with, source.name):
+        fabric.print(f"Note: {note}")
     reference = {**extractors.description(source, extractor), "num_reference": real.statistics.n}
     return found, {**reference, "generated": generated}
 

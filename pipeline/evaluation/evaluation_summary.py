@@ -134,21 +134,26 @@ def notes(
     return said
 
 
+def trained_on_others(generated: Mapping[str, Any], reference: Mapping[str, Any], dataset: str) -> list[str]:
+    """A note where a model was trained on other images than it is compared with."""
+    trained_on, known = generated.get("trained_on"), generated.get("trained_on_images")
+    if trained_on not in (None, dataset):
+        return [f"the model was trained on {trained_on!r}, and is compared with {dataset!r}."]
+    if trained_on is None or "images" not in reference or known in (None, reference["images"]):
+        return []
+    held_out = ": distances to images held out say nothing of memorisation" if "num_held_out" in reference else ""
+    return [
+        f"{generated['path']} was trained on other images of {dataset!r} than these {reference['num_images']:,}"
+        f"{held_out}. Set dataset.holdout= and dataset.max_images= as they were in its training, unless noise=drop "
+        "left images out there."
+    ]
+
+
 def notes_on_set(result: Mapping[str, Any], reference: Mapping[str, Any], dataset: str) -> list[str]:
     """The same, of one set."""
-    said, generated, memory = [], result["generated"], memorisation_of(result)
-    trained_on = generated.get("trained_on")
-    if trained_on not in (None, dataset):
-        said.append(f"the model was trained on {trained_on!r}, and is compared with {dataset!r}.")
+    generated, memory = result["generated"], memorisation_of(result)
+    said = trained_on_others(generated, reference, dataset)
     sampler = generated.get("sampler", {"guidance": 1})  # of images that a model makes
-    known = generated.get("trained_on_images")
-    if trained_on == dataset and "images" in reference and known not in (None, reference["images"]):
-        held_out = ": distances to images held out say nothing of memorisation" if "num_held_out" in reference else ""
-        said.append(
-            f"{generated['path']} was trained on other images of {dataset!r} than these {reference['num_images']:,}"
-            f"{held_out}. Set dataset.holdout= and dataset.max_images= as they were in its training, unless noise=drop "
-            "left images out there."
-        )
     if sampler["guidance"] != 1 and sampler["guide"] == "label" and generated["label_dropout"] is None:
         said.append(f"{generated['path']} {NO_LABEL_DROPOUT_TOLD}")
     if lossy := generated.get("lossy"):

@@ -52,6 +52,12 @@ def test_averages_of_any_length_and_the_best_of_them(cedm: Cedm, workplace: Path
     assert cedm("evaluate", "generated=several", *measured).code == 0
     assert abs(summary("again")["fd_pixels"] / distances[found["length"]] - 1) < 1e-6
 
+    assert "trained on other images" not in result.out
+    others = cedm("average", "run=run", "length=[0.03,0.1]", "num=60", "steps=2", "run_dir=others")
+    assert (others.code, "trained on other images of 'digits' than these 1,797" in others.out) == (0, True), others.out
+    size = cedm("average", "run=run", "dataset.resolution=16")
+    assert (size.code, "8×8 pixels" in size.err) == (2, True), size.err
+
     words = ["run=run", "length=[0.03,0.1]", "num=60", "steps=2", "guidance=3", WORDS[-2]]
     assert cedm("average", *words, "sampler.guide=auto", "run_dir=guided").code == 0
     assert summary("guided")["lengths"] != found["lengths"][:2]
