@@ -139,8 +139,7 @@ class EDMModule(LightningModule):
         return self.trainer.global_step * self.settings.batch_size
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # of the pass before, nothing is needed any more
+        self.begin_pass()
         torch.manual_seed(torch_seed(self.seed, self.global_rank, batch_idx))  # network dropout
         losses = self.loss_of(batch)  # [b]
         loss = losses.mean()
@@ -188,6 +187,11 @@ class EDMModule(LightningModule):
         if device.type != "cpu":
             self.prelude.compile()
         self.denoiser.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)  # passes are of one size
+
+    def begin_pass(self) -> None:
+        """Say that of the pass before nothing is needed any more; CUDA graphs write over it."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings

@@ -138,7 +138,7 @@ def _seconds_per_image(
             break
         count = min(2 * count, len(batch.positions))
     if module.denoiser._compiled_call_impl is not None:  # PyTorch's name for what `compile()` has made
-        trial.compile_pass(device)
+        trial.compile_pass(device, trial.cuda_graphs)
         seconds = timed(work, device)
         torch.compiler.reset()  # or training with another number of images would be compiled for any number
     optimizer = cast(Any, trial.configure_optimizers())["optimizer"]
@@ -162,6 +162,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 def one_pass(module: EDMModule, batch: ImageBatch, precision: str, device: torch.device) -> None:
     """One forward and backward pass with the run's precision, which leaves its gradients."""
     module.zero_grad(set_to_none=True)
+    module.begin_pass()
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     with torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true"):
         loss = module.loss_of(batch).mean()

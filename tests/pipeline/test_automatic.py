@@ -12,7 +12,7 @@ from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.prelude import Prelude
-from pipeline.running import automatic
+from pipeline.running import automatic, training
 from pipeline.running.automatic import (
     bytes_of_an_image,
     compiles,
@@ -21,6 +21,7 @@ from pipeline.running.automatic import (
     parameters_of,
     precision_of,
 )
+from pipeline.running.cost import Cost
 from pipeline.settings.compose import compose
 
 from .conftest import TINY_EDM, Cedm
@@ -117,6 +118,7 @@ def test_cuda_graphs_are_for_steps_of_one_pass(cedm: Cedm, monkeypatch: pytest.M
     monkeypatch.setattr(Denoiser, "compile", lambda self, mode=None, **options: modes.append(mode))
     monkeypatch.setattr(Prelude, "compile", lambda self: None)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(None))
+    monkeypatch.setattr(training, "measure_cost", lambda *_, **__: Cost(1024, 100.0, 64, 1, "cuda"))
     trained = cedm(*TRAIN, "trainer.compile=cuda_graphs", "training.max_batch_per_device=64", "run_dir=graphs")
     assert (trained.code, modes, len(begun)) == (0, ["reduce-overhead", None], 16), trained.err
 

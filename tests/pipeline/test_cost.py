@@ -80,8 +80,15 @@ def test_optimizer_steps_and_waiting_for_images_cost_too() -> None:
     assert meanwhile.images_per_s == pytest.approx(4)
 
 
-def test_a_compiled_network_is_measured_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_to_slow_code(self: Any, device: torch.device) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_compiled_network_is_measured_compiled(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    """In the way in which it will be trained, each pass begun as there."""
+    begun: list[None] = []
+
+    def compile_to_slow_code(self: Any, device: torch.device, cuda_graphs: bool = False) -> None:
+        assert cuda_graphs == graphs
+        self.cuda_graphs = cuda_graphs
+
         def slow(*arguments: Any, **others: Any) -> Any:
             time.sleep(0.2)
             return self.denoiser.forward(*arguments, **others)
@@ -89,9 +96,11 @@ def test_a_compiled_network_is_measured_compiled(monkeypatch: pytest.MonkeyPatch
         self.denoiser._compiled_call_impl = slow
 
     monkeypatch.setattr(EDMModule, "compile_pass", compile_to_slow_code)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(None))
     module, batch = module_and_batch()
-    module.compile_pass(CPU)
+    module.compile_pass(CPU, graphs)
     assert 8 < measure_cost(module, batch, CPU, 1, 1000, "32-true").images_per_s < 80
+    assert (len(begun) >= 3) == graphs
 
 
 @pytest.mark.parametrize(
