@@ -206,7 +206,7 @@ class GeneratedByModel:
         return None if self.labels is None or ids is None else ids[self.labels].tolist()
 
     def to(self, device: torch.device) -> None:
-        """In the memory format of the training, compiled if asked or where it pays; the guide likewise."""
+        """In the memory format of the training, cast, and compiled if asked or where it pays; the guide likewise."""
         compiled = self.compile
         if compiled == AUTO:
             parameters = sum(weight.numel() for weight in self.denoiser.parameters())
@@ -220,6 +220,7 @@ class GeneratedByModel:
                 continue
             if denoiser.meta.get("channels_last", True):
                 denoiser.to(memory_format=torch.channels_last)
+            self.sampler.cast(denoiser)
             if compiled:
                 denoiser.compile(dynamic=False, filled_to=self.batch_size)
 

@@ -49,6 +49,20 @@ class Sampler:
         """The settings that are set, as JSON can hold them."""
         return {name: value for name, value in self.settings.identity().items() if value is not None}
 
+    @property
+    def low_precision(self) -> torch.dtype | None:
+        """What convolutions and matrix products compute in; None: float32."""
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.settings.precision)
+
+    def cast(self, denoiser: Denoiser) -> None:
+        """Cast weights once as autocast would at each evaluation, of a denoiser that makes images and nothing else."""
+        if self.low_precision is None:
+            return
+        for layer in denoiser.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                for weight in layer.parameters(recurse=False):
+                    weight.data = weight.to(self.low_precision)
+
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, seeds: Tensor, labels: Tensor | None) -> Tensor:
         own = self.settings
@@ -56,8 +70,7 @@ class Sampler:
         seeds = seeds.to(device)
         shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
         one_hot = None if labels is None else F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
-        low_precision = torch.bfloat16 if own.precision == "bf16-mixed" else torch.float16
-        with torch.autocast(device.type, dtype=low_precision, enabled=own.precision != "32-true"):
+        with torch.autocast(device.type, dtype=self.low_precision, enabled=self.low_precision is not None):
             images = edm_sampler(
                 guided(denoiser, own, self.guide),
                 latents(seeds, shape),

@@ -11,9 +11,14 @@ from PIL import Image
 from datamodules.images.dataset_settings import DatasetSettings
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
+from lightning_modules.diffusion.network_settings import NetworkSettings
+from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.evaluation.generate_settings import GenerateSettings
-from pipeline.evaluation.sampling import labels_of
+from pipeline.evaluation.generated import GeneratedByModel
+from pipeline.evaluation.sampling import Sampler, labels_of
 from pipeline.running.run_folder import locked
+from pipeline.settings.compose import compose
+from pipeline.settings.schemas import GenerateCommandSettings
 from storage.files import read_sealed_json, write_sealed_json
 
 from .conftest import Cedm, summary
@@ -30,6 +35,35 @@ def test_guidance_needs_a_model_that_saw_images_without_labels(cedm: Cedm, model
         assert result.code == 0, result.err
     assert (pixels(workplace / "guided", 1) != pixels(workplace / "plain", 1)).any()
     assert (pixels(workplace / "outside", 1) == pixels(workplace / "plain", 1)).all()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("architecture", ["ddpmpp", "ncsnpp", "adm"])
+def test_weights_cast_once_make_the_same_images(architecture: str, precision: str) -> None:
+    """As autocast makes, which casts them at each evaluation."""
+    torch.manual_seed(0)
+    network = NetworkSettings(architecture, model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4])
+    denoiser = Denoiser(network, img_resolution=8, img_channels=3, label_dim=3, augment_dim=9).eval()
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    sampler, asked = (
+        Sampler(SamplerSettings(steps=3, precision=precision)),
+        (torch.arange(4), torch.tensor([0, 1, 2, 0])),
+    )
+    before = sampler(denoiser, *asked)
+    sampler.cast(denoiser)
+    assert torch.equal(sampler(denoiser, *asked), before)
+    assert len(before.unique()) > 100
+    assert denoiser.model.map_layer0.weight.dtype == (sampler.low_precision or torch.float32)
+
+
+def test_a_generating_model_is_cast(model: Path) -> None:
+    settings = compose("generate", [f"ckpt={model}", "sampler.precision=bf16-mixed"])
+    assert isinstance(settings, GenerateCommandSettings)
+    made = GeneratedByModel(model, torch.arange(2), settings)
+    made.to(torch.device("cpu"))
+    assert {weight.dtype for weight in made.denoiser.parameters()} == {torch.float32, torch.bfloat16}
 
 
 def pixels(folder: Path, seed: int) -> np.ndarray:
