@@ -10,21 +10,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import atomic_path, make_folder, numbered, set_aside, without_nan
+from storage.files import atomic_path, lock_of, make_folder, numbered, set_aside, without_nan
 from storage.fingerprints import canonical_json
 
 FORMAT_VERSION = 1
@@ -188,21 +187,6 @@ def make_once(
         tensors, meta = make()
         write_artifact(path, kind, tensors, meta)
         return read_artifact(path, kind, mapped)
-
-
-@contextmanager
-def lock_of(path: Path) -> Iterator[None]:
-    """Holds the lock beside a file. Where there can be none, as in another user's cache, work may be done twice."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire()
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @functools.cache

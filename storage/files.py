@@ -37,6 +37,7 @@ CACHE_FOLDERS = (
     "statistics",
     "features",
 )
+TOLD_AFTER, LONGEST_WAIT = 10.0, 3600.0  # seconds that a process waits for the work of another
 MARK = ".cedm"  # in folders that this project made for files which are never a user's
 
 log = logging.getLogger(__name__)
@@ -212,28 +213,65 @@ def read_sealed_json(path: str | Path) -> dict[str, Any] | None:
     return data
 
 
+@contextmanager
+def lock_of(path: Path) -> Iterator[None]:
+    """Holds the lock beside a file, for work that one process is to do, of the many that start at the same time.
+
+    Where there can be none, as in another user's cache, or it is not had within an hour, work may be done twice.
+    """
+    from filelock import FileLock, Timeout  # a tenth of what `--help` takes
+
+    lock = FileLock(f"{path}.lock")
+    try:
+        try:
+            lock.acquire(timeout=TOLD_AFTER)
+        except Timeout:
+            log.warning("%s is being made by another process, which this one waits for.", path)
+            lock.acquire(timeout=LONGEST_WAIT)
+    except Timeout:
+        log.warning("%s: the other process is not done after an hour, so this one does the same work.", path)
+    except (OSError, NotImplementedError):  # another user's, or a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def remembered_json(path: str | Path, made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make()` gives, from a sealed JSON file that says that it was made from this, or made now and kept there.
 
     The file is `path`, or `NAME-2`, … where that holds something else, which is left as it is. A damaged one is set
     aside. Where none can be written, as in another user's cache, what was made is not kept.
     """
-    for candidate in numbered(Path(path)):
+    content, _ = _kept(Path(path), made_from)
+    if content is not None:
+        return content
+    with lock_of(Path(path)):
+        content, place = _kept(Path(path), made_from)  # another process may have made it while this one waited
+        if content is not None:
+            return content
+        data = make()
+        with suppress(OSError):
+            if place.is_file():
+                set_aside(place)
+            write_sealed_json(place, {MADE_FROM: made_from, CONTENT: data})
+    return data
+
+
+def _kept(path: Path, made_from: Any) -> tuple[dict[str, Any] | None, Path]:
+    """What is remembered as made from this, if anything, and the file that holds it or is to hold it."""
+    for candidate in numbered(path):
         try:
             found = read_sealed_json(candidate)
         except (DamagedArtifactError, OSError):
             found = None
         if found is not None and found.get(MADE_FROM) == made_from and CONTENT in found:
-            return found[CONTENT]
+            return found[CONTENT], candidate
         if found is None and (candidate.is_file() or not os.path.lexists(candidate)):
             break
         log.warning("%s: holds something else. It is left as it is, and not used.", candidate)
-    data = make()
-    with suppress(OSError):
-        if candidate.is_file():
-            set_aside(candidate)
-        write_sealed_json(candidate, {MADE_FROM: made_from, CONTENT: data})
-    return data
+    return None, candidate
 
 
 def _flush_to_disk(path: Path) -> None:

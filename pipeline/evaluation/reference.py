@@ -22,8 +22,9 @@ from metrics.frechet import KIND as STATISTICS
 from metrics.frechet import Statistics
 from pipeline.evaluation.features import Features, extract
 from pipeline.settings.compose import CONFIGS
-from storage.artifacts import entry_path, lock_of, read_artifact, write_artifact
+from storage.artifacts import entry_path, read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
+from storage.files import lock_of
 from storage.fingerprints import fingerprint
 
 FOLDERS = {"statistics": STATISTICS, "features": "features"}  # of the cache, and the kind of their artifacts

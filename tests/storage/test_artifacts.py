@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,11 @@ from safetensors.torch import save_file
 
 import storage.artifacts as artifacts
 import storage.digests as digests
+import storage.files as files
 from storage.artifacts import entry_path, make_once, read_artifact, write_artifact
 from storage.digests import file_digest
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import (
-    remembered_json,
-)
+from storage.files import lock_of, remembered_json
 from storage.fingerprints import fingerprint
 
 
@@ -136,6 +136,52 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     assert file_digest(path, tmp_path / "cache") == hash_file(path) != first
 
 
+@pytest.mark.parametrize("what", ["digests", "survey"])
+def test_of_processes_that_start_together_one_reads_the_files(tmp_path: Path, what: str) -> None:
+    """As torchrun's ranks: the others wait for its digests, or for what it found out about the images."""
+    path, log = tmp_path / "image.png", tmp_path / "log"
+    path.write_bytes(b"pixels")
+    os.utime(path, (1, 1))
+    hash_file = digests._hash_file
+
+    def slow(path: Path) -> str:
+        with log.open("a") as file:
+            file.write("read\n")
+        time.sleep(0.3)
+        return hash_file(path)
+
+    def work() -> str:
+        if what == "survey":
+            return remembered_json(tmp_path / "cache/survey.json", 1, lambda: {"found": slow(path)})["found"]
+        return file_digest(path, tmp_path / "cache")
+
+    pids = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "SETTLED_AFTER_NS", -1)
+        patch.setattr(digests, "_hash_file", slow)
+        for _ in range(4):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    code = 0 if work() == hash_file(path) else 2
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 4
+    assert log.read_text() == "read\n"
+
+
+def test_who_waits_says_so_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "TOLD_AFTER", 0.01)
+    monkeypatch.setattr(files, "LONGEST_WAIT", 0.01)
+    with lock_of(tmp_path / "survey.json"), lock_of(tmp_path / "survey.json"):
+        assert "another process" in caplog.text
+        assert "after an hour" in caplog.text
+
+
 def test_a_damaged_memory_of_digests_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "image.png"
     path.write_bytes(b"pixels")
@@ -200,7 +246,7 @@ def anyones() -> Iterator[Path]:
 
 
 AS_ANOTHER_USER = """
-import os, sys
+import filelock, os, sys
 from pathlib import Path
 from storage.artifacts import entry_path, make_once
 from storage.digests import file_digests
