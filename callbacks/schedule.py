@@ -1,6 +1,10 @@
-"""When something is due: a function of the optimizer step, so that a resumed run does the same things as any other."""
+"""When something is due: a function of the optimizer step, so that a resumed run does the same things as any other.
+
+Snapshots alone, which change nothing, may also wait for the clock.
+"""
 
 import math
+import time
 from typing import Any, Protocol, cast
 
 from lightning import Callback, LightningModule, Trainer
@@ -41,6 +45,27 @@ class OnceAtKimg:
         batch_size = cast(EDMModule, pl_module).settings.batch_size
         seen = trainer.global_step * batch_size
         return ends_step(trainer, batch_idx) and seen - batch_size < self.kimg * 1000 <= seen
+
+
+class AtMostEvery:
+    """Due when `schedule` is, but for what comes within `seconds` after the start or the time before; and at the end.
+
+    Rank 0's clock decides for all, once in a step, however many callbacks ask.
+    """
+
+    def __init__(self, seconds: float, schedule: Schedule) -> None:
+        self.seconds, self.schedule = seconds, schedule
+        self._last, self._step, self._answer = time.monotonic(), -1, False
+
+    def is_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> bool:
+        if not self.schedule.is_due(trainer, pl_module, batch_idx):
+            return False
+        if trainer.global_step != self._step:
+            late = time.monotonic() - self._last >= self.seconds or trainer.global_step == trainer.max_steps
+            self._step, self._answer = trainer.global_step, trainer.strategy.broadcast(late)
+            if self._answer:
+                self._last = time.monotonic()
+        return self._answer
 
 
 class EveryEpochs:

@@ -31,7 +31,9 @@ class EvaluationSettings(Settings):
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
     grid_every_kimg: float = setting(1_000, "kimg between grids of generated images", above=0)
-    snapshot_every_kimg: float = setting(1_000, "kimg between snapshots", above=0)
+    snapshot_every_kimg: float = setting(
+        1_000, "kimg between snapshots; with the default, at least 5 minutes, too", above=0
+    )
     keep_snapshots: int = setting(2, "newest snapshots that are kept", identifies=False)
     log_every_kimg: float = setting(10, "kimg between log entries", above=0)
 

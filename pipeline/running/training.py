@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from callbacks.along_training import AlongTraining
 from callbacks.frechet import FrechetDistance
 from callbacks.held_out import HeldOutLoss
 from callbacks.sample_grid import SampleGrid
-from callbacks.schedule import EveryKimg, OnceAtKimg
+from callbacks.schedule import AtMostEvery, EveryKimg, OnceAtKimg, Schedule
 from callbacks.snapshots import DenoiserFile, PowerAverageFiles, Snapshots
 from callbacks.throughput import ImageProgressBar, Throughput
 from datamodules.image_datamodule import ImageDataModule
@@ -33,6 +34,7 @@ from pipeline.running.run_files import AVERAGES, BEST, DENOISER, GUIDE, HELD_OUT
 from pipeline.running.trainer_settings import TrainerSettings
 
 LARGEST_IN_PIXELS = 64
+SNAPSHOT_SECONDS = 300.0  # at least, between snapshots where the user has not said how often
 
 
 @dataclass
@@ -197,13 +199,19 @@ class Training:
         if training.posthoc_snapshots:
             often = EveryKimg(training.duration_kimg / training.posthoc_snapshots)
             files.append(PowerAverageFiles(self.folder / AVERAGES, often))
-        every, keep = EveryKimg(evaluation.snapshot_every_kimg), evaluation.keep_snapshots
-        return [*files, Snapshots(self.folder / "snapshots", every, keep)]
+        return [*files, Snapshots(self.folder / "snapshots", self.snapshots_due, evaluation.keep_snapshots)]
+
+    @cached_property
+    def snapshots_due(self) -> Schedule:
+        """When snapshots and the model are written: many GPUs see the default number of images in less than a minute."""
+        every_kimg = self.evaluation.snapshot_every_kimg
+        due = EveryKimg(every_kimg)
+        return AtMostEvery(SNAPSHOT_SECONDS, due) if every_kimg == EvaluationSettings.snapshot_every_kimg else due
 
     @property
     def model_file(self) -> DenoiserFile:
         """What writes the model into the run folder."""
-        return DenoiserFile(self.folder / DENOISER, EveryKimg(self.evaluation.snapshot_every_kimg), self.file_meta)
+        return DenoiserFile(self.folder / DENOISER, self.snapshots_due, self.file_meta)
 
     @property
     def file_meta(self) -> dict[str, Any]:
