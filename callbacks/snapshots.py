@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -113,10 +113,12 @@ class Snapshots(Checkpoint):
     When a process is asked to stop, all of them write one more after the same step and raise `Stopped`, or end the
     training where its time is up. Unlike
     `ModelCheckpoint` it holds no state of its own: the files in `folder` are all there is.
+
+    `trainer` are settings that each snapshot tells of, beside the module's own.
     """
 
-    def __init__(self, folder: Path, every: Schedule, keep: int = 2) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(self, folder: Path, every: Schedule, keep: int = 2, trainer: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.every, self.keep, self.trainer = folder, every, keep, dict(trainer or {})
         self._stop_requested: Callable[[], int] = lambda: 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -130,7 +132,7 @@ class Snapshots(Checkpoint):
         set_passes(checkpoint, checkpoint["global_step"] * trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["world_size"] = trainer.world_size
+        checkpoint["world_size"], checkpoint["trainer"] = trainer.world_size, self.trainer
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if ends_step(trainer, batch_idx):  # asked now, so that the answer is there when the pass is done

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,22 @@ from hydra.core.hydra_config import HydraConfig
 
 from datamodules.image_datamodule import ImageDataModule
 from datamodules.images.sources import ImageSource, open_source
-from pipeline.running.automatic import decided
+from pipeline.running.automatic import as_in_study, decided
 from pipeline.running.cost import Cost, duration, measure_cost
 from pipeline.running.devices import device_of
 from pipeline.running.finished_run import read_any_summary
 from pipeline.running.jobs import run_jobs
 from pipeline.running.models import ModelSettings, passes_of
+from pipeline.running.ray_cluster import on_cluster
 from pipeline.running.resources import Resources, resources_of
-from pipeline.running.run_folder import choose_run_folder, opened_run_folder, run_settings, runs_of, write_summary
+from pipeline.running.run_folder import (
+    choose_run_folder,
+    opened_run_folder,
+    read_settings,
+    run_settings,
+    runs_of,
+    write_summary,
+)
 from pipeline.settings.door import typed_command, typed_words
 from pipeline.settings.schemas import StudyCommandSettings
 from pipeline.settings.words import key_of
@@ -49,15 +57,18 @@ def study(settings: StudyCommandSettings) -> None:
     source = open_source(settings.dataset, settings.cache_dir)
     typed = [text for text in typed_words() if not OWN_KEYS.match(key_of(text))]
     resources = resources_of(settings.trainer, asked.devices_per_job, asked.address)
-    plan = make_plan(asked, settings.bound, source, typed)
-    if asked.print:
-        later = [f"Later: {plan.later[0]}."] if plan.later[0] else []
-        print("\n".join([*map(str, plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])]))
-        return
     inputs = {"dataset": source.fingerprint}
     run = run_settings(settings, inputs, IDENTITY)
     parent = runs_of(settings.dataset.name, f"study-{name}")
     folder = choose_run_folder(settings.run_dir, parent, run, settings.overwrite)
+    before = None if settings.overwrite else read_settings(folder)
+    settings = decided_on(resources, settings, before)
+    plan = make_plan(settings, source, typed)
+    if asked.print:
+        later = [f"Later: {plan.later[0]}."] if plan.later[0] else []
+        print("\n".join([*map(str, plan.jobs), *(f"# {line}" for line in [*plan.left_out, *later])]))
+        return
+    run = run_settings(settings, inputs, IDENTITY, decided=True)
     with opened_run_folder(folder, run, settings.overwrite):
         print(f"study       {asked.question}\nfolder      {folder}\njobs        {asked.jobs_dir}")
         failed: dict[str, str] = {}
@@ -65,7 +76,7 @@ def study(settings: StudyCommandSettings) -> None:
         while any(job.summary() is None and job.name not in failed for job in plan.jobs):
             failed |= run_jobs([job for job in plan.jobs if job.name not in failed], resources)
             if not failed:
-                plan = make_plan(asked, settings.bound, source, typed)  # with what is known now, there may be more
+                plan = make_plan(settings, source, typed)  # with what is known now, there may be more
                 announce(settings, source, plan, resources)
         results = gather(plan, name, asked.question, source.name)
         write_results(settings, folder, plan, results, failed, inputs)
@@ -74,6 +85,15 @@ def study(settings: StudyCommandSettings) -> None:
         jobs = "job" if len(plan.jobs) == 1 else "jobs"
         again = "Run the same command again to continue."
         raise UserError(f"{len(failed)} of {len(plan.jobs)} {jobs} failed:\n{problems}\n{again}")
+
+
+def decided_on(resources: Resources, settings: StudyCommandSettings, before: Any) -> StudyCommandSettings:
+    """The settings with what all trainings leave at `auto` decided once, on a device that will do them."""
+    if resources.address is None:
+        return decided(settings, before)
+    on_one = replace(settings, trainer=replace(settings.trainer, accelerator=resources.kind, devices=1))
+    there = on_cluster(resources.address, resources.kind == "gpu", decided, on_one, before)
+    return as_in_study(settings, there)[0]
 
 
 def announce(settings: StudyCommandSettings, source: ImageSource, plan: Plan, resources: Resources) -> None:
@@ -103,7 +123,6 @@ def announce(settings: StudyCommandSettings, source: ImageSource, plan: Plan, re
 
 def measured_cost(settings: StudyCommandSettings, source: ImageSource, images: int, resources: Resources) -> Cost:
     """Time the study's network on one device as a job will have it."""
-    settings = decided(settings)
     training = settings.training
     data = ImageDataModule(
         source,

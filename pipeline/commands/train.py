@@ -78,7 +78,7 @@ def train(settings: SharedSettings) -> float | None:
     machine, folder = join(settings.trainer, choose)
     before = None if settings.overwrite else read_settings(folder)
     settings = as_rank_0(decided(settings, before))
-    run = run_settings(settings, inputs, TRAINING_IDENTITY)
+    run = run_settings(settings, inputs, TRAINING_IDENTITY, decided=True)
     data = ImageDataModule(
         source,
         labels,

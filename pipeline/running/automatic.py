@@ -82,7 +82,8 @@ def decided(settings: S, before: Mapping[str, Any] | None = None) -> S:
         UserError: this machine has no such device, or it has no CUDA graphs.
     """
     trainer, training = settings.trainer, settings.training
-    device, kept = device_of(trainer.accelerator), (before or {}).get("settings", {}).get("trainer", {})
+    device, stored = device_of(trainer.accelerator), (before or {}).get("settings", {})
+    kept = {name: value for name, value in stored.get("trainer", {}).items() if value != AUTO}
     size = settings.network, settings.dataset.resolution, settings.dataset.channels
     if trainer.precision == AUTO:
         trainer = replace(trainer, precision=kept.get("precision") or precision_of(device, settings.dataset.resolution))
@@ -96,9 +97,25 @@ def decided(settings: S, before: Mapping[str, Any] | None = None) -> S:
         memory, image = smallest_card(trainer), 0
         if memory is not None:
             image = bytes_of_an_image(*size) // (1 if trainer.precision == "32-true" else 2)
-        images = images_per_pass(memory, parameters_of(*size), image)
-        training = replace(training, max_batch_per_device=images)
+        fitting = images_per_pass(memory, parameters_of(*size), image)
+        known = stored.get("training", {}).get("max_batch_per_device")
+        training = replace(training, max_batch_per_device=min(fitting, known or fitting))
     return replace(settings, trainer=trainer, training=training)
+
+
+def as_in_study(settings: S, study: SharedSettings) -> tuple[S, list[str]]:
+    """The settings of a study's job with what is left at `auto` as decided for the study, and the words that say so.
+
+    Jobs with another network take as many images at once as their own device can.
+    """
+    words = []
+    for group, name in (("trainer", "precision"), ("trainer", "compile"), ("training", "max_batch_per_device")):
+        own, value = getattr(settings, group), getattr(getattr(study, group), name)
+        if getattr(own, name) != AUTO or (group == "training" and settings.network != study.network):
+            continue
+        settings = replace(settings, **{group: replace(own, **{name: value})})
+        words.append(f"{own.key(name)}={str(value).lower() if isinstance(value, bool) else value}")
+    return settings, words
 
 
 def smallest_card(trainer: TrainerSettings) -> int | None:

@@ -4,13 +4,14 @@ import importlib.util
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import chdir
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.settings.compose import CONFIGS
 from storage.errors import UserError
 
+T = TypeVar("T")
 OBJECT_STORE_BYTES = 100 * 2**20  # jobs pass files to each other, not objects
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
@@ -77,5 +78,16 @@ def devices_of_cluster(address: str) -> tuple[int, int]:
     connect(address)
     try:
         return int(ray.cluster_resources().get("GPU", 0)), sum(node["Alive"] for node in ray.nodes())
+    finally:
+        ray.shutdown()
+
+
+def on_cluster(address: str, on_gpu: bool, work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns on a machine of a cluster, with a GPU of it."""
+    import ray
+
+    connect(address)
+    try:
+        return ray.get(ray.remote(num_gpus=int(on_gpu))(work).remote(*arguments))
     finally:
         ray.shutdown()

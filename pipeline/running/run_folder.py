@@ -46,28 +46,40 @@ OUTPUTS = re.compile(
 )
 # Settings whose `auto` stands for what was decided when the run began.
 LEFT_OPEN = {"trainer": ("precision", "compile")}
+# Settings that change rounding alone and so tell no run from another, and are kept as they were when it began.
+KEPT = {"training": ("max_batch_per_device",)}
 MAY_GROW = "training.duration_kimg"  # a finished run can go on for more images
 LIBRARIES = ("torch", "lightning", "torchmetrics", "transformers", "hydra-core")
 
 
-def run_settings(settings: Settings, inputs: Mapping[str, str], groups: Sequence[str]) -> dict[str, Any]:
+def run_settings(
+    settings: Settings, inputs: Mapping[str, str], groups: Sequence[str], decided: bool = False
+) -> dict[str, Any]:
     """What makes a run the run that it is: the settings that its command reads, and its inputs.
 
     `groups` are the config groups and single settings in question. Where things lie and how many devices work does not
     change what is computed (`storage.settings.About.identifies`), nor do names of files whose content is in `inputs`.
+    `decided`: as they are written down when the run begins, with those of `KEPT`.
     """
     read = {name: plain(getattr(settings, name)) for name in ("preset", *groups)}
+    if decided:
+        for group, names in KEPT.items():
+            read[group] |= {name: getattr(getattr(settings, group), name) for name in names}
     return {"settings": json.loads(canonical_json(read)), "inputs": dict(inputs)}
 
 
 def as_before(asked: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What `run_settings` returned, with what is left at `auto` as it was decided in the run `before`, if any."""
-    groups = dict(asked["settings"])
+    """What `run_settings` returned, with what is left at `auto` or in `KEPT` as in the run `before`, if any."""
+    if before is None:
+        return asked
+    groups, known = dict(asked["settings"]), before.get("settings", {})
     for group, names in LEFT_OPEN.items():
-        known = (before or {}).get("settings", {}).get(group, {})
-        left = {name for name in names if groups.get(group, {}).get(name) == AUTO} & known.keys()
+        left = {name for name in names if groups.get(group, {}).get(name) == AUTO} & known.get(group, {}).keys()
         if left:
-            groups[group] = {**groups[group], **{name: known[name] for name in left}}
+            groups[group] = {**groups[group], **{name: known[group][name] for name in left}}
+    for group in KEPT.keys() & groups.keys():
+        kept = {name: value for name, value in known.get(group, {}).items() if name in KEPT[group]}
+        groups[group] = {name: value for name, value in groups[group].items() if name not in KEPT[group]} | kept
     return {**asked, "settings": groups}
 
 
@@ -116,10 +128,11 @@ def opened_run_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool
     with locked(folder):
         remove_abandoned(folder)
         before = read_settings(folder)
-        if before is not None and before != settings:  # it goes on for longer
-            shorter = f"{flattened(before)[MAY_GROW]:g}kimg"
+        settings = as_before(settings, before)
+        kimg = None if before is None else flattened(before).get(MAY_GROW)
+        if kimg is not None and kimg != flattened(settings).get(MAY_GROW):  # it goes on for longer
             with suppress(FileNotFoundError):
-                (folder / SUMMARY_FILE).rename(folder / f"summary-{shorter}.json")
+                (folder / SUMMARY_FILE).rename(folder / f"summary-{kimg:g}kimg.json")
         if before != settings:
             write_sealed_json(folder / SETTINGS_FILE, settings)
         yield

@@ -199,11 +199,12 @@ class Training:
         if training.posthoc_snapshots:
             often = EveryKimg(training.duration_kimg / training.posthoc_snapshots)
             files.append(PowerAverageFiles(self.folder / AVERAGES, often))
-        return [*files, Snapshots(self.folder / "snapshots", self.snapshots_due, evaluation.keep_snapshots)]
+        snapshots = self.folder / "snapshots", self.snapshots_due, evaluation.keep_snapshots
+        return [*files, Snapshots(*snapshots, self.trainer.identity())]
 
     @cached_property
     def snapshots_due(self) -> Schedule:
-        """When snapshots and the model are written: many GPUs see the default number of images in less than a minute."""
+        """When snapshots and the model are written: the default number of images takes many GPUs less than a minute."""
         every_kimg = self.evaluation.snapshot_every_kimg
         due = EveryKimg(every_kimg)
         return AtMostEvery(SNAPSHOT_SECONDS, due) if every_kimg == EvaluationSettings.snapshot_every_kimg else due

@@ -14,14 +14,14 @@ from lightning_modules.diffusion.denoising_error import noise_levels
 from pipeline.evaluation.evaluate_settings import EvaluateSettings, check_metrics
 from pipeline.evaluation.measures import check_sizes, plan_of
 from pipeline.evaluation.metrics_table import FRECHET
-from pipeline.running.automatic import decided
+from pipeline.running.automatic import as_in_study
 from pipeline.running.bound_grid import grid_of
 from pipeline.running.condition import Condition
 from pipeline.running.held_out import MOST_IMAGES
 from pipeline.running.jobs import Job
 from pipeline.running.own_images import composed
 from pipeline.running.run_folder import TRAINING_IDENTITY, run_settings
-from pipeline.settings.schemas import SharedSettings
+from pipeline.settings.schemas import SharedSettings, StudyCommandSettings
 from pipeline.settings.words import key_of, quoted, word
 from pipeline.studies.grid import study_runs
 from pipeline.studies.jobs import FINAL, Plan, Run
@@ -38,19 +38,20 @@ class Planner:
     """Makes the jobs of the runs; those that are the same for several runs are made once.
 
     Args:
-        study, bound: settings.
+        settings: those of the study, with what trainings leave at `auto` decided.
         source: the images; its fingerprint goes into the folders' names.
         typed: the user's settings that every job gets.
     """
 
-    def __init__(self, study: StudySettings, bound: BoundSettings, source: ImageSource, typed: Sequence[str]) -> None:
-        self.study, self.bound, self.source, self.typed = study, bound, source, list(typed)
+    def __init__(self, settings: StudyCommandSettings, source: ImageSource, typed: Sequence[str]) -> None:
+        self.settings, self.study, self.bound = settings, settings.study, settings.bound
+        self.source, self.typed = source, list(typed)
         self.jobs: dict[str, Job] = {}
         self.clusterings: dict[str, str] = {}  # file of pseudo-labels → job
         usual = composed("train", self.typed, origin="study")
         self.full_kimg, self.first_seed = usual.training.duration_kimg, usual.seed
-        self.num_images = study.num_images or usual.evaluation.num_final
-        self.parent = Path(study.jobs_dir)
+        self.num_images = self.study.num_images or usual.evaluation.num_final
+        self.parent = Path(self.study.jobs_dir)
         self.num_held_out = 0 if source.held_out is None else len(source.held_out)
 
     def add(
@@ -86,15 +87,15 @@ class Planner:
         """The diffusion model of a run, after what it needs; known by its settings and the files that they name."""
         clusters = run.condition.needs_no("cluster") is None
         needs = [self.cluster(f"cluster-{run.name}", run.condition, run.words)] if clusters else []
-        settings, files = decided(run.settings), {}
+        settings, words = as_in_study(run.settings, self.settings)
+        files = {}
         for key in ("assignments", "init_from"):
             path = getattr(settings, key) and Path(getattr(settings, key).split("::")[0])
             if path and path.is_file():
                 files[key] = file_digest(path, settings.cache_dir)
         identity = [run_settings(settings, files, TRAINING_IDENTITY), settings.assignments]
-        return self.add(
-            f"train-{run.name}", "train", run.words, needs, identity, training_images(settings, self.num_held_out)
-        )
+        images = training_images(settings, self.num_held_out)
+        return self.add(f"train-{run.name}", "train", [*run.words, *words], needs, identity, images)
 
     def distance(self, run: Run) -> Job:
         """The final model's distance on several sets of sampling seeds."""
@@ -190,14 +191,15 @@ def sampling_images(settings: SharedSettings, num_images: int) -> float:
     return num_images * (2 * settings.sampler.num_steps(settings.dataset.resolution) - 1) / 3
 
 
-def make_plan(study: StudySettings, bound: BoundSettings, source: ImageSource, typed: Sequence[str]) -> Plan:
+def make_plan(settings: StudyCommandSettings, source: ImageSource, typed: Sequence[str]) -> Plan:
     """The jobs of a study as far as they can be told now.
 
     Where `study.clusters` is `bound`, that is the bound alone until it is known, and where there is a
     `study.final_kimg`, the final training follows from the distances. Planning again then gives the rest.
     """
+    study, bound = settings.study, settings.bound
     check_comparable(study)
-    planner = Planner(study, bound, source, typed)
+    planner = Planner(settings, source, typed)
     if study.clusters == FROM_THE_BOUND:
         grid = [C for C in bound.grid or BoundSettings().grid or [] if len(source) >= 2 * C]
         if not grid:

@@ -12,6 +12,7 @@ from lightning_modules.diffusion.augment import AUGMENT_DIM
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.prelude import Prelude
+from pipeline.commands import study
 from pipeline.running import automatic, training
 from pipeline.running.automatic import (
     bytes_of_an_image,
@@ -22,7 +23,9 @@ from pipeline.running.automatic import (
     precision_of,
 )
 from pipeline.running.cost import Cost
+from pipeline.running.run_folder import TRAINING_IDENTITY, choose_run_folder, opened_run_folder, run_settings
 from pipeline.settings.compose import compose
+from storage.files import write_json, write_sealed_json
 
 from .conftest import TINY_EDM, Cedm
 
@@ -123,21 +126,29 @@ def test_cuda_graphs_are_for_steps_of_one_pass(cedm: Cedm, monkeypatch: pytest.M
     assert (trained.code, modes, len(begun)) == (0, ["reduce-overhead", None], 16), trained.err
 
 
-def kept(folder: Path) -> Any:
-    return json.loads((folder / "settings.json").read_text())["settings"]["trainer"]["compile"]
+def kept(folder: Path, group: str = "trainer", name: str = "compile") -> Any:
+    return json.loads((folder / "settings.json").read_text())["settings"][group][name]
 
 
 def test_a_run_keeps_what_was_decided_when_it_began(cedm: Cedm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the rule would decide otherwise now, with its folder named or found."""
     short = ["trainer.max_time={seconds:0}"]
+    monkeypatch.setattr(automatic, "USUAL_PASS", 16)
     assert "compiled" not in cedm(*TRAIN, *short).out
     (first,) = Path("runs/digits/train-none").glob("*")
     assert kept(first) is False
+    assert kept(first, "training", "max_batch_per_device") == 16
+    snapshot = torch.load(next(first.glob("snapshots/*.ckpt")))
+    assert (snapshot["trainer"]["precision"], snapshot["trainer"]["compile"]) == ("32-true", False)
+    assert snapshot["hyper_parameters"]["training"]["max_batch_per_device"] == 16
     torch.compiler.set_stance("force_eager")  # all the way but for the compiler
     try:
         monkeypatch.setattr(automatic, "COMPILED_FROM", {"cpu": (1, 1)})
-        again = cedm(*TRAIN, *short)
-        assert ("Resuming from" in again.out, "compiled" in again.out) == (True, False), again.err
+        for usual, told in ((64, "16 images × 4"), (8, "8 images × 8")):  # a larger card, and a smaller one
+            monkeypatch.setattr(automatic, "USUAL_PASS", usual)
+            again = cedm(*TRAIN, *short)
+            assert ("Resuming from" in again.out, "compiled" in again.out, told in again.out) == (True, False, True)
+        assert kept(first, "training", "max_batch_per_device") == 16
         assert "32-true, compiled" in cedm(*TRAIN, *short, "run_dir=second").out
         assert kept(Path("second")) is True
         monkeypatch.setattr(automatic, "COMPILED_FROM", {})
@@ -147,3 +158,48 @@ def test_a_run_keeps_what_was_decided_when_it_began(cedm: Cedm, monkeypatch: pyt
         torch.compiler.set_stance("default")
     other = cedm(*TRAIN, "trainer.compile=false", "run_dir=second")
     assert (other.code, "trainer.compile: True → False" in other.err) == (2, True)
+
+
+def test_a_run_of_before_pass_sizes_were_kept_goes_on(tmp_path: Path) -> None:
+    """Its settings stay as they are, and its summary where it is."""
+    settings = decided(compose("train", TRAIN[1:]))
+    write_sealed_json(tmp_path / "settings.json", run_settings(settings, {}, TRAINING_IDENTITY))
+    write_json(tmp_path / "summary.json", {"command": "train"})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    now = run_settings(settings, {}, TRAINING_IDENTITY, decided=True)
+    assert now["settings"]["training"]["max_batch_per_device"] == 128
+    assert choose_run_folder(str(tmp_path), tmp_path, now) == tmp_path
+    with opened_run_folder(tmp_path, now, overwrite=False):
+        assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+
+
+STUDY = ["study", "study=mine", "--config-dir=own", *TINY_EDM[:2], "training.batch_size=64", "trainer.accelerator=cpu"]
+
+
+def test_a_study_decides_once_for_all_its_jobs(cedm: Cedm, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for those that run when it goes on, on a machine where the rules would decide otherwise."""
+    (workplace / "own/study").mkdir(parents=True)
+    runs = "  none: [conditioning=none]\n  narrow: [conditioning=none, network.dropout=0.31]\n"
+    runs += "  exact: [conditioning=none, trainer.precision=16-mixed]\n"
+    (workplace / "own/study/mine.yaml").write_text(f"question: Is it so?\nruns:\n{runs}")
+    monkeypatch.setattr(study, "run_jobs", lambda jobs, _: {job.name: "the machine is gone" for job in jobs})
+    monkeypatch.setattr(study, "measured_cost", lambda *_: Cost(1024, 100.0, 64, 1, "cpu"))
+
+    def printed(*words: str) -> list[str]:
+        result = cedm(*STUDY, "study.print=true", *words)
+        assert result.code == 0, result.err
+        return [line for line in result.out.splitlines() if " train " in line]
+
+    planned = printed()
+    none, narrow, exact = planned
+    decisions = " trainer.precision=32-true trainer.compile=false"
+    assert f"{decisions} training.max_batch_per_device=128 run_dir=" in none
+    assert f"{decisions} run_dir=" in narrow  # as many at once as another network can
+    assert "trainer.precision=16-mixed trainer.compile=false" in exact
+    assert "machine is gone" in cedm(*STUDY).err
+    (folder,) = Path("runs/digits/study-mine").glob("*")
+    assert (kept(folder), kept(folder, "training", "max_batch_per_device")) == (False, 128)
+    monkeypatch.setattr(automatic, "COMPILED_FROM", {"cpu": (1, 1)})
+    monkeypatch.setattr(automatic, "precision_of", lambda *_: "bf16-mixed")
+    assert printed() == planned
+    assert "trainer.precision=bf16-mixed trainer.compile=true" in printed("overwrite=true")[0]
