@@ -13,13 +13,15 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from datamodules.file_kinds import START, kind_of, png_line, start_of
 from datamodules.images.formats import SIGNED, formats_of, header_problem, plugin_for, png_rawmode
 from datamodules.images.jpeg_xl import jxl_problem
-from datamodules.images.tiff import describe_tiff, read_tags, tiff_problem
+from datamodules.images.tiff import describe_tiff, empty_problem, read_tags, tiff_problem
 from storage.cores import available_cores
 from storage.errors import UserError
 
@@ -87,6 +89,8 @@ def load_image(file: Path | bytes, name: str) -> Image.Image:
         image.load()
     except Exception as error:  # see above
         raise UnusableImageError(f"truncated or damaged ({error})") from error
+    if isinstance(image, TiffImageFile) and (problem := empty_problem(image.tag_v2, np.asarray(image))):
+        raise UnusableImageError(problem)
     return image
 
 

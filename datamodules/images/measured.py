@@ -17,11 +17,11 @@ from PIL import Image
 
 from datamodules.file_kinds import START, array_line, start_of
 from datamodules.images.decoding import UnusableImageError, bytes_of
-from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO, is_measurement, read_tags
+from datamodules.images.tiff import PHOTOMETRIC, WHITE_IS_ZERO, empty_problem, is_measurement, read_tags, scale_problem
 from datamodules.packages import needed
 from storage.errors import UserError
 
-NODATA, GDAL_METADATA = 42113, 42112  # tags of GDAL
+ORIENTATION = 274
 FRAMES = array_line("pydicom", "pydicom.dcmread('FILE').pixel_array")
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SYNTAXES = {  # of DICOM, as its values are stored: implicit and explicit little endian, big endian; RLE; JPEG 2000
@@ -67,7 +67,10 @@ def read_fits(content: bytes) -> Measured:
     scale, zero, blank = header.get("BSCALE", 1), header.get("BZERO", 0), header.get("BLANK")
     as_stored, missing = (scale, zero) == (1, 0), values == (None if values.dtype.kind == "f" else blank)
     own = as_stored and header["BITPIX"] == 8
-    values = values if as_stored else values * float(scale) + float(zero)
+    if (scale, zero) == (1, 2**63):  # unsigned integers of 64 bits, which no float holds
+        values = values.astype(np.uint64) ^ np.uint64(2**63)
+    elif not as_stored:
+        values = values * float(scale) + float(zero)
     if np.any(missing):
         values = np.where(missing, np.nan, values)
     values = values if values.ndim == 3 else values[np.newaxis]
@@ -133,13 +136,18 @@ def read_tiff(content: bytes) -> Measured:
         except KeyError as error:  # a codec
             raise UserError(f"a TIFF file of measurements: {error.args[0]}. Run: pip install imagecodecs") from error
         values = np.moveaxis(values, page.axes.index("S"), -1) if "S" in page.axes else values[..., np.newaxis]
-        empty, metadata = page.tags.get(NODATA), page.tags.get(GDAL_METADATA)
-        if metadata is not None and re.search('role="(scale|offset)"', str(metadata.value)):
-            raise UnusableImageError("a TIFF with a scale in GDAL's metadata; apply it: gdal_translate -unscale")
-        if empty is not None and (values == float(str(empty.value).strip("\0 "))).any():
-            raise UnusableImageError(f"holds pixels without a value (GDAL's nodata, {empty.value})")
-        white_is_zero = page.tags[PHOTOMETRIC].value == WHITE_IS_ZERO
-    return Measured(values, values.dtype == np.uint8, white_is_zero)
+    tags = read_tags(content)
+    if problem := scale_problem(tags) or empty_problem(tags, values):
+        raise UnusableImageError(problem)
+    values = turned(values, tags.get(ORIENTATION, 1))
+    return Measured(values, values.dtype == np.uint8, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO)
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Values [H, W, bands] as they are to be seen, upright. Source: TIFF 6.0, the tag Orientation."""
+    values = values.swapaxes(0, 1) if 4 < orientation < 9 else values
+    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
 READERS: tuple[tuple[bytes, Callable[[bytes], Measured]], ...] = (  # by how the bytes begin

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.file_kinds import TIFF, png_line
 
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 258, 259, 262, 266, 270
 SAMPLES, PLANAR, COLOUR_MAP, INK_SET, EXTRA, SAMPLE_FORMAT, DEPTH = 277, 284, 320, 332, 338, 339, 32997
+GDAL_METADATA, NODATA = 42112, 42113
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 ALPHA = {(1,), (2,)}  # of an extra channel: colours multiplied by it, or not
 JPEG = 7
 LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, deflate, PackBits, deflate again, LZMA, Zstandard
+READ = LOSSLESS | {2, 3, 4, JPEG}  # by Pillow wherever it is installed; 2 to 4 are fax
 NUMBERS = {(kind, bits) for kind in (1, 2, 3) for bits in (8, 16, 32, 64)} - {(3, 8)}  # sample format and bits
 
 # Bits per channel by what the channels are: photometric interpretation, number of channels, meaning of extra ones.
@@ -39,6 +42,10 @@ PHOTOMETRICS = {
     9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "raw",
 }  # fmt: skip
 FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point", 4: "untyped", 5: "complex", 6: "complex"}
+COMPRESSIONS = {
+    6: "JPEG of the old kind", 34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP",
+    50002: "JPEG XL",
+}  # fmt: skip
 # Planes that ImageJ and tifffile store behind the one that the directory names.
 PLANES = re.compile(r"ImageJ=.*^images=(\d+)|\{.*\"shape\": \[(\d+), .*\"truncated\": true", re.S | re.M)
 TO_PNG = png_line(".tif")
@@ -80,6 +87,8 @@ def tiff_problem(tags: Mapping[int, Any]) -> str | None:
         return f"{what}, for which there is no agreed way to show it as RGB; {TO_ARRAY}"
     if not set(bits) <= expected or len(set(bits)) > 1:
         return f"{what}; {' or '.join(map(str, sorted(expected)))} bits per channel are expected; {TO_ARRAY}"
+    if (compression := tags.get(COMPRESSION, 1)) not in READ:
+        return f"{what}, compressed as {COMPRESSIONS.get(compression, f'number {compression}')}; {TO_PNG}"
     if tags.get(PLANAR, 1) != 1 and (extra or bits[0] != 8 or photometric == WHITE_IS_ZERO):
         return f"{what}, with one plane per channel; {TO_PNG}"
     if photometric == YCBCR and tags.get(COMPRESSION) != JPEG:
@@ -90,7 +99,7 @@ def tiff_problem(tags: Mapping[int, Any]) -> str | None:
         return f"{what}, whose colours are stored in 8 bits where 16 belong; {TO_PNG}"
     if tags.get(FILL_ORDER, 1) != 1 and bits[0] != 1:
         return f"{what}, with its bits in reverse order (FillOrder 2); {TO_PNG}"
-    return volume_problem(tags)
+    return volume_problem(tags) or scale_problem(tags)
 
 
 def is_measurement(tags: Mapping[int, Any]) -> bool:
@@ -120,3 +129,23 @@ def volume_problem(tags: Mapping[int, Any]) -> str | None:
     if tags.get(SUBFILE, 0) & 1:
         return "a preview in reduced size, as camera raw files hold; develop the picture and save it as TIFF or PNG"
     return None
+
+
+def scale_problem(tags: Mapping[int, Any]) -> str | None:
+    """Why a file whose numbers GDAL is to scale is not taken; None where it is."""
+    scaled = re.search('role="(scale|offset)"', str(tags.get(GDAL_METADATA, "")))
+    return "a TIFF with a scale in GDAL's metadata; apply it: gdal_translate -unscale" if scaled else None
+
+
+def empty_problem(tags: Mapping[int, Any], values: np.ndarray) -> str | None:
+    """Why an image with these values [H, W] or [H, W, channels] is not taken: GDAL calls some no value; else None.
+
+    In a picture of 8 bits per channel that are the pixels of which all channels have this value.
+    """
+    text = str(tags.get(NODATA, "")).strip("\0 ")
+    if not text:
+        return None
+    empty = np.atleast_3d(values) == float(text)
+    if not (empty.all(2) if values.dtype == np.uint8 else empty).any():
+        return None
+    return f"holds pixels without a value (GDAL's nodata, {text}). To take them: gdal_edit.py -unsetnodata FILE"

@@ -122,6 +122,9 @@ def test_tiff_in_planes_tiles_and_compressed() -> None:
     check(encoded(fax, "TIFF", compression="group4"), shown(np.array(fax), 1), 0)
     smooth = np.tile(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], (32, 1, 3))
     check(encoded(Image.fromarray(smooth), "TIFF", compression="jpeg", quality=100), smooth, 4)  # YCbCr
+    for number, name in ((34712, "JPEG 2000"), (34887, "LERC"), (50001, "WebP"), (6, "JPEG of the old kind")):
+        with pytest.raises(UnusableImageError, match=f"RGB, compressed as {name}; .*magick mogrify"):
+            decoded(tiff(rgb, 8, 2, tags={259: (3, struct.pack("<HH", number, 0), 1)}))
 
 
 @pytest.mark.parametrize("highest", [1, 15, 100, 255, 256, 1023, 4095, 65535])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules.images.decoding import UnusableImageError
+from datamodules.images.decoding import UnusableImageError, load_image
 from datamodules.images.measured import load_measured
 from datamodules.images.tiff import NUMBERS
 from storage.errors import UserError
@@ -81,6 +81,8 @@ def test_fits_numbers_stand_on_their_feet(dtype: str) -> None:
 def test_fits_of_unsigned_integers_and_without_values() -> None:
     values = numbers("i2", HEIGHT, WIDTH)
     check(fits(values, BZERO=32768), (values.astype(float) + 32768)[::-1, :, None])
+    wide = numbers("i8", HEIGHT, WIDTH)  # of which floats would lose the last digits
+    check(fits(wide, BZERO=2**63), (wide.view(np.uint64) ^ np.uint64(2**63))[::-1, :, None])
     values[3, 4] = -7
     assert np.isnan(load_measured(fits(values, BZERO=32768, BLANK=-7)).values[HEIGHT - 4, 4, 0])  # type: ignore[union-attr]
     assert np.isnan(load_measured(fits(values, BLANK=-7)).values).sum() == (values == -7).sum()  # type: ignore[union-attr]
@@ -242,6 +244,28 @@ def test_pixels_without_a_value(tmp_path: Path) -> None:
     nodata = {42113: (2, b"-9999\0", 6)}
     assert "GDAL's nodata, -9999" in refusal(tiff(empty[..., None], 32, 1, sample_format=3, tags=nodata))
     check(tiff(FLOATS[..., None], 32, 1, sample_format=3, tags=nodata), FLOATS[..., None])
+    for bits, bands in ((8, 1), (16, 1), (8, 3)):  # pictures, too
+        values = RNG.integers(0, 100, (HEIGHT, WIDTH, bands))
+        values[2, 2, 0] = 200
+        tags = {42113: (2, b"200\0", 4)}
+        content = tiff(values, bits, {1: 1, 3: 2}[bands], tags=tags)
+        if bands == 3:  # one channel alone says nothing
+            load_image(content, "x")
+            values[2, 2] = 200
+            content = tiff(values, bits, 2, tags=tags)
+        with pytest.raises(UnusableImageError, match=r"GDAL's nodata, 200.* -unsetnodata"):
+            load_image(content, "x")
+    with pytest.raises(UnusableImageError, match="a scale in GDAL's metadata"):
+        load_image(tiff(values[..., :1], 16, 1, tags={42112: (2, SCALE, len(SCALE))}), "x")
+
+
+def test_tiff_numbers_stand_upright() -> None:
+    for orientation, seen in enumerate(
+        (FLOATS, FLOATS[:, ::-1], FLOATS[::-1, ::-1], FLOATS[::-1],
+         FLOATS.T, np.rot90(FLOATS, -1), np.rot90(FLOATS, 2).T, np.rot90(FLOATS)), start=1
+    ):  # fmt: skip
+        tags = {274: (3, struct.pack("<H", orientation) + b"\0\0", 1)}
+        check(tiff(FLOATS[..., None], 32, 1, sample_format=3, tags=tags), seen[..., None])
 
 
 def test_a_compressed_fits_image() -> None:
