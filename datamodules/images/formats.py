@@ -17,7 +17,7 @@ from datamodules.packages import needed
 
 # Modes by format. 16-bit grey begins with I;16; PPM's I is 16 bits, scaled by Pillow.
 MODES = {
-    "AVIF": {"RGB", "RGBA"},
+    "AVIF": {"L", "RGB", "RGBA"},
     "BMP": {"1", "L", "P", "RGB", "RGBA"},
     "GIF": {"L", "P"},
     "HEIF": {"L", "RGB", "RGBA"},
@@ -42,7 +42,11 @@ SIGNED = [
 NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}  # registered by Pillow, and not meant as pictures
 FLOATING = ".pfm"  # a suffix of PPM, for pictures that are not in its modes
 DRAWINGS = {".svg", ".eps", ".ps", ".wmf", ".emf"}
-OTHERS = {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr"}  # that Pillow does not know
+OTHERS = {  # that Pillow does not know: of cameras, and others
+    ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".raf", ".pef",
+    ".x3f", ".3fr", ".iiq", ".erf", ".dcr", ".kdc", ".mrw",
+    ".exr", ".hdr", ".jxr", ".wdp", ".hdp", ".jls", ".xcf", ".kra", ".psb", ".pam", ".dpx", ".svgz",
+}  # fmt: skip
 LINES = {".nii": NIFTI, ".nii.gz": NIFTI, ".fits.gz": GUNZIP, ".fits.fz": "run: funpack"}
 BY_PLUGIN = dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIF") | {".jxl": "JXL"}
 MEASUREMENTS = {".fits": "FITS", ".fit": "FITS", ".fts": "FITS", ".dcm": "DICOM", ".dicom": "DICOM"}  # see `measured`
@@ -102,10 +106,12 @@ def header_problem(image: ImageFile.ImageFile) -> str | None:
         size = f"{image.width}×{image.height} pixels are more than Pillow's limit of {limit / 1e6:.0f} megapixels"
         return f"{size} against decompression bombs; shrink it or cut it into tiles"
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with a preview behind it
-        return f"{getattr(image, 'n_frames', 'several')} frames or pages in one file; save each as a file of its own"
+        frames = getattr(image, "n_frames", "several")
+        return f"{frames} frames or pages in one file; save each as a file of its own: magick FILE FILE-%03d.png"
     problem = CHECKS[image.format](image) if image.format in CHECKS else None
     if problem is None and image.mode not in MODES.get(str(image.format), ()):
-        return f"a {image.format} picture of Pillow's mode {image.mode}, which is not supported; save it as RGB"
+        line = png_line(f".{image.format}".lower())
+        return f"a picture in {image.format} of Pillow's mode {image.mode}, which is not supported; {line}"
     return problem
 
 

@@ -27,6 +27,9 @@ def test_formats_that_only_libraries_write(image_format: str, options: dict[str,
         samples = random(8, channels)
         content = encoded(Image.fromarray(samples.astype(np.uint8)), image_format, **options)
         check(content, shown(samples), 3 if image_format == "AVIF" else 1)
+    grey = random()
+    if image_format != "WEBP":
+        check(encoded(Image.fromarray(grey.astype(np.uint8)), image_format, **options), shown(grey), 3)
 
 
 def test_heic() -> None:
