@@ -39,16 +39,21 @@ FLOATING = array_line("cv2", "cv2.imread('FILE', -1)[None]")
 DRAWING = "not pixels; export it as PNG"
 UNPACK = "unpack it and set dataset=folder"
 
+TEXT = rb"(\xef\xbb\xbf)?\s*"  # how one may begin
+
 # What files begin with that are no images and no arrays, and what they are.
 KINDS = (
     (rb"\Z", "an empty file of 0 bytes"),
     (rb"\0+\Z", "nothing but zero bytes, as a broken copy or download leaves"),
-    (rb"\s*(<!doctype html|<html|<head|<\?xml[^>]*>\s*<html)", "a web page (HTML), as a failed download leaves"),
-    (rb"\s*(<svg|<\?xml)", f"an SVG or XML text, {DRAWING}"),
+    (TEXT + rb"(<\?xml[^>]*>\s*)?(<!doctype html|<html|<head)", "a web page (HTML), as a failed download leaves"),
+    (TEXT + rb"<\?xml[^>]*>\s*<error", "a server's error (XML), as a failed download leaves"),
+    (TEXT + rb"\{\s*\"", "a JSON text, such as the error of a server"),
+    (TEXT + rb"(<svg|<\?xml)", f"an SVG or XML text, {DRAWING}"),
     (rb"version https://git-lfs", "a Git LFS pointer in place of the file; run: git lfs pull"),
     (rb".{4}ftyp(heic|heix|hevc|mif1|msf1)", f"a HEIC picture; {FOLDER}"),
     (rb"%!PS|\xc5\xd0\xd3\xc6|%PDF", f"PostScript or PDF, {DRAWING}"),
     (rb".{128}DICM", f"a DICOM file; {FOLDER}"),
+    (rb"[\2\x08]\0.\0(UL|CS|UI|DA)", "a DICOM file without its first 132 bytes; add them: dcmconv FILE.dcm NEW.dcm"),
     (rb"SIMPLE  =", f"a FITS file; {FOLDER}"),
     (rb".{344}(n\+1|ni1)\0", f"a NIfTI volume; {NIFTI}"),
     (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file; {HDF5}"),

@@ -219,6 +219,9 @@ class ZipReader(EncodedReader):
 
 def sort_out(name: str, reader: Reader) -> bool:
     """Whether a file of this name is an image to take; else it is counted, with the reason where it has one."""
+    if name.endswith(".icloud") and suffix_of(name.removesuffix(".icloud")) in suffixes():
+        reader.unusable[printable(name)] = "an image in iCloud that is not on this machine; download it"
+        return False
     if not is_visible(name):
         reader.left_out["hidden files like .x, ._x, __MACOSX"] += 1
         return False

@@ -199,10 +199,10 @@ def test_the_survey_stops_before_the_work_and_counts(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for case in REFUSED:
         case.write(tmp_path / "images")
-    for name in ("brain.nii", "layers.psd"):
+    for name in ("brain.nii", "layers.psd", ".away.jpg.icloud"):
         (tmp_path / "images" / name).unlink()
     (tmp_path / "images/good.png").write_bytes(PNG)
-    with pytest.raises(UserError, match=r"\d\d of 46 files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
+    with pytest.raises(UserError, match=r"\d\d of 50 files cannot be used as images:\n(.+\n){5}  … and \d\d more\n"):
         survey(opened("folder", tmp_path / "images"), tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.json"))
 
