@@ -65,7 +65,8 @@ def read_label_file(path: Path, ids: list[str], columns: Sequence[str] | None = 
         UserError: there is no such file, it cannot be read, or it is about other images.
     """
     if not path.is_file():
-        raise UserError(f"dataset.labels={path}: no such file. Set dataset.labels=folders or dataset.labels=FILE.csv.")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"dataset.labels={path}: {what}. Set dataset.labels=folders or dataset.labels=FILE.csv.")
     suffix = path.suffix.lower()
     if columns is not None and suffix not in TABLES:
         kinds = " or ".join(TABLES)
@@ -84,6 +85,8 @@ def read_label_file(path: Path, ids: list[str], columns: Sequence[str] | None = 
     of_ids, of_labels = column_of(table, id_name), column_of(table, label_name)
     if of_ids is None or of_labels is None:
         given = ",".join(table) or "numbers alone"
+        if not {*table}.isdisjoint(spelled_as(list(table), ids)):
+            raise UserError(f"{path}: its first line is {given!r}, an image and no heading. Add the line id,label.")
         example = ",".join(list(table)[:2] if len(table) > 1 else ["image_id", "dx"])
         raise UserError(
             f"{path}: the columns {id_name},{label_name} are expected; found {given!r}. Name those of the ids and of "

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from datamodules.images.image_names import same_text
 from datamodules.images.reader import UNLABELLED, Labels
 from datamodules.plain_files import is_number
 
 FEW = 1000  # numbers below it stay as they are
-MISSING = ("", "nan")  # texts, in whatever capitals, that stand for none
+MISSING = ("", "nan", "null")  # texts, in whatever capitals, that stand for none
 SHOWN = 60  # characters of a value in a message
 
 
@@ -44,7 +45,9 @@ def plain_value(value: Any) -> int | str | None:
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
     if isinstance(value, str):
-        text = value.encode(errors="backslashreplace").decode().strip()  # JSON can hold halves of characters
+        text = same_text(value.encode(errors="backslashreplace").decode().strip())  # JSON can hold halves of characters
+        if text.startswith("[") and text.endswith("]"):  # as tables write lists
+            raise ValueError(f"holds several values for an image, {text[:SHOWN]}")
         is_missing = text.lower() in MISSING or (is_number(text) and float(text) == UNLABELLED)
         return None if is_missing else text
     if isinstance(value, float):

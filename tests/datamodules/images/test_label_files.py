@@ -76,6 +76,7 @@ def test_a_csv_file_of_names_or_numbers(tree: Path, tmp_path: Path) -> None:
             "4 of 4 images have no label, the first is 'train/cat/1.png'; the labels are for 'a.png'",
         ),
         ("id,label\na.png\n", "line 2 has not 2 columns"),
+        (f"{ids[1]},3\n{ids[2]},4\n", r"its first line is .*, an image and no heading\. Add the line id,label"),
     ):
         with pytest.raises(UserError, match=message):
             labels_from(text)
