@@ -116,7 +116,7 @@ def find_splits(ids: Iterable[str], asked: str, empty: Iterable[str] = ()) -> Sp
     be among the folders `empty`, of which no image can be taken.
 
     Raises:
-        UserError: the split that is asked for is not among them.
+        UserError: the split that is asked for is not among them; or some folders hold splits, and others none.
     """
     asked, split = asked.lower(), split_of(asked)
     folders = Counter(image_id.rpartition("/")[0] for image_id in ids)
@@ -135,6 +135,12 @@ def find_splits(ids: Iterable[str], asked: str, empty: Iterable[str] = ()) -> Sp
                 beside.add(parts[depth])
         names = sorted(set[str]().union(*siblings.values()))
         splits = splits_beside(list(siblings.values()))
+        without = ["/".join(place) for place, beside in siblings.items() if not beside & splits.keys()]
+        if splits and without and asked != ALL:
+            both = f"some hold splits ({', '.join(splits)}), and others none, such as {without[0]}"
+            cure = "Set dataset.path to the folder around the splits, or dataset.split=all for all images"
+            raise UserError(f"dataset.split={asked}: of the folders at one depth {both}. {cure}.")
+        splits = {} if without else splits
         taken = [name for name in names if name.lower() == asked]
         if not splits and asked != "train" and split:  # one that is asked for may lie alone
             alone = taken or [name for name in names if split_and_rest(name) == (split, "")]
@@ -155,7 +161,7 @@ def find_splits(ids: Iterable[str], asked: str, empty: Iterable[str] = ()) -> Sp
 
 
 def splits_beside(siblings: Sequence[set[str]]) -> dict[str, str]:
-    """train, val or test by name, of the folders of one depth, by the folder around them; empty where they are none.
+    """train, val or test by name, of the folders of one depth, by the folder around them; those that are splits.
 
     Two that lie beside one another differ in nothing but the split: `seg_train` and `seg_test`, `trainA` and `testA`.
     Where some are called so and no more (`train`), those that have more in their name (`train_masks`) are none.
@@ -168,8 +174,7 @@ def splits_beside(siblings: Sequence[set[str]]) -> dict[str, str]:
                 splits.setdefault(rest, set()).add((number, split))
     rests = {rest for rest, pairs in splits.items() if len(pairs) > len({number for number, _ in pairs})}
     rests = {""} if "" in rests else rests
-    found = {name: split for name, (split, rest) in known.items() if split and rest in rests}
-    return found if all(names & found.keys() for names in siblings) else {}
+    return {name: split for name, (split, rest) in known.items() if split and rest in rests}
 
 
 def other_split(names: Iterable[str]) -> str:

@@ -109,10 +109,8 @@ def test_split_folders(places: list[str], split: str, taken: list[int], depth: i
         ["test/1.png"],
         ["train1/1.png", "train2/2.png"],
         ["cat/1.png", "dog/2.png"],
-        ["a/train/1.png", "a/test/2.png", "b/other/3.png"],
         ["training day/1.png", "testament/2.png", "valley/3.png"],
         ["bullet_train/1.png", "crash_test/2.png", "bus/3.png"],
-        ["a/train/1.png", "a/test/2.png", "b/bullet_train/3.png"],
         ["1.png", "2.png"],
     ],
 )
@@ -122,6 +120,17 @@ def test_folders_that_are_no_splits(places: list[str]) -> None:
     if not any("test" in place for place in places):
         with pytest.raises(UserError, match="nor in folders of splits"):
             find_splits(places, "test")
+
+
+@pytest.mark.parametrize("other", ["b/other/3.png", "b/bullet_train/3.png"])
+@pytest.mark.parametrize("split", ["train", "test", "val"])
+def test_splits_in_some_folders_and_not_in_others(other: str, split: str) -> None:
+    """Nobody can say whether these are splits: no test image is taken for training unless all are asked for."""
+    places = ["a/train/1.png", "a/test/2.png", other]
+    with pytest.raises(UserError, match=r"others none, such as b\. Set dataset\.path"):
+        find_splits(places, split)
+    assert find_splits(places, "all") is None
+    assert find_splits(["a/train/1.png", "a/test/2.png", "b/3.png"], "train") is not None  # b holds no folders
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
