@@ -95,7 +95,7 @@ def entry_path(path: str | Path, kind: str, made_from: Mapping[str, Any]) -> Pat
 
     A name is taken by an intact artifact of another kind, or one whose metadata say something else than `made_from`;
     by what is no artifact; and by a file that cannot be read. It is named in a warning and left as it is. A damaged
-    artifact does not take a name: whoever reads it says so and sets it aside.
+    artifact, which begins as one does, takes no name: whoever reads it says so and sets it aside.
 
     Args:
         made_from: keys of the metadata, with what they say; a dictionary in there may say more. A key that is not
@@ -116,7 +116,11 @@ def _taken_by(path: Path, kind: str, made_from: Mapping[str, Any]) -> str | None
     if not path.is_file():
         return "no regular file"
     try:
-        with path.open("rb"), safe_open(path, framework="pt") as file:
+        with path.open("rb") as file:
+            length, brace = file.read(8), file.read(1)
+        if any(length[3:]) or brace not in (b"", b"{"):  # headers of artifacts are shorter than 16 MB
+            return "not written by this project"
+        with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
         if text is None:
             return "not written by this project"

@@ -254,7 +254,7 @@ def remembered_json(path: str | Path, made_from: Any, make: Callable[[], dict[st
         data = make()
         with suppress(OSError):
             if place.is_file():
-                set_aside(place)
+                log.warning("%s is damaged. Set aside as %s; made again.", place, set_aside(place).name)
             write_sealed_json(place, {MADE_FROM: made_from, CONTENT: data})
     return data
 

@@ -24,7 +24,7 @@ from pipeline.evaluation.features import Features, extract
 from pipeline.settings.compose import CONFIGS
 from storage.artifacts import entry_path, read_artifact, write_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError, UserError
-from storage.files import lock_of
+from storage.files import lock_of, set_aside
 from storage.fingerprints import fingerprint
 
 FOLDERS = {"statistics": STATISTICS, "features": "features"}  # of the cache, and the kind of their artifacts
@@ -156,7 +156,8 @@ class Extractors:
         except MissingArtifactError:
             return None
         except DamagedArtifactError as error:
-            print(f"{error} It is computed again.", file=sys.stderr)
+            with suppress(OSError):  # in another user's cache
+                print(f"{error} Set aside as {set_aside(error.path).name}; computed again.", file=sys.stderr)
             return None
 
     def write(self, source: ImageSource, extractor: Backbone, features: Features) -> None:

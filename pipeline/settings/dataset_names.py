@@ -1,5 +1,6 @@
 """The names of data sets of one's own: each folder or file of images has its own, which the cache remembers."""
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedArtifactError
-from storage.files import numbered, own_folder, read_sealed_json, write_sealed_json
+from storage.files import numbered, own_folder, read_sealed_json, set_aside, write_sealed_json
 
 AUTO = "auto"  # `dataset.name=auto`: the name of the folder or file
 DATASETS = Path(__file__).resolve().parents[2] / "configs" / "dataset"
@@ -58,9 +59,12 @@ def recorded(name: str, cache_dir: str) -> dict[str, Any]:
 
 def keep_record(name: str, cache_dir: str, content: dict[str, Any]) -> None:
     """Remember it; where nothing can be written, as in another user's cache, do nothing."""
+    known, path = recorded(name, cache_dir), records(cache_dir) / f"{name}.json"
     with suppress(PermissionError):
-        if recorded(name, cache_dir) != content:
-            write_sealed_json(records(cache_dir) / f"{name}.json", content)
+        if not known and os.path.lexists(path):
+            set_aside(path)
+        if known != content:
+            write_sealed_json(path, content)
 
 
 def names_of(path: str, cache_dir: str) -> list[str]:

@@ -88,6 +88,10 @@ def test_two_folders_never_share_a_name(tmp_path: Path) -> None:
     assert list(names.values()) == ["leaves", "leaves-3", "leaves-4", "digits-2", "auto-2", "leaves.v2"]
     assert {folder: choose_name(str(tmp_path / folder), cache, lambda name: True) for folder in names} == names
     assert names_of(str(tmp_path / "b/leaves"), cache) == ["leaves-3"]
+    record = tmp_path / "cache/datasets/leaves.json"
+    record.write_text("damaged, or of another program")
+    keep_record("leaves", cache, {"path": str(tmp_path / "a/leaves")})
+    assert record.with_name("leaves.json.damaged").read_text() == "damaged, or of another program"
     (tmp_path / "a/leaves").rename(tmp_path / "leaves")  # moved, it keeps its name, unless its runs are of others
     assert choose_name(str(tmp_path / "leaves"), cache, is_taken=lambda name: False) == "leaves"
     assert choose_name(str(tmp_path / "leaves"), cache, is_taken=lambda name: name[-1] in "s2") == "leaves-5"

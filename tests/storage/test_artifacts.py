@@ -206,12 +206,14 @@ def test_an_entry_is_believed_by_what_it_says_not_by_its_name(written: Path, cap
     save_file({"values": torch.ones(1)}, second)
     (written.parent / "embeddings-3.safetensors").mkdir()
     (written.parent / "embeddings-4.safetensors").symlink_to("nowhere")
-    before = {path: path.read_bytes() for path in (written, second)}
-    fifth = entry_path(written, "neighbours", made_from)
-    assert fifth.name == "embeddings-5.safetensors"
-    made = make_once(fifth, "neighbours", lambda: ({"values": torch.zeros(2)}, {"seed": 3}))
+    text = written.parent / "embeddings-5.safetensors"
+    text.write_text("mine\n")
+    before = {path: path.read_bytes() for path in (written, second, text)}
+    sixth = entry_path(written, "neighbours", made_from)
+    assert sixth.name == "embeddings-6.safetensors"
+    made = make_once(sixth, "neighbours", lambda: ({"values": torch.zeros(2)}, {"seed": 3}))
     assert made.tensors["values"].tolist() == [0, 0]
-    assert entry_path(written, "neighbours", made_from) == fifth
+    assert entry_path(written, "neighbours", made_from) == sixth
     assert {path: path.read_bytes() for path in before} == before
 
 
