@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
-
 from storage.errors import UserError, causes
 from storage.files import MARK, is_own, own_folder
 
@@ -81,6 +79,8 @@ def remove_cut_libraries(folder: Path) -> None:
 
     One that is being linked is its linker's, who holds PyTorch's lock of it.
     """
+    from filelock import FileLock  # a tenth of what `--help` takes
+
     for path in folder.glob("*/*.so"):
         if is_cut(path):
             with suppress(OSError), FileLock(folder / "locks" / f"{path.name.split('.')[0]}.lock", timeout=0):
