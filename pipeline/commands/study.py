@@ -122,8 +122,10 @@ def announce(settings: StudyCommandSettings, source: ImageSource, plan: Plan, re
 
 
 def measured_cost(settings: StudyCommandSettings, source: ImageSource, images: int, resources: Resources) -> Cost:
-    """Time the study's network on one device as a job will have it."""
-    training = settings.training
+    """Time the study's network on one device as a job will have it, where this machine has one of the kind."""
+    training, device = settings.training, device_of(settings.trainer.accelerator)
+    if resources.kind == "gpu" and device.type == "cpu":  # which would compile for minutes
+        settings = replace(settings, trainer=replace(settings.trainer, compile=False))
     data = ImageDataModule(
         source,
         None,
@@ -140,7 +142,7 @@ def measured_cost(settings: StudyCommandSettings, source: ImageSource, images: i
     torch.set_num_threads(resources.threads)
     try:
         module = ModelSettings.of(settings).build(data, "none")
-        device, precision = device_of(settings.trainer.accelerator), settings.trainer.precision
+        precision = settings.trainer.precision
         return measure_cost(module, batch, device, resources.devices, images, precision, data.accumulate)
     finally:
         torch.set_num_threads(threads)

@@ -85,9 +85,12 @@ def devices_of_cluster(address: str) -> tuple[int, int]:
 def on_cluster(address: str, on_gpu: bool, work: Callable[..., T], *arguments: Any) -> T:
     """What `work` returns on a machine of a cluster, with a GPU of it."""
     import ray
+    from ray.exceptions import RayTaskError
 
     connect(address)
     try:
         return ray.get(ray.remote(num_gpus=int(on_gpu))(work).remote(*arguments))
+    except RayTaskError as error:
+        raise error.cause from None  # as it was there, without the lines of code around it
     finally:
         ray.shutdown()

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 
-from datamodules.images.sources import ImageSource
+from datamodules.images.sources import ImageSource, open_source
 from lightning_modules.diffusion.denoising_error import noise_levels
+from lightning_modules.edm_module import EDMModule
+from pipeline.commands import study
 from pipeline.commands.study import announce
 from pipeline.running.jobs import Job
 from pipeline.running.resources import Resources
@@ -39,6 +42,22 @@ def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFix
     plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
     announce(cast(StudyCommandSettings, None), cast(ImageSource, None), plan, Resources("cpu"))
     assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
+
+
+@pytest.mark.parametrize(("kind", "compiled"), [("gpu", False), ("cpu", True)])
+def test_for_gpus_elsewhere_nothing_is_compiled_here(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str, compiled: bool
+) -> None:
+    """A cluster's GPUs compile; to guess the cost on the machine without one, that would take minutes."""
+    seen: list[bool] = []
+    monkeypatch.setattr(EDMModule, "compile_pass", lambda *_: seen.append(True))
+    monkeypatch.setattr(study, "measure_cost", lambda *_: seen.append(False))
+    monkeypatch.setattr(study, "device_of", lambda _: torch.device("cpu"))
+    typed = ["study=granularity", "dataset=digits", "trainer.compile=true", "training.max_batch_per_device=8"]
+    settings = compose("study", typed)
+    assert isinstance(settings, StudyCommandSettings)
+    study.measured_cost(settings, open_source(settings.dataset), 1, Resources(kind))
+    assert seen == [True] * compiled + [False]
 
 
 def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
