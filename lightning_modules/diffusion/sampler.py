@@ -51,7 +51,7 @@ SOLVERS: dict[str, Callable[[Slope, Tensor, float, float], Tensor]] = {"heun": h
 
 
 @torch.no_grad()
-def edm_sampler(
+def sample(
     denoiser: DenoiserFunction,
     latents: Tensor,
     class_labels: Tensor | None = None,
@@ -87,7 +87,7 @@ def edm_sampler(
 
     Examples:
         >>> grey = lambda x, sigma, class_labels: torch.full_like(x, 0.25)  # the denoiser of grey images
-        >>> images = edm_sampler(grey, latents(torch.arange(2), (1, 4, 4)), num_steps=5)
+        >>> images = sample(grey, latents(torch.arange(2), (1, 4, 4)), num_steps=5)
         >>> images.shape, images.mean().item()
         (torch.Size([2, 1, 4, 4]), 0.25)
     """

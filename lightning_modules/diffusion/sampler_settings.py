@@ -23,8 +23,8 @@ class SamplerSettings(Settings):
     sigma_max: float = setting(80.0, "highest noise level, where sampling starts", above=0)
     rho: float = setting(7.0, "the larger, the shorter the steps near sigma_min", above=0)
     churn: float = setting(0.0, "S_churn, the amount of fresh noise; 0 is the deterministic sampler", low=0)
-    S_min: float = setting(0.0, "lowest noise level at which noise is added", low=0)
-    S_max: float = setting(math.inf, "highest noise level at which noise is added", low=0)
+    S_tmin: float = setting(0.0, "lowest noise level at which noise is added", low=0)
+    S_tmax: float = setting(math.inf, "highest noise level at which noise is added", low=0)
     S_noise: float = setting(1.0, "standard deviation of the noise that is added", low=0)
     precision: str = setting(
         "32-true", "of the network; the solver works in float64", choices=("32-true", "bf16-mixed", "16-mixed")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.label_draws import draw_labels
-from lightning_modules.diffusion.sampler import churn_noise, edm_sampler, latents
+from lightning_modules.diffusion.sampler import churn_noise, latents, sample
 from lightning_modules.diffusion.sampler_settings import SamplerSettings
 from pipeline.evaluation.generate_settings import SamplingSettings
 from pipeline.evaluation.guides import downsampling, guided
@@ -71,7 +71,7 @@ class Sampler:
         shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
         one_hot = None if labels is None else F.one_hot(labels.to(device), denoiser.label_dim).float()  # [B, label_dim]
         with torch.autocast(device.type, dtype=self.low_precision, enabled=self.low_precision is not None):
-            images = edm_sampler(
+            images = sample(
                 guided(denoiser, own, self.guide),
                 latents(seeds, shape),
                 one_hot,
@@ -81,8 +81,8 @@ class Sampler:
                 sigma_max=own.sigma_max,
                 rho=own.rho,
                 S_churn=own.churn,
-                S_tmin=own.S_min,
-                S_tmax=own.S_max,
+                S_tmin=own.S_tmin,
+                S_tmax=own.S_tmax,
                 S_noise=own.S_noise,
                 churn_noise=churn_noise(seeds, shape),
             )

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodules.image_datamodule import ImageBatch
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.diffusion.sampler import edm_sampler
+from lightning_modules.diffusion.sampler import sample
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
 
@@ -159,12 +159,12 @@ def bench_gpu(batch: int = 512) -> None:
     denoiser.compile()
     labels = torch.eye(10, device="cuda")[images.labels]
 
-    def sample() -> None:
+    def make_images() -> None:
         with torch.autocast("cuda", torch.bfloat16):
-            finished(edm_sampler(denoiser, start, labels, num_steps=18))
+            finished(sample(denoiser, start, labels, num_steps=18))
 
-    sample()
-    report("sampling, 18 steps", batch, seconds(sample, repeats=2), 35 * denoising_flops.get_total_flops(), peak)
+    make_images()
+    report("sampling, 18 steps", batch, seconds(make_images, repeats=2), 35 * denoising_flops.get_total_flops(), peak)
 
 
 def finished(result: torch.Tensor) -> None:

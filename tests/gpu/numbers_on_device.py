@@ -22,7 +22,7 @@ from lightning_modules.diffusion import augment
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.interop import PublishedNetwork, denoiser_from_edm
 from lightning_modules.diffusion.objective import EDMObjective
-from lightning_modules.diffusion.sampler import edm_sampler
+from lightning_modules.diffusion.sampler import sample
 from lightning_modules.edm_module import EDMModule
 from lightning_modules.training_settings import TrainingSettings
 from metrics.frechet import FeatureStatistics
@@ -72,7 +72,7 @@ def golden_network(check: Check, path: Path) -> None:
         expect("denoised", denoised(denoiser), "denoised", FLOAT32)
         last = denoised(fresh().to(memory_format=torch.channels_last))
         expect("denoised, channels last", last, "denoised", FLOAT32)
-        images = edm_sampler(denoiser, inputs["latents"], inputs["class_labels"])
+        images = sample(denoiser, inputs["latents"], inputs["class_labels"])
         expect("18 steps of Heun", images, "heun18", FLOAT32)
         arguments = [inputs[key] for key in ("images", "sigma", "noise", "class_labels")]
         per_pixel = EDMObjective()(denoiser, *arguments, inputs.get("augment_labels"))

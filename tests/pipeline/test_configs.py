@@ -67,7 +67,7 @@ def test_published_settings_of_imagenet():
     assert holds(settings.training, ema_halflife_kimg=50_000, lr_rampup_kimg=10_000)
     assert holds(settings.network, model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3, dropout=0.1)
     assert holds(settings.network, architecture="adm", attn_resolutions=[32, 16, 8])
-    assert holds(settings.sampler, labels="independent", churn=40, S_min=0.05, S_max=50, S_noise=1.003)
+    assert holds(settings.sampler, labels="independent", churn=40, S_tmin=0.05, S_tmax=50, S_noise=1.003)
     assert holds(settings.clustering, num_neighbours=25, num_clusters=1000, batch_size=128, max_epochs=100)
     assert holds(settings.clustering, method="temi", beta=0.6, num_heads=16, standardise=True)
 

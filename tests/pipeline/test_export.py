@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
 from lightning_modules.diffusion.objective import EDMObjective
-from lightning_modules.diffusion.sampler import edm_sampler
+from lightning_modules.diffusion.sampler import sample
 from pipeline.running import exported
 from pipeline.running.exported import FORMATS
 
@@ -94,7 +94,7 @@ def expect(denoiser: Denoiser, file: Path) -> None:
     latents = torch.randn(3, 1, 8, 8)
     start = latents * (1 + 1 / 80**2) ** 0.5  # diffusers adds noise to images of unit variance
     labels = torch.eye(3)[[2, 0, 1]] if denoiser.label_dim else None
-    euler = edm_sampler(denoiser, start, labels, solver="euler", num_steps=9)
+    euler = sample(denoiser, start, labels, solver="euler", num_steps=9)
     clusters = [7, 2, 5] if denoiser.label_dim else None
     images = (euler.float() / 2 + 0.5).clamp(0, 1)
     torch.save({"denoised": known, "latents": latents, "clusters": clusters, "euler": images}, file)

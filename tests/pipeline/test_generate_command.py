@@ -142,7 +142,7 @@ def test_samplers_are_options(cedm: Cedm, model: Path, workplace: Path) -> None:
         used[name] = summary(workplace / name)["sampler"]
     assert used["euler"]["solver"] == "euler"
     assert (used["stochastic"]["churn"], used["calm"]["churn"]) == (40, 0)
-    assert used["heun"]["S_max"] == "inf"  # which JSON has no number for
+    assert used["heun"]["S_tmax"] == "inf"  # which JSON has no number for
     pictures = {name: pixels(workplace / name, 1) for name in used}
     assert (pictures["euler"] != pictures["heun"]).any()
     assert (pictures["stochastic"] != pictures["heun"]).any()

@@ -12,7 +12,7 @@ from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.clustering.heads import ClusteringHeads
 from lightning_modules.diffusion.denoiser import Denoiser
 from lightning_modules.diffusion.network_settings import NetworkSettings
-from lightning_modules.diffusion.sampler import edm_sampler, latents
+from lightning_modules.diffusion.sampler import latents, sample
 from storage.digests import file_digest
 
 from .conftest import TINY_EDM, Cedm, summary
@@ -41,7 +41,7 @@ def test_a_training_keeps_an_early_model_that_guides_the_late_one(cedm: Cedm, wo
         return 2.5 * model(x, sigma) - 1.5 * guide(x, sigma)
 
     for denoiser, run in ((guided, "guided"), (model, "plain")):
-        made = edm_sampler(denoiser, latents(torch.tensor([1]), (1, 8, 8)), num_steps=STEPS)
+        made = sample(denoiser, latents(torch.tensor([1]), (1, 8, 8)), num_steps=STEPS)
         expected = model.encoder.decode(made)[0, 0].numpy().astype(int)
         assert abs(image(workplace / run) - expected).max() <= 1
     assert abs(image(workplace / "guided") - image(workplace / "plain")).max() > 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion.objective import EDMObjective
-from lightning_modules.diffusion.sampler import edm_sampler
+from lightning_modules.diffusion.sampler import sample
 
 
 @pytest.fixture(params=["ddpmpp", "ncsnpp", "adm", "adm_two_heads"])
@@ -45,13 +45,13 @@ def test_loss_and_gradients(golden):
 
 
 def test_heun_deterministic(golden):
-    images = edm_sampler(golden.denoiser(), golden.inputs["latents"], golden.inputs["class_labels"])
+    images = sample(golden.denoiser(), golden.inputs["latents"], golden.inputs["class_labels"])
     assert images.dtype == torch.float64
     assert relative_error(images, golden.outputs["heun18"]) < 1e-5
 
 
 def test_heun_with_churn(golden):
-    images = edm_sampler(
+    images = sample(
         golden.denoiser(),
         golden.inputs["latents"],
         golden.inputs["class_labels"],

@@ -12,7 +12,7 @@ from lightning_modules.diffusion.guidance import (
     SlidingWindows,
     window_starts,
 )
-from lightning_modules.diffusion.sampler import edm_sampler, latents
+from lightning_modules.diffusion.sampler import latents, sample
 
 
 def test_classifier_free_guidance(golden_network):
@@ -69,7 +69,7 @@ def test_guided_sampling_converges_to_the_exact_solution():
     exact = solve_ivp(slope, (sigma_max, 1e-6), start.double().flatten().numpy() * sigma_max, rtol=1e-10, atol=1e-10)
     guided = ClassifierFreeGuidance(gaussian_pair, scale)
     errors = [
-        np.abs(edm_sampler(guided, start, torch.ones(4, 1), num_steps=n).flatten().numpy() - exact.y[:, -1]).max()
+        np.abs(sample(guided, start, torch.ones(4, 1), num_steps=n).flatten().numpy() - exact.y[:, -1]).max()
         for n in (50, 100, 200)
     ]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
@@ -193,7 +193,7 @@ def test_guidance_by_a_classifier_in_the_sampler():
 
     seeds = torch.arange(400)
     labels = torch.eye(2)[seeds % 2]
-    made = edm_sampler(ClassifierGuidance(denoiser, log_likelihood, 2), latents(seeds, (1, 4, 4)), labels, num_steps=18)
+    made = sample(ClassifierGuidance(denoiser, log_likelihood, 2), latents(seeds, (1, 4, 4)), labels, num_steps=18)
     for label in (0, 1):
         of_label = made[seeds % 2 == label]
         assert float(of_label.mean()) == pytest.approx(0.25 * float(a[label]), abs=0.03)

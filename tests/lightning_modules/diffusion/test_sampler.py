@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lightning_modules.diffusion.sampler import (
     churn_noise,
-    edm_sampler,
     latents,
+    sample,
     time_steps,
 )
 
 MEAN, STD, SIGMA_MAX = 0.3, 0.5, 80.0
-EULER = partial(edm_sampler, solver="euler")
+EULER = partial(sample, solver="euler")
 
 
 def gaussian_denoiser(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def exact_solution(x: Tensor) -> Tensor:
     return MEAN + (x.double() * SIGMA_MAX - MEAN) * STD / math.hypot(STD, SIGMA_MAX)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(edm_sampler, 2), (EULER, 1)])
+@pytest.mark.parametrize(("sampler", "order"), [(sample, 2), (EULER, 1)])
 def test_order_of_convergence(sampler, order):
     start = latents(torch.arange(64), (1, 4, 4))
     step_counts = [50, 100, 200]
@@ -46,7 +46,7 @@ def test_order_of_convergence(sampler, order):
 
 @pytest.mark.parametrize(
     ("sampler", "num_steps", "evaluations"),
-    [(edm_sampler, 18, 35), (edm_sampler, 40, 79), (edm_sampler, 1, 1), (EULER, 18, 18)],
+    [(sample, 18, 35), (sample, 40, 79), (sample, 1, 1), (EULER, 18, 18)],
 )
 def test_number_of_evaluations(sampler, num_steps, evaluations):
     calls = []
@@ -61,10 +61,10 @@ def test_number_of_evaluations(sampler, num_steps, evaluations):
 
 def test_labels_reach_the_denoiser():
     labels = torch.eye(2)
-    edm_sampler(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
+    sample(lambda x, sigma, given: x if given is labels else None, torch.zeros(2, 1, 4, 4), labels, num_steps=2)
 
 
-@pytest.mark.parametrize(("sampler", "num_steps"), [(edm_sampler, 60), (EULER, 400)])
+@pytest.mark.parametrize(("sampler", "num_steps"), [(sample, 60), (EULER, 400)])
 def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
     seeds = torch.arange(256)
     images = sampler(
@@ -84,7 +84,7 @@ def test_stochastic_sampling_keeps_the_distribution(sampler, num_steps):
 
 def test_stochastic_sampling_without_noise_is_refused():
     with pytest.raises(ValueError, match="churn_noise"):
-        edm_sampler(gaussian_denoiser, torch.zeros(1, 1, 4, 4), S_churn=10)
+        sample(gaussian_denoiser, torch.zeros(1, 1, 4, 4), S_churn=10)
 
 
 def test_time_steps():
