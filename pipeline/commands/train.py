@@ -144,12 +144,14 @@ def last_distance(summary: dict[str, Any]) -> float | None:
 def next_steps(folder: Path) -> str:
     """Where the run lies, and what to run next."""
     grids = sorted((folder / "grids").glob("*.png"))
+    tensorboard = shlex.join([str(Path(program()).with_name("tensorboard")), "--logdir", str(folder)])
+    watch = "make tensorboard" if Path("Makefile").is_file() else tensorboard
     return (
         f"run folder  {folder}\n"
         f"model       {folder / DENOISER}\n"
         + (f"images      {grids[-1]}\n" if grids else "")
         + (f"distance    {folder / 'distance.png'}\n" if (folder / "distance.png").exists() else "")
         + f"Next: {shlex.join([program(), 'generate', word('ckpt', folder), 'num=64'])}\n"
-        f"      {typed_command('evaluate', 'evaluation.backbone=null')} {shlex.quote(word('generated', folder))}\n"
-        "      make tensorboard"
+        f"      {typed_command('evaluate', 'evaluation.backbone=null')} {shlex.quote(word('generated', folder))}"
+        + (f"\n      {watch}" if any(folder.glob("events.out.tfevents.*")) else "")
     )
