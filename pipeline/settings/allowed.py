@@ -4,9 +4,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from storage.errors import UserError
@@ -16,6 +18,7 @@ OWN_SETTINGS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra
 # What Lightning adds to the command line of the processes that it starts beside the first.
 LIGHTNINGS = re.compile(r"hydra\.job\.name=train_ddp_process_\d+|hydra\.output_subdir=null")
 FOLDER = re.compile(r"file://|(?!.*://)", re.S)  # of the search path; pkg://name would import a package
+MOST_RUNS = 10_000  # of Hydra's basic sweeper, which writes all of them out before the first
 MOST_REFERENCES = 32  # ${…} in a configuration, of which our own files have 7; each can multiply what it refers to
 
 
@@ -138,6 +141,28 @@ def refuse_composed(cfg: DictConfig) -> None:
             raise UserError(refused_setting(f"hydra.{key}"))
     for group in PLUGINS:
         refuse_plugin(group, OmegaConf.select(cfg, group.replace("/", ".")))
+
+
+def refuse_many_runs(words: list[str], cfg: DictConfig) -> None:
+    """Raise a `UserError` where these words, with what files set of the basic sweeper, are more runs than anyone has.
+
+    Which a file can make of a single run, by `hydra.mode`.
+    """
+    sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    if not isinstance(sweeper, dict) or sweeper["_target_"] != PLUGINS["hydra/sweeper"]["basic"].target:
+        return
+    of_files = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    runs = prod(map(number_of_values, OverridesParser.create().parse_overrides([*of_files, *words])))
+    if runs > MOST_RUNS:
+        raise UserError(f"a sweep of {runs:,.0f} runs; up to {MOST_RUNS:,} are possible. Give fewer values.")
+
+
+def number_of_values(override: Override) -> float:
+    """How many values a word has for a sweep."""
+    sweep = override.value() if override.is_sweep_override() else None
+    if isinstance(sweep, RangeSweep):
+        return max(0.0, ((sweep.stop or 0) - (sweep.start or 0)) / (sweep.step or 1))
+    return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
 
 
 def values(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -71,7 +71,7 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
         raise UserError(f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`.") from error
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), given, name)) from error
-    except (ValidationError, ConfigTypeError) as error:
+    except (ValidationError, ConfigTypeError, OverflowError) as error:  # the last: as a float, of 400 digits
         raise UserError(wrong_type(str(error.full_key) or misfit(given, schema), given, schema)) from error
     assert isinstance(settings, SharedSettings)
     return settings
@@ -96,7 +96,7 @@ def fitted(cfg: DictConfig, schema: DictConfig, typed: Sequence[str]) -> DictCon
 
 def unknown_key(key: str, cfg: DictConfig, name: str) -> str:
     """The message about a setting that there is not, with the nearest ones that there are."""
-    key = leaves(OmegaConf.select(cfg, key), key)[0][0]
+    key = next((leaf for leaf, _ in leaves(OmegaConf.select(cfg, key), key)), key)  # of an empty group, itself
     known = [known_key for known_key, _ in leaves(cfg) if known_key != key]
     return unknown_setting(key, known, name)
 

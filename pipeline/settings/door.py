@@ -4,6 +4,7 @@ import errno
 import functools
 import importlib
 import os
+import re
 import shlex
 import shutil
 import sqlite3
@@ -174,8 +175,8 @@ def is_closed(path: Path) -> bool:
 
 
 def tell(message: str, code: int = 2) -> int:
-    """Print one clear message; the exit code that goes with it."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print one clear message; the exit code that goes with it. Of a line as long as a file, both ends."""
+    print("error: " + re.sub(r"(.{4000}).{4000,}(.{4000})", r"\1 … \2", message), file=sys.stderr, flush=True)
     return code
 
 

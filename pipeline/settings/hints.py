@@ -44,7 +44,8 @@ def unknown_option(error: MissingConfigException) -> str:
         package = plugin.package
         return f"{group}={option}: it is a plugin of Hydra that is not installed here. Run: pip install {package}"
     options = sorted(error.options or ())
-    return f"{group}={option}: there is no such {group}.{suggest(option, options)}\nThere are: {', '.join(options)}."
+    known = f"\nThere are: {', '.join(options)}." if options else ""
+    return f"{group}={option}: there is no such {group}.{suggest(option, options)}{known}"
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

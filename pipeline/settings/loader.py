@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.settings.allowed import MOST_REFERENCES, refuse_composed, refuse_override
+from pipeline.settings.allowed import MOST_REFERENCES, refuse_composed, refuse_many_runs, refuse_override
 from storage.errors import UserError
 
 MOST_BYTES = 2**17  # of one YAML file in a folder of the user's
@@ -89,6 +89,7 @@ class CheckedLoader(ConfigLoaderImpl):
                 refuse_override(override)
             cfg = super().load_configuration(config_name, overrides, run_mode, *arguments, **options)
             refuse_composed(cfg)
+            refuse_many_runs(overrides, cfg)
         except (UserError, HydraException, OmegaConfBaseException):
             raise
         except RecursionError as error:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.settings.allowed import PLUGINS, refuse_composed
+from pipeline.settings.allowed import PLUGINS, refuse_composed, refuse_many_runs
 from pipeline.settings.compose import compose_config
 from pipeline.settings.loader import MOST_VALUES, written_out
 from pipeline.settings.options import options_and_settings, spelled_out
@@ -134,6 +135,23 @@ def test_resolvers_make_no_settings_of_a_text() -> None:
     assert compose_config("train", ["seed=${oc.env:HOME}"]).cache_dir == "cache"
     for resolver in ("oc.create", "oc.decode"):
         assert not OmegaConf.has_resolver(resolver)
+
+
+@pytest.mark.parametrize(
+    ("words", "params", "runs"),
+    [
+        (["seed=1,2,3", "training.lr=range(0.0,1.0,0.25)"], None, None),
+        (["seed=range(1,1000000000001)"], None, "1,000,000,000,000"),
+        (["seed=range(0,200)", "dataset.max_images=shuffle(range(0,100))"], None, "20,000"),
+        ([], {"seed": "range(0,1000000)"}, "1,000,000"),
+    ],
+)
+def test_a_sweep_of_more_runs_than_anyone_has(
+    words: list[str], params: dict[str, str] | None, runs: str | None
+) -> None:
+    cfg = with_plugin("hydra/sweeper", "basic", params=params)
+    with nullcontext() if runs is None else pytest.raises(UserError, match=f"a sweep of {runs} runs"):
+        refuse_many_runs(words, cfg)
 
 
 def test_values_with_aliases_written_out() -> None:
