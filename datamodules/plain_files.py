@@ -121,11 +121,25 @@ def contents_of(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: a file that ends in {', '.join(READERS)} is expected.")
     content = reader(path)
     named = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {"": content}
-    for key, value in named.items():
-        if isinstance(value, Tensor) and value.numel() > path.stat().st_size:  # one value under many indices
-            name = key or "the tensor"
-            raise UserError(f"{path}: {name} has {value.numel():,} values, more than the file has bytes.")
-    return named
+    return {key: checked(path, key or "the tensor", value) for key, value in named.items()}
+
+
+def checked(path: Path, name: str, value: Any) -> Any:
+    """What a file holds under a name; floats of 8 bits and fewer, of which PyTorch has no arithmetic, as float32.
+
+    Raises:
+        UserError: a tensor without numbers, of more than the file can hold, or of a type that is only for storage.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() > path.stat().st_size:  # one value under many indices
+        raise UserError(f"{path}: {name} has {value.numel():,} values, more than the file has bytes.")
+    try:
+        if value.is_meta:
+            raise NotImplementedError("a shape without numbers")
+        return value.float() if value.is_floating_point() and value.itemsize < 2 else value
+    except NotImplementedError as error:
+        raise UserError(f"{path}: {name} is of {value.dtype}, which cannot be read ({error}). Save float32.") from error
 
 
 def read_csv(path: Path) -> dict[str, list[str]]:

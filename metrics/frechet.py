@@ -47,8 +47,11 @@ class Statistics:
             UserError: the file is missing, damaged, or something else.
         """
         artifact = read_artifact(path, KIND)
+        mean, cov = (artifact.tensors.get(name, torch.empty(0)) for name in ("mean", "cov"))
         meta = dict(artifact.meta)
-        return cls(artifact.tensors["mean"], artifact.tensors["cov"], n=meta.pop("n"), meta=meta)
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not mean.is_floating_point() or "n" not in meta:
+            raise UserError(f"{path}: no statistics of this project: mean {[*mean.shape]}, cov {[*cov.shape]}.")
+        return cls(mean, cov, n=meta.pop("n"), meta=meta)
 
     def save_npz(self, path: str | Path) -> None:
         """Writes EDM's reference format: an .npz file with `mu` [D] and `sigma` [D, D]."""

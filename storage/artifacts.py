@@ -73,6 +73,9 @@ def read_artifact(path: str | Path, kind: str, mapped: bool = False) -> Artifact
         if not mapped:  # verify and hand out a copy, which nobody can change behind our back
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         intact = header.pop("sha256", None) == _checksum(header, tensors)
+        found, meta = str(header["kind"]), header["meta"]
+        if not isinstance(meta, dict):
+            raise TypeError(f"metadata of type {type(meta).__name__}")
     except PermissionError:
         raise
     except Exception as error:  # a damaged or made-up file can raise anything
@@ -85,9 +88,9 @@ def read_artifact(path: str | Path, kind: str, mapped: bool = False) -> Artifact
         )
     if not intact:
         raise DamagedArtifactError(kind, path, "damaged or altered; its checksum does not match its content.")
-    if header["kind"] != kind:
-        raise UserError(f"{path}: this file holds {header['kind']!r}; expected {kind!r}")
-    return Artifact(tensors=tensors, meta=header["meta"])
+    if found != kind:
+        raise UserError(f"{path}: this file holds {found!r}; expected {kind!r}")
+    return Artifact(tensors=tensors, meta=meta)
 
 
 def entry_path(path: str | Path, kind: str, made_from: Mapping[str, Any]) -> Path:

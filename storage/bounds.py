@@ -87,9 +87,12 @@ def refuse_inflating(file: Path | IO[bytes], size: int) -> None:
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise ValueError(f"its part {info.filename!r} would inflate to {info.file_size:,} bytes")
+        entries = archive.infolist()
+    for info in entries:
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+            raise ValueError(f"its part {info.filename!r} would inflate to {info.file_size:,} bytes")
+    if sum(info.file_size for info in entries) > size:
+        raise ValueError("its parts lie one upon the other")
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from storage.errors import UserError
 
 # uint8 images [B, C, H, W] to the inputs of a network, on the same device
 Preparation = Callable[[Tensor], Tensor]
+MOST_SIDE = 1 << 12  # of an image for a network, in pixels
 Size = tuple[int, int, str]  # resolution, channels and fit of the training images; only `pixels` depends on them
 
 
@@ -109,6 +110,13 @@ def prepare(preparation: Preparation, images: Sequence[Tensor]) -> list[Tensor]:
     runs = itertools.groupby(images, key=lambda image: image.shape)
     parts = [preparation(torch.stack(list(run))) for _, run in runs]
     return [torch.cat(parts)] if len({part.shape[1:] for part in parts}) == 1 else parts
+
+
+def refuse_huge_inputs(folder: Path, sides: Iterable[float], crop: float | None) -> None:
+    """Raise a `UserError` where files tell of huge images; `crop` is the share of their sides that is kept."""
+    side = max(sides, default=0) / (crop or 1)
+    if side > MOST_SIDE:
+        raise UserError(f"{folder}: tells of images of {side:,.0f} pixels a side; up to {MOST_SIDE:,} are taken.")
 
 
 def grey_as_rgb(images: Tensor) -> Tensor:

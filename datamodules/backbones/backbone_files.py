@@ -5,8 +5,10 @@ import logging
 import re
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.bounds import refuse_large
@@ -56,6 +58,31 @@ def _weight_files(settings: BackboneSettings, repository: str) -> list[Path]:
         problem = f"holds no {names[shards.index(None)]}, which {INDEX} names"
         raise UserError(f"{_place(settings, repository)}: {problem}.")
     return [found, *filter(None, shards)]
+
+
+def refuse_deep(folder: Path) -> None:
+    """Raise a `UserError` where a `config.json` tells of more layers than its weights have tensors.
+
+    The libraries make all of them before they look for their weights.
+    """
+    file, told, tensors = folder / "config.json", list[int](), 0
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, value in pairs:
+            if re.search("layer|depth", key):
+                told.extend(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+        return dict(pairs)
+
+    refuse_large(file, 1 << 20, "a description of a network")
+    try:
+        json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=look)
+        for weights in folder.glob("*.safetensors"):
+            with safe_open(weights, framework="pt") as opened:
+                tensors += len(opened.keys())
+    except (ValueError, SafetensorError, RecursionError) as error:
+        raise UserError(f"{file}: it, or the weights beside it, cannot be read ({error}).") from error
+    if max(told, default=0) > tensors:
+        raise UserError(f"{file}: tells of {max(told):,} layers, and there are weights of {tensors:,} in all.")
 
 
 def shard_names(index: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from datamodules.backbones.backbone_base import Backbone
 from datamodules.backbones.backbone_settings import INSTALL, KINDS, BackboneSettings
-from storage.errors import named_by
+from storage.errors import UserError, named_by
 
 
 def build_backbone(
@@ -37,7 +37,13 @@ def build_backbone(
     with named_by(setting):
         backbone = _kind(settings).build(settings, identity).requires_grad_(False).eval()
         side = backbone.resolution or 32
-        backbone.dim = backbone.extract(torch.zeros(1, backbone.channels, side, side, dtype=torch.uint8)).shape[1]
+        try:
+            backbone.dim = backbone.extract(torch.zeros(1, backbone.channels, side, side, dtype=torch.uint8)).shape[1]
+        except UserError:
+            raise
+        except Exception as error:  # libraries take the files of a model at their word
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"backbone={settings.name}: it cannot be used as its files say ({problem}).") from error
         return backbone
 
 

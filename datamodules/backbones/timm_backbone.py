@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
-from datamodules.backbones.backbone_files import checkpoint_file, model_files
+from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb, refuse_huge_inputs
+from datamodules.backbones.backbone_files import checkpoint_file, model_files, refuse_deep
 from datamodules.backbones.backbone_settings import BackboneSettings
 from datamodules.packages import needed
 from datamodules.plain_files import load_pt
@@ -38,13 +38,18 @@ class TimmBackbone(Backbone):
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         timm, folder = needed("timm", TIMM), cls.files(settings)[0].parent
+        refuse_deep(folder)
         try:
             # With the number of classes that it was trained for, timm insists on finding every weight in the file.
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise UserError(f"{folder}: the timm library cannot load this ({error}).") from error
-        model.reset_classifier(0)
-        return cls(settings.name, model, timm.data.resolve_model_data_config(model), identity)
+            model.reset_classifier(0)
+            processing = timm.data.resolve_model_data_config(model)
+        except Exception as error:  # a config.json of any content can raise anything in there
+            raise UserError(
+                f"{folder}: the timm library cannot load this ({type(error).__name__}: {error})."
+            ) from error
+        refuse_huge_inputs(folder, processing["input_size"], processing["crop_pct"])
+        return cls(settings.name, model, processing, identity)
 
     @property
     def preparation(self) -> Preparation:

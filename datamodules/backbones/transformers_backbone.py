@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb
-from datamodules.backbones.backbone_files import model_files
+from datamodules.backbones.backbone_base import Backbone, Preparation, Size, grey_as_rgb, refuse_huge_inputs
+from datamodules.backbones.backbone_files import model_files, refuse_deep
 from datamodules.backbones.backbone_settings import BackboneSettings
 from storage.errors import UserError
 
@@ -50,7 +50,12 @@ class TransformersBackbone(Backbone):
     @classmethod
     def build(cls, settings: BackboneSettings, identity: dict[str, Any]) -> Self:
         folder = cls.files(settings)[0].parent
-        return cls(settings.name, folder, str(settings.output), identity, settings.interpolation)
+        refuse_deep(folder)
+        backbone = cls(settings.name, folder, str(settings.output), identity, settings.interpolation)
+        told = backbone.processor.to_dict()
+        sides = [side for key in ("size", "crop_size") for side in (told.get(key) or {}).values() if side]
+        refuse_huge_inputs(folder, sides, told.get("crop_pct"))
+        return backbone
 
     @property
     def preparation(self) -> Preparation:
@@ -90,12 +95,16 @@ def _load(folder: Path, output: str) -> tuple[nn.Module, Any]:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config._attn_implementation = None  # a file can name a kernel on the hub there, which would be run
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         model_class, arguments = _model_class(folder, config, output)
         arguments |= {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
         model, loading = model_class.from_pretrained(folder, output_loading_info=True, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{folder}: the transformers library cannot load this as an image model ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # a config.json of any content can raise anything in there
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: the transformers library cannot load this as an image model ({problem})") from error
     if model.main_input_name != "pixel_values":
         raise UserError(
             f"{folder}: {type(model).__name__} takes {model.main_input_name}, not images alone. "

@@ -14,7 +14,7 @@ from datamodules.embeddings.embedding_tables import IDS, LABELS, LEFT_OUT, load_
 from datamodules.images.image_names import same_text, spelled_as
 from datamodules.images.sources import ImageSource
 from datamodules.plain_files import TABLES, ZIP, chosen, contents_of, file_and_key, refuse_other_kinds, told_of_arrays
-from storage.bounds import refuse_npz
+from storage.bounds import inflated, refuse_npz
 from storage.control_characters import CONTROL, escaped
 from storage.errors import UserError
 
@@ -187,8 +187,11 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file."""
     refuse_other_kinds(path, ZIP, "an .npz file")
     with told_of_arrays(path), np.load(path, allow_pickle=False) as archive:
+        size = path.stat().st_size
+        if sum(info.file_size for info in archive.zip.infolist()) > (most := inflated(size)):
+            raise ValueError(f"its arrays, or one of them by many names, would have more than {most:,} bytes")
         for key in archive.files:
-            refuse_npz(archive, key, path.stat().st_size)
+            refuse_npz(archive, key, size)
         return {key: archive[key] for key in archive.files}
 
 

@@ -72,19 +72,24 @@ def array_in(path: Path, key: str) -> Any:
         raise UserError(f"{path}::{key}: cannot be read ({error}). Copy or make it again.") from error
     if array.is_virtual or array.external or array.file.filename != str(path):
         raise UserError(f"{path}::{key}: its numbers lie in other files. Copy it into one: h5repack {path} ONE.h5")
-    promised, size = array.nbytes, path.stat().st_size
-    if array.dtype.hasobject or promised > max(SMALL, MOST_DEFLATED * size):
-        what = "Python objects or text" if array.dtype.hasobject else f"{promised:,} bytes in a file of {size:,}"
+    if array.dtype.hasobject or array.nbytes > most_bytes(path):
+        promised = f"{array.nbytes:,} bytes in a file of {path.stat().st_size:,}"
+        what = "Python objects or text" if array.dtype.hasobject else promised
         raise UserError(f"{path}::{key}: an array {list(array.shape)} of {what}; numbers that lie there are expected.")
     return array
+
+
+def most_bytes(path: Path) -> int:
+    """Bytes that an array in a file of this size can have."""
+    return max(SMALL, MOST_DEFLATED * path.stat().st_size)
 
 
 def labels_in(path: Path, key: str, shape: tuple[int, ...]) -> Labels:
     """Labels from one array of the file, numbers or texts; none, with a note, where it does not go with the images."""
     try:
         array = opened(path)[key]
-        if array.shape not in (shape, (*shape, 1)):
-            found = f"an array {list(array.shape)} for {list(shape)} images"
+        if array.shape not in (shape, (*shape, 1)) or array.nbytes > most_bytes(path):
+            found = f"an array {list(array.shape)} of {array.dtype} for {list(shape)} images"
             return Labels(None, note=f"{path}::{key}: {found}; one number or name for each image is expected")
         values = np.array(array.asstr("utf-8")[:], str) if array.dtype.kind in "OS" else array[:]
         return labels_from_array(f"{path}::{key}", values, len(values))

@@ -149,10 +149,12 @@ class PseudoLabels:
         tensors, meta = artifact.tensors, artifact.meta
         try:
             cluster_ids, num_clusters = tensors["cluster_ids"], meta["num_clusters"]
-            if cluster_ids.dtype != torch.int64 or not 0 < num_clusters <= MOST_CLUSTERS:
-                raise ValueError(f"cluster ids of {cluster_ids.dtype} in {num_clusters} clusters")
+            if cluster_ids.dtype != torch.int64 or cluster_ids.ndim != 1 or type(num_clusters) is not int:
+                raise ValueError(f"cluster ids {[*cluster_ids.shape]} of {cluster_ids.dtype}")
+            if not 0 < num_clusters <= MOST_CLUSTERS:
+                raise ValueError(f"cluster ids in {num_clusters} clusters")
             ids = tensors["ids"].numpy().tobytes().decode().split("\n")
-            return cls(cluster_ids, num_clusters, tensors["confidence"], ids, meta["made_from"])
+            return cls(cluster_ids, num_clusters, tensors["confidence"].float(), ids, dict(meta["made_from"]))
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: no pseudo-labels of this project ({error}).") from error
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_modules.clustering.heads import ClusteringHeads
 from storage.artifacts import read_artifact, write_artifact
+from storage.errors import UserError
 from storage.hub import OnTheHub
 from storage.standardised import standardised
 
@@ -102,8 +103,14 @@ class ClusteringHead(OnTheHub):
     @classmethod
     def _load(cls, path: Path) -> "ClusteringHead":
         artifact = read_artifact(path, KIND)
-        weights, meta = dict(artifact.tensors), artifact.meta
-        mean, std = weights.pop("mean"), weights.pop("std")
-        head = ClusteringHeads(num_heads=1, **meta["architecture"])
-        head.load_state_dict({name.removeprefix("head."): weight for name, weight in weights.items()})
-        return cls(head.requires_grad_(False).eval(), mean, std, meta["backbone"], meta["temperature"])
+        weights, meta = {name: value.float() for name, value in artifact.tensors.items()}, artifact.meta
+        try:
+            mean, std, temperature = weights.pop("mean"), weights.pop("std"), float(meta["temperature"])
+            with torch.device("meta"):  # of the size that the file says, while its weights may be fewer
+                head = ClusteringHeads(num_heads=1, **meta["architecture"])
+            head.load_state_dict({name.removeprefix("head."): weight for name, weight in weights.items()}, assign=True)
+            if not (mean.shape == std.shape == (head.embedding_dim,) and temperature > 0):
+                raise ValueError(f"mean {[*mean.shape]}, std {[*std.shape]}, temperature {temperature}")
+            return cls(head.requires_grad_(False).eval(), mean, std, dict(meta["backbone"]), temperature)
+        except Exception as error:  # whatever a made-up description ends in
+            raise UserError(f"{path}: no clustering head of this project ({str(error)[:500]}).") from error

@@ -40,6 +40,7 @@ def page_of(folder: Path, summary: dict[str, Any], cluster_names: str | None) ->
     """The page of a run, or of a study."""
     try:
         return study_page(summary, cluster_names) if summary["command"] == "study" else run_page(folder, summary)
-    except KeyError as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whatever a made-up summary ends in
+        problem = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         file = folder / SUMMARY_FILE
-        raise UserError(f"{file}: not a summary as cedm writes it ({error} is missing). Make it again.") from error
+        raise UserError(f"{file}: not a summary as cedm writes it ({problem}). Make it again.") from error

@@ -1,6 +1,5 @@
 """Finished runs: what their summaries say, the settings that they were made with, and the clusters they are about."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from datamodules.pseudo_labels.pseudo_labels import PseudoLabels, read_assignmen
 from pipeline.running.condition import Condition
 from pipeline.running.own_images import composed, kept_preset
 from pipeline.running.run_files import denoiser_file
-from pipeline.running.run_folder import SUMMARY_FILE, read_summary
+from pipeline.running.run_folder import SUMMARY_FILE, read_any, read_summary
 from pipeline.settings.schemas import ScoreSettings, SharedSettings
 from pipeline.settings.words import key_of, word
 from storage.errors import UserError
@@ -32,11 +31,10 @@ def read_any_summary(folder: Path) -> dict[str, Any]:
             f"run={folder}: there is no {file}. Give the folder of a finished run or study, "
             "such as runs/digits/study-granularity/TIME."
         )
-    try:
-        summary = json.loads(file.read_text())
-        return {**summary, "command": summary["command"], "arguments": summary["arguments"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged ({error!r}). Make it again with the run's command.") from error
+    summary = read_any(file)
+    if summary is None:
+        raise UserError(f"{file}: damaged, or not a summary as cedm writes it. Make it again with the run's command.")
+    return summary
 
 
 def settings_of(folder: Path, summary: Mapping[str, Any], words: Sequence[str] = ()) -> SharedSettings:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.running.parents import place_in_sweep
 from pipeline.running.trainer_settings import AUTO
+from pipeline.settings.commands import COMMANDS
 from pipeline.settings.compose import leaves
 from storage.bounds import refuse_large
 from storage.errors import DamagedArtifactError, UserError
@@ -276,5 +277,13 @@ def is_first_process() -> bool:
 
 def read_summary(folder: Path, command: str) -> dict[str, Any] | None:
     """The summary of a finished run of this command; None where there is none."""
-    summary = read_json(folder / SUMMARY_FILE)
-    return summary if summary is not None and summary.get("command") == command else None
+    summary = read_any(folder / SUMMARY_FILE)
+    return summary if summary is not None and summary["command"] == command else None
+
+
+def read_any(file: Path) -> dict[str, Any] | None:
+    """The summary of whatever command in a file; None where there is none as `write_summary` writes them."""
+    summary = read_json(file) or {}
+    words = [summary.get("command"), summary.get("arguments")]
+    are_words = isinstance(words[1], list) and all(isinstance(word, str) for word in [words[0], *words[1]])
+    return summary if are_words and words[0] in COMMANDS else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from datamodules.images.decoding import load_image
 from datamodules.images.image_store import ImageStore
 from datamodules.images.sources import open_source
 from lightning_modules.diffusion.denoiser import Denoiser
@@ -184,8 +185,11 @@ def pictures_in(folder: Path) -> dict[str, Image.Image]:
     for kind, caption in PICTURES.items():
         for path in sorted(folder.glob(f"{kind}*.png")):
             _, _, position = path.stem.partition("-")  # nearest-2
-            with Image.open(path) as image:
-                pictures[caption + (f", set {position}." if position else "")] = image.convert("RGB")
+            try:
+                image = load_image(path, path.name)
+            except UserError as error:
+                raise UserError(f"{path}: {error}. Remove it, or draw it again.") from error
+            pictures[caption + (f", set {position}." if position else "")] = image.convert("RGB")
     return pictures
 
 

@@ -8,10 +8,14 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
+
+from storage.artifacts import _checksum
 
 from .conftest import Trials
 from .jobs import Forks
@@ -28,8 +32,11 @@ from datamodules.images.sources import open_source
 from datamodules.images.survey import survey
 from datamodules.embeddings.embedding_files import read_embedding_file
 from datamodules.plain_files import read_csv
+from datamodules.pseudo_labels.assignment_files import read_cluster_ids
+from lightning_modules.clustering.assignment import ClusteringHead
 from lightning_modules.diffusion.interop import read_edm_pickle
 from metrics.frechet import Statistics
+from pipeline.running.finished_run import read_any_summary
 from storage.artifacts import read_artifact
 from storage.errors import UserError
 
@@ -101,6 +108,26 @@ def torch_file(value: object, compress: bool = False) -> bytes:
         return zipped({name: archive.read(name) for name in archive.namelist()})
 
 
+def many_names(count: int, megabytes: int) -> bytes:
+    """A ZIP whose directory has many entries, all of them the same place in the file."""
+    whole = zipped({"x000000.npy": npy(f"({megabytes << 20},)")[:-4] + bytes(megabytes << 20)})
+    start, end = whole.index(b"PK\x01\x02"), whole.rindex(b"PK\x05\x06")
+    entries = b"".join(whole[start:end].replace(b"x000000", b"x%06d" % number) for number in range(count))
+    tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(entries), start, 0)
+    return whole[:start] + entries + tail
+
+
+def artifact(tensors: dict[str, torch.Tensor], **header: Any) -> bytes:
+    """An artifact with any header, and the checksum that goes with it."""
+    return save(tensors, {"cedm": json.dumps({**header, "sha256": _checksum(header, tensors)})})
+
+
+def head(**architecture: int) -> bytes:
+    """A clustering head that is larger by what it says than by its weights."""
+    meta = {"architecture": architecture, "backbone": {}, "temperature": 0.1}
+    return artifact({"mean": torch.zeros(4), "std": torch.ones(4)}, kind="clustering-head", format=1, meta=meta)
+
+
 def cedm_header(text: str) -> bytes:
     return safetensors(json.dumps({"__metadata__": {"cedm": text}}).encode())
 
@@ -139,6 +166,20 @@ CASES: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     ),
     "pt that inflates": (EMBEDDINGS, "a.pt", lambda: torch_file(torch.zeros(1 << 20, 64), compress=True)),
     "pt of one value": (EMBEDDINGS, "a.pt", lambda: torch_file(torch.zeros(1).expand(10**9, 4))),
+    "npz of one array by 1,000 names": (EMBEDDINGS, "a.npz", lambda: many_names(1000, 60)),
+    "floats of 4 bits": (
+        "lambda path: read_cluster_ids(path, '', None)", "a.safetensors",
+        lambda: safetensors(b'{"x": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}') + bytes(4),
+    ),
+    "artifact without a kind": (ARTIFACT, "a.safetensors", lambda: artifact({"x": torch.zeros(2)}, meta={})),
+    "head of 10^10": (
+        "ClusteringHead.from_pretrained", "a.safetensors",
+        lambda: head(embedding_dim=100_000, hidden_dim=100_000, num_clusters=3, bottleneck_dim=4),
+    ),
+    "summary that is deep": ("lambda path: read_any_summary(path.parent)", "summary.json", deep),
+    "summary of other words": (
+        "lambda path: read_any_summary(path.parent)", "summary.json", lambda: b'{"command": "train", "arguments": [1]}'
+    ),
     "csv of one line": ("read_csv", "a.csv", lambda: b"id,cluster\n" + b"a," * (5 << 20)),
     "pickle of a high number": ("read_edm_pickle", "a.pkl", lambda: b"\x80\x04Nr\xff\xff\xff\x7f."),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Whatever is typed or found in a file is taken, or refused by one clear message; never a traceback."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 
 from datamodules.pseudo_labels.assignment_files import assignment_keys, label_key, read_cluster_ids
+from datamodules.pseudo_labels.pseudo_labels import PseudoLabels
+from lightning_modules.clustering.assignment import ClusteringHead
+from lightning_modules.diffusion.denoiser import Denoiser
+from metrics.frechet import Statistics
 from pipeline.settings.compose import compose_config, leaves, to_settings
+from storage.artifacts import _checksum
 from storage.errors import UserError
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -81,6 +88,46 @@ def test_any_array_as_assignments(tmp_path: Path, ids: list[float], dtype: str) 
         assert torch.equal(found.values, torch.from_numpy(written.astype(np.int64)))
 
 
+plain_json = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.text(max_size=8)
+json_values = (
+    plain_json | st.lists(plain_json, max_size=3) | st.dictionaries(st.text(max_size=4), plain_json, max_size=2)
+)
+ARTIFACTS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], dict[str, torch.Tensor]]] = {
+    "pseudo-labels": (
+        PseudoLabels.load,
+        {"num_clusters": 2, "made_from": {}},
+        {"cluster_ids": torch.tensor([0, 1]), "confidence": torch.ones(2), "ids": torch.tensor([97, 10, 98]).byte()},
+    ),
+    "clustering-head": (
+        ClusteringHead.from_pretrained,
+        {"architecture": {"embedding_dim": 2, "num_clusters": 2}, "backbone": {}, "temperature": 0.1},
+        {"mean": torch.zeros(2), "std": torch.ones(2)},
+    ),
+    "feature-statistics": (Statistics.load, {"n": 3}, {"mean": torch.zeros(2), "cov": torch.eye(2)}),
+    "denoiser": (Denoiser.from_pretrained, {"network": {}, "label_dim": 2, "sigma_data": 0.5}, {"x": torch.zeros(2)}),
+}
+DTYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.int64, torch.uint16, torch.bool, torch.complex64]
+
+
+@few
+@given(data=st.data(), kind=st.sampled_from(sorted(ARTIFACTS)))
+def test_any_artifact_with_the_right_checksum(tmp_path: Path, data: st.DataObject, kind: str) -> None:
+    """Of one thing in it, header or tensor, the value or the type is another."""
+    read, meta, tensors = ARTIFACTS[kind]
+    header: dict[str, Any] = {"kind": kind, "format": 1, "meta": dict(meta)}
+    place = data.draw(st.sampled_from([header, header["meta"], tensors := dict(tensors)]))
+    key = data.draw(st.sampled_from(sorted(place)))
+    if place is tensors:
+        tensors[key] = data.draw(
+            st.sampled_from([tensors[key][:, None], tensors[key][:0], *map(tensors[key].to, DTYPES)])
+        )
+    else:
+        place[key] = data.draw(json_values)
+    text = json.dumps({**header, "sha256": _checksum(header, tensors)})
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"cedm": text})
+    refuses_or_takes(lambda: read(tmp_path / "a.safetensors"))
+
+
 @few
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7), suffix=st.sampled_from([".pt", ".npy", ".safetensors"]))
 def test_a_flipped_bit_in_assignments(tmp_path: Path, position: int, bit: int, suffix: str) -> None:
@@ -90,8 +137,6 @@ def test_a_flipped_bit_in_assignments(tmp_path: Path, position: int, bit: int, s
     elif suffix == ".npy":
         np.save(path, np.arange(20) % 3)
     else:
-        from safetensors.torch import save_file
-
         save_file({"clusters3": torch.arange(20) % 3}, path)
     content = bytearray(path.read_bytes())
     content[position % len(content)] ^= 1 << bit

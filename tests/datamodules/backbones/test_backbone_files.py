@@ -1,5 +1,6 @@
 """Finding a backbone's files: folders, a hub that answers as the real one does, no network; each failure in words."""
 
+import json
 import pickle
 import shutil
 import threading
@@ -164,6 +165,35 @@ def test_a_folder_without_a_processor_is_named(vit_folder: Path, tmp_path: Path)
         build_backbone(settings(path=str(folder)), 8, 3)
     with pytest.raises(UserError, match=r"absent: no such folder"):
         build_backbone(settings(path=str(tmp_path / "absent")), 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("config.json", "num_hidden_layers", 10**9, "tells of 1,000,000,000 layers"),
+        ("config.json", "hidden_size", 10**6, "cannot load this"),
+        ("config.json", "hidden_size", "x", "cannot load this"),
+        ("config.json", "model_type", ["vit"], "cannot load this"),
+        ("preprocessor_config.json", "size", {"height": 10**6, "width": 10**6}, "1,000,000 pixels a side"),
+        ("preprocessor_config.json", "image_mean", "x", "cannot be used as its files say"),
+    ],
+)
+def test_what_a_strangers_files_tell_of_a_network(
+    vit_folder: Path, tmp_path: Path, file: str, key: str, value: Any, message: str
+) -> None:
+    folder = shutil.copytree(vit_folder, tmp_path / "vit")
+    told = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**told, key: value}))
+    with pytest.raises(UserError, match=message):
+        build_backbone(settings(path=str(folder)), 16, 3)
+
+
+def test_a_kernel_that_a_file_names_is_not_run(vit_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit_folder, tmp_path / "vit")
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "attn_implementation": "lab/kernel"}))
+    backbone: Any = build_backbone(settings(path=str(folder)), 16, 3)
+    assert backbone.model.config._attn_implementation == "sdpa"
 
 
 def test_without_a_network_the_message_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
