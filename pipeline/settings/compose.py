@@ -72,7 +72,8 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), given, name)) from error
     except (ValidationError, ConfigTypeError, OverflowError) as error:  # the last: as a float, of 400 digits
-        raise UserError(wrong_type(str(error.full_key) or misfit(given, schema), given, schema)) from error
+        key = str(getattr(error, "full_key", ""))
+        raise UserError(wrong_type(key or misfit(given, schema), given, schema)) from error
     assert isinstance(settings, SharedSettings)
     return settings
 
