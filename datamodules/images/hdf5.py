@@ -89,7 +89,7 @@ def labels_in(path: Path, key: str, shape: tuple[int, ...]) -> Labels:
     try:
         array = opened(path)[key]
         if array.shape not in (shape, (*shape, 1)) or array.nbytes > most_bytes(path):
-            found = f"an array {list(array.shape)} of {array.dtype} for {list(shape)} images"
+            found = f"an array {list(array.shape)} for {list(shape)} images, {array.nbytes:,} bytes"
             return Labels(None, note=f"{path}::{key}: {found}; one number or name for each image is expected")
         values = np.array(array.asstr("utf-8")[:], str) if array.dtype.kind in "OS" else array[:]
         return labels_from_array(f"{path}::{key}", values, len(values))

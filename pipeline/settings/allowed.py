@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -161,7 +161,7 @@ def number_of_values(override: Override) -> float:
     """How many values a word has for a sweep."""
     sweep = override.value() if override.is_sweep_override() else None
     if isinstance(sweep, RangeSweep):
-        return max(0.0, ((sweep.stop or 0) - (sweep.start or 0)) / (sweep.step or 1))
+        return max(0.0, ((sweep.stop or 0) - (sweep.start or 0)) / sweep.step) if sweep.step else inf
     return len(sweep.list) if isinstance(sweep, ChoiceSweep) else 1
 
 

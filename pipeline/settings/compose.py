@@ -26,6 +26,7 @@ from storage.errors import UserError
 from storage.settings import REQUIRED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MOST_BITS = 1023  # of a whole number that a float can hold
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list such as [1,2]"}
 
 
@@ -71,9 +72,11 @@ def to_settings(name: str, cfg: DictConfig, typed: Sequence[str] = ()) -> Shared
         raise UserError(f"{key} must be given. Set {key}=VALUE{with_make}.\nSee `cedm {name} --help`.") from error
     except ConfigKeyError as error:
         raise UserError(unknown_key(str(error.full_key), given, name)) from error
-    except (ValidationError, ConfigTypeError, OverflowError) as error:  # the last: as a float, of 400 digits
-        key = str(getattr(error, "full_key", ""))
-        raise UserError(wrong_type(key or misfit(given, schema), given, schema)) from error
+    except (ValidationError, ConfigTypeError) as error:
+        raise UserError(wrong_type(str(error.full_key) or misfit(given, schema), given, schema)) from error
+    except OverflowError as error:
+        key = next(key for key, value in leaves(given) if isinstance(value, int) and value.bit_length() > MOST_BITS)
+        raise UserError(f"{key}: a number too large for any setting.") from error
     assert isinstance(settings, SharedSettings)
     return settings
 

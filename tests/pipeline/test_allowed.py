@@ -143,6 +143,7 @@ def test_resolvers_make_no_settings_of_a_text() -> None:
         (["seed=1,2,3", "training.lr=range(0.0,1.0,0.25)"], None, None),
         (["seed=range(1,1000000000001)"], None, "1,000,000,000,000"),
         (["seed=range(0,200)", "dataset.max_images=shuffle(range(0,100))"], None, "20,000"),
+        (["seed=range(1,10,0)"], None, "inf"),
         ([], {"seed": "range(0,1000000)"}, "1,000,000"),
     ],
 )

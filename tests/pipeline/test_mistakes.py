@@ -33,6 +33,8 @@ def image_folder(folder: Path, count: int) -> Path:
         ("cluster", ["clustering=kmean"], ["kmeans"]),
         ("embed", ["dataset=["], ["key=value"]),
         ("train", ["training.batch_size=many"], ["training.batch_size=many", "whole number"]),
+        ("train", ["network.dropout=" + "9" * 400], ["network.dropout: a number too large"]),
+        ("train", ["+x={}"], ["no setting 'x'"]),
         ("average", ["run=gone", "length=nan"], ["length=nan", "a number is expected"]),
         ("train", ["training.batch_size=0"], ["training.batch_size=0", "from 1"]),
         ("embed", ["dataset=folder"], ["dataset.path=FOLDER", "DATA=FOLDER"]),
