@@ -96,7 +96,9 @@ def load_pt(path: Path) -> Any:
         raise
     except Exception as error:  # a file of any content can raise anything here
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, pickle.UnpicklingError):  # PyTorch adds the advice to trust the file
+        if (
+            isinstance(error, pickle.UnpicklingError) or "weights_only" in reason
+        ):  # PyTorch adds the advice to trust the file
             code = re.search(r"Unsupported global: GLOBAL (\S+)", reason)
             reason = f"it holds {code[1]}, which is no tensor" if code else "no tensors of PyTorch, or damaged ones"
         raise UserError(f"{path}: refused, it cannot be read as plain tensors ({reason}).") from error

@@ -135,14 +135,16 @@ def read_edm_pickle(path: str | Path) -> PublishedNetwork:
 
     Raises ValueError where the file is no such snapshot, or names anything but tensors and inert containers.
     """
-    content = Path(path).read_bytes()
     try:
-        published = _take_apart(_TensorsOnlyUnpickler(io.BytesIO(content)).load())
-        if sum(tensor.numel() for tensor in published.tensors.values()) > len(content):
+        with Path(path).open("rb") as file:  # read as far as it is a pickle
+            published = _take_apart(_TensorsOnlyUnpickler(file).load())
+        if sum(tensor.numel() for tensor in published.tensors.values()) > Path(path).stat().st_size:
             raise ValueError("its tensors have more values than the file has bytes")
         return published
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except PermissionError:
+        raise
     except Exception as error:  # whatever a damaged or made-up pickle ends in
         raise ValueError(f"{path}: not a readable EDM snapshot ({type(error).__name__}: {error})") from error
 

@@ -262,3 +262,10 @@ def test_networks_that_this_project_lacks_are_refused(golden_network, change, me
     golden = golden_network("ddpmpp")
     with pytest.raises(ValueError, match=message):
         denoiser_from_edm(golden.published(network={**golden.arguments["network"], **change}))
+
+
+def test_a_file_of_a_terabyte_is_read_as_far_as_it_is_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").touch()
+    os.truncate(tmp_path / "a.pkl", 10**12)
+    with pytest.raises(ValueError, match="not a readable EDM snapshot"):
+        read_edm_pickle(tmp_path / "a.pkl")
