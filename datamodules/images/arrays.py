@@ -208,17 +208,19 @@ def refuse_other_layouts(name: str, shape: Sequence[int], channels: int) -> None
         channels: `dataset.channels`; last axes of that length are taken, whatever the others are.
     """
     looks, cure = None, ""
+    channels_last = f"If the last axis holds the channels, set dataset.channels={shape[-1]}"
     if len(shape) == 3:
         if shape[2] in (3, 4) and shape[1] > 4:
             looks, cure = "one image [H, W, C]", "array[None]"
     elif shape[2] <= 4 < min(*shape[:2], shape[3]) and shape[3] != channels:
         looks, cure = "[H, W, C, N]", "array.transpose(3, 0, 1, 2)"
+    elif shape[1] == shape[2] == shape[3] and shape[3] not in (channels, 1, 3):
+        looks, cure = "volumes [N, D, H, W]", f"array[:, {shape[1] // 2}], their middle slices. {channels_last}"
     elif shape[1] <= 4 < min(shape[2:]) or (
         shape[3] not in (channels, 1, 3) and (shape[1] <= shape[3] or shape[1] != shape[2] == shape[3])
     ):
         looks = "[N, C, H, W]"
-        cure = f"array.transpose(0, 2, 3, 1), and set dataset.channels={shape[1]}"
-        cure += f". If the last axis holds the channels, set dataset.channels={shape[3]}"
+        cure = f"array.transpose(0, 2, 3, 1), and set dataset.channels={shape[1]}. {channels_last}"
     if looks:
         raise UserError(
             f"{name}: an array {list(shape)}, which looks like {looks}; expected [N, H, W, C]. Save {cure}."

@@ -139,8 +139,6 @@ def open_medmnist(settings: DatasetSettings) -> ArrayReader:
     if path.suffix != ".npz":
         path, names = download_medmnist(path.name)
     whole = open_array(replace(settings, path=str(path), image_key=settings.image_key or f"{part}_images"))
-    if whole.images.ndim == 4 and whole.images.shape[3] not in (1, 3):
-        raise UserError(f"{whole.name}: volumes, {list(whole.images.shape)}. {SLICES.format(path)}")
     labels = whole.own_labels()
     if names is not None and labels is not None and labels.values is not None:
         labels = replace(labels, class_names=names)

@@ -19,7 +19,7 @@ from storage import cores
 from storage.errors import UserError
 
 ONE = Resources("cpu")
-FINISH = f"open('summary.json', 'w').write({json.dumps({'command': 'train'})!r})"
+FINISH = f"open('summary.json', 'w').write({json.dumps({'command': 'train', 'arguments': []})!r})"
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,9 @@ def test_a_finished_job_whose_cache_is_gone_runs_again() -> None:
     kept, found = Path("labels"), job("cluster")
     found.folder.mkdir()
     kept.touch()
-    (found.folder / "summary.json").write_text(json.dumps({"command": "train", "pseudo_labels": str(kept)}))
+    (found.folder / "summary.json").write_text(
+        json.dumps({"command": "train", "arguments": [], "pseudo_labels": str(kept)})
+    )
     assert found.summary() is not None
     kept.unlink()
     assert found.summary() is None

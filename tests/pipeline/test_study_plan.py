@@ -38,7 +38,7 @@ def test_a_training_costs_its_distances_too() -> None:
 
 
 def test_what_is_left_out_is_said_when_all_is_done_too(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
-    write_json(workplace / "done/summary.json", {"command": "train"})
+    write_json(workplace / "done/summary.json", {"command": "train", "arguments": []})
     plan = Plan([], [Job("train-none", "train", (), workplace / "done")], ["labels: left out."])
     announce(cast(StudyCommandSettings, None), cast(ImageSource, None), plan, Resources("cpu"))
     assert capsys.readouterr().out == "to do       nothing; 1 job is done\n            labels: left out.\n"
@@ -73,7 +73,7 @@ def test_the_final_model_has_its_own_protocol(workplace: Path) -> None:
         }
         for command, values in found.items():
             jobs.append(Job(f"{command}-{name}", command, (), workplace / f"{command}-{name}"))
-            write_json(jobs[-1].folder / "summary.json", {"command": command} | values)
+            write_json(jobs[-1].folder / "summary.json", {"command": command, "arguments": []} | values)
         runs.append(Run(name, "temi", (), settings))
     results = gather(Plan(runs[:1], jobs, [], final=runs[1]), "auto", "How many?", "digits")
     assert results.final is not None

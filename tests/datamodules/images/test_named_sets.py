@@ -135,7 +135,8 @@ def test_medmnist(tmp_path: Path) -> None:
     assert "train, val, test" in refusal("medmnist", path, split="all")
     for given in (Path("organmnist3d"), tmp_path / "organmnist3d_64.npz"):
         assert "npz')['train_images'][:, 14]" in refusal("medmnist", given)
-    assert "volumes, [6, 28, 28, 28]" in refusal("medmnist", write_medmnist(tmp_path / "x.npz", pixels(6, 28, 28, 28)))
+    volumes = write_medmnist(tmp_path / "x.npz", pixels(6, 28, 28, 28))
+    assert "[6, 28, 28, 28], which looks like volumes" in refusal("medmnist", volumes)
 
 
 def test_a_name_of_medmnist_is_downloaded_by_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
