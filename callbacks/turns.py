@@ -41,7 +41,7 @@ class TakeTurns(Callback):
         name = Path(folder or tempfile.gettempdir()) / f"cedm-{getpass.getuser()}-{cores:x}"
         # Who has just computed stands in the queue behind the one who waits, so each gets every other turn.
         self.queue, self.turn = (
-            FileLock(f"{name}-{what}.lock", timeout=patience, poll_interval=0.0005) for what in ("queue", "turn")
+            FileLock(f"{name}-{what}.lock", timeout=patience, poll_interval=0.001) for what in ("queue", "turn")
         )
         self.waits = True
 
