@@ -24,7 +24,7 @@ from pipeline.running.trainer_settings import CUDA_GRAPHS
 from pipeline.settings.door import program, typed_command
 from pipeline.settings.schemas import SharedSettings
 from pipeline.settings.words import word
-from storage.artifacts import is_whole
+from storage.artifacts import is_whole, read_artifact
 from storage.digests import file_digest
 from storage.settings import names_in
 
@@ -47,7 +47,9 @@ def train(settings: SharedSettings) -> float | None:
     if labels is not None:
         inputs["pseudo_labels"] = pseudo_labels_fingerprint(labels)
     if settings.init_from is not None:
-        inputs["init_from"] = file_digest(denoiser_file(settings.init_from, "init_from"), settings.cache_dir)
+        start = denoiser_file(settings.init_from, "init_from")
+        read_artifact(start, "denoiser", mapped=True)  # what is no denoiser may be of any size
+        inputs["init_from"] = file_digest(start, settings.cache_dir)
     asked = run_settings(settings, inputs, TRAINING_IDENTITY)
     name = condition.name(labels)
 

@@ -136,8 +136,8 @@ def told_in_words() -> Iterator[list[int]]:
     try:
         yield outcome
     except ArtifactError as error:
-        maker = maker_of(error.kind)
-        outcome[0] = tell(f"{error}" if maker is None else f"{error} Make it with: {typed_command(maker)}")
+        maker, same_file = maker_of(error.kind), [word for word in typed_words() if key_of(word) == "init_from"]
+        outcome[0] = tell(f"{error}" if maker is None else f"{error} Make it with: {typed_command(maker, *same_file)}")
     except UserError as error:
         outcome[0] = tell(str(error))
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
