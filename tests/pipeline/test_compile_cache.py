@@ -1,10 +1,7 @@
 """The compile cache: cleared where it is ours and damaged, and never where it is a user's."""
 
 import os
-import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +12,6 @@ from filelock import FileLock
 from pipeline.settings.compile_cache import OURS, VARIABLE, keep_compiled_in, with_compile_cache
 from storage.errors import UserError
 from storage.files import own_folder
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -109,44 +104,3 @@ def test_a_library_that_is_cut_is_removed_before_it_is_loaded(tmp_path: Path) ->
     with FileLock(folder / "locks/linked.lock"):
         keep_compiled_in(str(tmp_path))
     assert sorted(path.stem for path in folder.glob("ab/*")) == ["linked", "text", "whole"]
-
-
-COMPILES = """
-import sys, torch
-from pipeline.settings.compile_cache import keep_compiled_in, with_compile_cache
-
-def run():
-    keep_compiled_in(sys.argv[1])
-    return torch.compile(lambda x: x.sin() + 1)(torch.zeros(64)).sum().item()
-
-print(with_compile_cache(run))
-"""
-
-
-@pytest.mark.slow
-def test_a_truncated_compile_cache(tmp_path: Path) -> None:
-    """What a kill in the middle of a link leaves; in a user's own compile cache, and in ours."""
-    mine, ours = tmp_path / "mine", tmp_path / "cache/compiled"
-
-    def compiled(**environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", COMPILES, str(tmp_path / "cache")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1", **environment}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    def truncated(folder: Path, left: float) -> dict[Path, bytes]:
-        for path in folder.rglob("*.so"):
-            os.truncate(path, int(left * path.stat().st_size))
-        return {path: path.read_bytes() for path in folder.rglob("*.so")}
-
-    assert compiled().stdout == "64.0\n"
-    shutil.copytree(ours, mine)
-    before = truncated(mine, left=0)
-    assert before
-    refused = compiled(**{VARIABLE: str(mine)})
-    assert f"UserError: {VARIABLE}={mine}" in refused.stderr
-    assert {path: path.read_bytes() for path in before} == before
-
-    for left in (0, 0.3):
-        assert truncated(ours, left)
-        again = compiled()
-        assert (again.stdout, "trying once more" in again.stderr) == ("64.0\n", left == 0), again.stderr
