@@ -24,6 +24,7 @@ from storage.errors import UserError
 from storage.philox import torch_seed
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
+NOT_FINITE, TOO_MANY_SKIPPED = 1, 2  # what a step can be in trouble for
 
 
 class Pass(NamedTuple):
@@ -116,7 +117,7 @@ class EDMModule(LightningModule):
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self.cuda_graphs = False
         self._passes: list[Pass] = []  # of the current step
-        self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # whether that step's loss is finite
+        self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # a step's trouble
 
     @property
     def averaged_denoiser(self) -> Denoiser:
@@ -158,7 +159,8 @@ class EDMModule(LightningModule):
         finite = step_loss.isfinite()
         # As a GradScaler tells a fused optimizer to leave its weights and moments as they are.
         cast(Any, self.trainer.optimizers[0]).found_inf = (~finite).float()
-        self._unconfirmed = OnTheWay(finite), self.trainer.global_step, self._passes
+        trouble = torch.where(finite, TOO_MANY_SKIPPED * (self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW), NOT_FINITE)
+        self._unconfirmed = OnTheWay(trouble), self.trainer.global_step, self._passes
         # 1 in the first step, 1/2 in the second, 0.01 in the end: the first steps count no more than others.
         share = 0.01 / (1 - 0.99 ** (self.trainer.global_step + 1))
         before = self.recent_loss
@@ -208,12 +210,14 @@ class EDMModule(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         scaler = self._gradient_scaler
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = None if scaler is None else scaler.scale(torch.ones((), device=self.device))  # which waits for nothing
         super().optimizer_step(*args, **kwargs)
-        if scaler is not None and scaler.get_scale() < scale:  # how a GradScaler tells that it skipped the update
-            self._count_skipped_step(scale)
-            return
-        self.skipped_in_a_row.zero_()
+        if (
+            scaler is not None and scale is not None
+        ):  # by a lower scale it tells that it skipped the update, on all ranks
+            skipped = scaler.scale(torch.ones_like(scale)) < scale
+            self.skipped_steps += skipped
+            self.skipped_in_a_row.add_(1).mul_(skipped)
         for ema in cast(Iterable[EMA], [*self.emas, *self.power_averages]):
             ema.update(self.denoiser, nimg=self.nimg, batch_size=self.settings.batch_size)
 
@@ -222,36 +226,30 @@ class EDMModule(LightningModule):
         """What scales the loss under fp16; None in the other precisions."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _count_skipped_step(self, scale: float) -> None:
-        """Gradients are summed over the ranks before they are looked at, so all ranks skip the same steps.
-
-        Raises:
-            UserError: too many steps in a row were skipped.
-        """
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if int(self.skipped_in_a_row) >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"the gradients overflowed float16 in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to {self.nimg:,} "
-                f"images seen, though the loss was scaled by no more than {scale:g}; the weights were not updated. "
-                "Set trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
-            )
-
     def stop_if_not_finite(self) -> None:
-        """Stop on every rank where the loss of the newest step was not finite; its update was left out.
+        """Stop on every rank where the loss of the newest step was not finite, or float16 overflows again and again.
+
+        The update of such a step was left out.
 
         In training a step is looked at one step later, so that a GPU always has work; whoever writes or measures
         weights looks before.
 
         Raises:
-            UserError: it was not; names the images.
+            UserError: it was not, and names the images; or too many steps in a row were skipped.
         """
         if self._unconfirmed is None:
             return
-        finite, step, passes = self._unconfirmed
-        self._unconfirmed = None
-        if finite.item():
+        on_the_way, step, passes = self._unconfirmed
+        self._unconfirmed, trouble = None, on_the_way.item()
+        if trouble == 0:
             return
+        if trouble == TOO_MANY_SKIPPED:
+            scale = cast(GradScaler, self._gradient_scaler).get_scale()
+            raise UserError(
+                f"the gradients overflowed float16 in {int(self.skipped_in_a_row)} steps in a row, up to {self.nimg:,} "
+                f"images seen, until the loss was scaled by {scale:g}; the weights were not updated. "
+                "Set trainer.precision=bf16-mixed or trainer.precision=32-true, or a lower training.lr."
+            )
         broken = torch.cat([one.positions[~one.losses.isfinite()] for one in passes]).cpu()
         if len(broken):
             data = getattr(self.trainer, "datamodule", None)

@@ -233,9 +233,10 @@ class CountedSteps(Callback):
         self.counts.append(self.waits.count)
 
 
-def test_a_step_waits_for_the_device_only_where_it_is_logged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("initial_scale", [0, 64])  # in float32 and float16
+def test_a_step_waits_for_the_device_only_where_it_is_logged(tmp_path: Path, initial_scale: float) -> None:
     counted = CountedSteps()
-    train(make_module(dropout=0.1), 24, tmp_path, callbacks=[counted], log_every_n_steps=12)
+    train(make_module(dropout=0.1), 24, tmp_path, 1, 1e3, initial_scale, [counted], log_every_n_steps=12)
     # The one that is left reads the answer of the step before, which a GPU has had by then. The first step prepares.
     later = counted.counts[1:]
     assert [count == 1 for count in later] == [step % 12 != 11 for step in range(1, 24)], later
