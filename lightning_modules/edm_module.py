@@ -24,7 +24,7 @@ from storage.errors import UserError
 from storage.philox import torch_seed
 
 MAX_SKIPPED_IN_A_ROW = 20  # steps, whose scaled gradients overflow; a few at the start find the scale
-NOT_FINITE, TOO_MANY_SKIPPED = 1, 2  # what a step can be in trouble for
+NOT_FINITE, TOO_MANY_SKIPPED = 1, 2  # a step's trouble; 0: none
 
 
 class Pass(NamedTuple):
@@ -117,7 +117,7 @@ class EDMModule(LightningModule):
         self.register_buffer("skipped_in_a_row", torch.tensor(0))
         self.cuda_graphs = False
         self._passes: list[Pass] = []  # of the current step
-        self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # a step's trouble
+        self._unconfirmed: tuple[OnTheWay, int, list[Pass]] | None = None  # the newest step's trouble
 
     @property
     def averaged_denoiser(self) -> Denoiser:
@@ -210,12 +210,10 @@ class EDMModule(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         scaler = self._gradient_scaler
-        scale = None if scaler is None else scaler.scale(torch.ones((), device=self.device))  # which waits for nothing
+        before = None if scaler is None else scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
         super().optimizer_step(*args, **kwargs)
-        if (
-            scaler is not None and scale is not None
-        ):  # by a lower scale it tells that it skipped the update, on all ranks
-            skipped = scaler.scale(torch.ones_like(scale)) < scale
+        if scaler is not None and before is not None:
+            skipped = scaler.scale(torch.ones_like(before)) < before  # how it tells, of the same steps on all ranks
             self.skipped_steps += skipped
             self.skipped_in_a_row.add_(1).mul_(skipped)
         for ema in cast(Iterable[EMA], [*self.emas, *self.power_averages]):
