@@ -16,12 +16,14 @@ from callbacks.turns import TakeTurns, have_no_room
 
 def wait_until_somebody_queues(turns: TakeTurns) -> None:
     probe = FileLock(turns.queue.lock_file, blocking=False)
-    while True:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         try:
             with probe:
                 time.sleep(0.001)
         except Timeout:
             return
+    raise AssertionError("nobody stands in the queue")
 
 
 def test_two_trainings_alternate(tmp_path: Path) -> None:
